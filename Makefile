@@ -1,0 +1,33 @@
+# Every target creates the environment that it needs: Python >= 3.11 and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-all lint format clean
+
+demo: $(VENV)/.dev  ## train on modular addition with SGD and with EGD, print a table, draw a figure
+	$(RUN) -m egd_optax.grokking demo
+
+test: lint  ## lint, types and the tests that take seconds
+	$(RUN) -m pytest
+
+test-all: lint  ## all tests, the slow ones too
+	$(RUN) -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@

@@ -1,0 +1,75 @@
+"""Leaves of equal (m, n, dtype, sharding) -> stacks of bounded size, and back."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.shard_alike import shard_alike
+
+from egd_optax._matrix_view import MatrixView
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Views that are whitened as one `(k, m, n)` stack; k sums their batches."""
+
+    views: tuple[MatrixView, ...]
+
+    def gather(self, leaves: list[jax.Array]) -> jax.Array:
+        """Return the stack of this bucket's leaves."""
+        return _concatenate([view.to_stack(leaves[view.index]) for view in self.views])
+
+    def gather_states(self, states: dict[str, Any]) -> Any:
+        """Return the states of this bucket's leaves, each array with leading axis k."""
+        trees = [states[view.path] for view in self.views]
+        return jax.tree.map(lambda *parts: _concatenate(list(parts)), *trees)
+
+    def split(self, tree: Any) -> list[Any]:
+        """Return `tree`, arrays with leading axis k, in parts: one tree for each view."""
+        stops = list(itertools.accumulate(view.batch for view in self.views))
+        starts = [0, *stops[:-1]]
+        return [
+            jax.tree.map(lambda x, a=a, b=b: x[a:b], tree)
+            for a, b in zip(starts, stops, strict=True)
+        ]
+
+
+def plan_buckets(views: list[MatrixView], leaves: list[jax.Array], max_stack: int) -> list[Bucket]:
+    """Group views of equal shape, dtype and sharding; a bucket has at most `max_stack` entries.
+
+    A leaf is never divided: one of more than `max_stack` entries is a bucket of its own.
+    """
+    groups: dict[tuple, list[MatrixView]] = {}
+    for view in views:
+        leaf = leaves[view.index]
+        groups.setdefault((view.m, view.n, leaf.dtype, _sharding(leaf)), []).append(view)
+    return [bucket for group in groups.values() for bucket in _bounded(group, max_stack)]
+
+
+def restore(update: jax.Array, like: jax.Array) -> jax.Array:
+    """Return `update` with the dtype and the sharding of the leaf `like`."""
+    return shard_alike(like, update.astype(like.dtype))[1]
+
+
+def _bounded(views: list[MatrixView], max_stack: int) -> list[Bucket]:
+    buckets: list[list[MatrixView]] = []
+    room = 0
+    for view in views:
+        size = view.batch * view.m * view.n
+        if size > room:
+            buckets.append([])
+            room = max_stack
+        buckets[-1].append(view)
+        room -= size
+    return [Bucket(tuple(bucket)) for bucket in buckets]
+
+
+def _sharding(leaf: Any) -> Any:
+    traced = isinstance(leaf, jax.core.Tracer)
+    return jax.typeof(leaf).sharding if traced else getattr(leaf, "sharding", None)
+
+
+def _concatenate(parts: list[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)

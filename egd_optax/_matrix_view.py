@@ -1,0 +1,125 @@
+"""Axes of a leaf <-> (batch, m, n): plain matrices, convolution kernels, attention heads."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from egd_optax._selection import is_matrix_like, leaf_path
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixAxes:
+    """Which axes of a leaf make the matrix; the others are batch.
+
+    Args:
+        rows: axis or axes of the m rows, the inputs (fan-in) of a Flax kernel.
+        columns: axis or axes of the n columns, the outputs (fan-out).
+            Negative axes count from the end; several axes are flattened in the order given.
+
+    Raises:
+        ValueError: no rows or columns, or an axis named twice.
+
+    Example:
+        A convolution kernel (height, width, in, out) as one (height width in) x out matrix:
+
+        >>> from egd_optax import MatrixAxes
+        >>> MatrixAxes(rows=(0, 1, 2), columns=3)
+        MatrixAxes(rows=(0, 1, 2), columns=(3,))
+    """
+
+    rows: int | tuple[int, ...]
+    columns: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "columns"):
+            axes = getattr(self, name)
+            object.__setattr__(self, name, (axes,) if isinstance(axes, int) else tuple(axes))
+        named = self.rows + self.columns
+        if not self.rows or not self.columns or len(set(named)) < len(named):
+            raise ValueError(
+                f"MatrixAxes needs at least one axis each for rows and columns, none twice, got {self}."
+            )
+
+    def normalized(self, path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return rows and columns as axes in [0, ndim), or raise naming the leaf."""
+        named = self.rows + self.columns
+        positive = [axis % ndim for axis in named if -ndim <= axis < ndim]
+        if len(set(positive)) < len(named):
+            raise ValueError(
+                f"axes {self} do not fit leaf {path!r}, which has {ndim} axes: each must lie in "
+                f"[{-ndim}, {ndim}) and be named once. Change `axes` for this leaf."
+            )
+        return tuple(positive[: len(self.rows)]), tuple(positive[len(self.rows) :])
+
+
+Axes = MatrixAxes | Mapping[str, MatrixAxes | None] | Callable[[str, Any], MatrixAxes | None] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+    """A leaf seen as `(batch, m, n)`: its place among the leaves and how to get there and back."""
+
+    index: int
+    path: str
+    order: tuple[int, ...]
+    batch: int
+    m: int
+    n: int
+
+    def to_stack(self, leaf: jax.Array) -> jax.Array:
+        """Return the leaf as `(batch, m, n)`."""
+        return leaf.transpose(self.order).reshape(self.batch, self.m, self.n)
+
+    def to_leaf(self, stack: jax.Array, like: jax.Array) -> jax.Array:
+        """Return a `(batch, m, n)` stack in the shape of the leaf `like`."""
+        shape = tuple(like.shape[axis] for axis in self.order)
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return stack.reshape(shape).transpose(back)
+
+
+def check_axes(axes: Axes) -> None:
+    """Raise TypeError unless `axes` is one of the forms of `Axes`."""
+    values = axes.values() if isinstance(axes, Mapping) else [axes]
+    if not all(value is None or isinstance(value, MatrixAxes) or callable(axes) for value in values):
+        raise TypeError(
+            "axes must be None, a MatrixAxes, a mapping from path patterns to MatrixAxes or None, or "
+            f"a function (path, leaf) -> MatrixAxes or None, got {axes!r}."
+        )
+
+
+def matrix_views(tree: Any, axes: Axes) -> list[MatrixView]:
+    """Return a view of each leaf of `tree` that is to be whitened, in order of the leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    found = [_view(index, leaf_path(path), leaf, axes) for index, (path, leaf) in enumerate(leaves)]
+    return [view for view in found if view is not None]
+
+
+def _view(index: int, path: str, leaf: Any, axes: Axes) -> MatrixView | None:
+    chosen = _axes_of(path, leaf, axes) if is_matrix_like(leaf) else None
+    if chosen is None:
+        return None
+    rows, columns = chosen.normalized(path, leaf.ndim)
+    rest = tuple(axis for axis in range(leaf.ndim) if axis not in rows + columns)
+    batch, m, n = (math.prod(leaf.shape[axis] for axis in group) for group in (rest, rows, columns))
+    return MatrixView(index, path, rest + rows + columns, batch, m, n)
+
+
+def _axes_of(path: str, leaf: Any, axes: Axes) -> MatrixAxes | None:
+    if isinstance(axes, MatrixAxes):
+        return axes
+    if callable(axes):
+        return axes(path, leaf)
+    for pattern, value in (axes or {}).items():
+        if re.search(pattern, path):
+            return value
+    if leaf.ndim > 2:
+        raise ValueError(
+            f"Leaf {path!r} has shape {leaf.shape}; whitening needs to know which of its axes make "
+            f"the matrix. Pass axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None there to "
+            "leave the leaf as it is."
+        )
+    return MatrixAxes(0, 1)

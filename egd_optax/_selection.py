@@ -1,0 +1,72 @@
+"""Which leaves: names of leaves, and masks by pattern."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def leaf_path(path: tuple) -> str:
+    """Return a leaf's path as text, such as "hidden/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_matrix_like(leaf: Any) -> bool:
+    """Return whether a leaf has entries to whiten: inexact, not empty, two axes or more."""
+    return (
+        getattr(leaf, "ndim", 0) >= 2 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )
+
+
+def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[PyTree], PyTree]:
+    """Select leaves by path: a mask function for `optax.masked`, `optax.partition` and `egd`.
+
+    A leaf is selected when a regular expression of `patterns` is found anywhere in its path
+    (`re.search`; keys joined by "/", such as "hidden/kernel") and none of `exclude` is.
+
+    Args:
+        *patterns: regular expressions, at least one.
+        exclude: regular expression or expressions that veto a leaf.
+
+    Returns:
+        Function from a tree to a tree of bools of the same structure. It raises ValueError
+        when it selects nothing, and lists the paths there are.
+
+    Raises:
+        ValueError: no pattern, or one that is not a regular expression.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from egd_optax import matching
+        >>> params = {"hidden": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+        >>> matching("kernel")(params)
+        {'hidden': {'bias': False, 'kernel': True}}
+    """
+    if not patterns:
+        raise ValueError('matching needs at least one pattern, such as "kernel".')
+    vetoes = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    wanted, unwanted = [[_compile(p) for p in group] for group in (patterns, vetoes)]
+
+    def selects(path, _) -> bool:
+        name = leaf_path(path)
+        return any(p.search(name) for p in wanted) and not any(p.search(name) for p in unwanted)
+
+    def mask(tree: PyTree) -> PyTree:
+        selected = jax.tree_util.tree_map_with_path(selects, tree)
+        if not any(jax.tree.leaves(selected)):
+            paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+            raise ValueError(f"No leaf matches {patterns} (exclude={vetoes}); the paths are {paths}.")
+        return selected
+
+    return mask
+
+
+def _compile(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from None

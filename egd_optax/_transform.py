@@ -1,0 +1,101 @@
+"""Gradients in, whitened gradients out: the whole data flow."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from egd_optax._buckets import plan_buckets, restore
+from egd_optax._matrix_view import Axes, check_axes, matrix_views
+from egd_optax._scaling import Scale, check_scale, scale_factor
+from egd_optax.polar._apply import as_method, init_stack, update_stack
+from egd_optax.polar._method import PolarMethod, check_at_least
+
+
+class ScaleByEGDState(NamedTuple):
+    """The method's state for each whitened leaf, by path; empty trees for stateless methods."""
+
+    method: dict[str, Any]
+
+
+def scale_by_egd(
+    method: PolarMethod | Callable[[jax.Array], jax.Array] | None = None,
+    *,
+    axes: Axes = None,
+    scale: Scale = None,
+    max_stack: int = 2**26,
+) -> optax.GradientTransformation:
+    """Replace each matrix gradient G = U S V^T by its polar factor U V^T.
+
+    All directions of a matrix then learn at the same speed. No learning rate: compose with
+    `optax.chain`. Weight decay added before this transformation is whitened with the gradient
+    (the paper's recipe), after it it is decoupled.
+
+    Args:
+        method: how polar factors are computed, such as `polar.SVD()`, or a function from
+            `(m, n)` to `(m, n)`. None: `polar.Auto()`, exact on every backend.
+        axes: which axes of a leaf make the matrix. None: those of the 2-D leaves, and an error
+            for leaves of more axes. A `MatrixAxes` for all leaves of two axes or more; a mapping
+            from path patterns (`re.search`, first match wins) to `MatrixAxes`, or to None for
+            leaves to pass through; or a function (path, leaf) -> `MatrixAxes` or None.
+        scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
+            paper. "width": sqrt(max(1, n / m)), Muon's. "rms": .2 sqrt(max(m, n)), AdamW's update
+            size. Or a function (m, n) -> factor.
+        max_stack: most entries of one stack of equal matrices, a bound on working memory.
+
+    Returns:
+        Transformation whose updates have the shapes, dtypes and shardings of the gradients.
+        Leaves that are 0-D, 1-D, empty, integer, None or masked pass through; low-precision
+        leaves are whitened in float32. A leaf with a NaN or Inf becomes NaN, others do not.
+
+    Raises:
+        TypeError: something that is not a method or not axes.
+        ValueError: unknown scale, `max_stack` below 1; at `init`, a leaf of more than two
+            axes that `axes` does not name, or axes that do not fit their leaf.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from egd_optax import scale_by_egd
+        >>> optimizer = optax.chain(optax.add_decayed_weights(1e-4), scale_by_egd(), optax.sgd(0.7))
+        >>> params = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
+        >>> state = optimizer.init(params)
+
+    References:
+        Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.
+        Carlson et al., Preconditioned Spectral Descent, NeurIPS 2015. Jordan et al., Muon, 2024.
+    """
+    method = as_method(method)
+    check_axes(axes)
+    check_scale(scale)
+    check_at_least("max_stack", max_stack, 1)
+
+    def init(params: optax.Params) -> ScaleByEGDState:
+        leaves = jax.tree.leaves(params)
+        return ScaleByEGDState(
+            {
+                view.path: init_stack(
+                    method,
+                    jax.ShapeDtypeStruct((view.batch, view.m, view.n), leaves[view.index].dtype),
+                )
+                for view in matrix_views(params, axes)
+            }
+        )
+
+    def update(updates, state, params=None):
+        del params
+        leaves, structure = jax.tree.flatten(updates)
+        views = matrix_views(updates, axes)
+        whitened, states = list(leaves), {}
+        for bucket in plan_buckets(views, leaves, max_stack):
+            stack = bucket.gather(leaves)
+            factors, new_state = update_stack(method, stack, bucket.gather_states(state.method))
+            factors = factors * scale_factor(scale, *stack.shape[1:])
+            parts = bucket.split((factors, new_state))
+            for view, (part, part_state) in zip(bucket.views, parts, strict=True):
+                leaf = leaves[view.index]
+                whitened[view.index] = restore(view.to_leaf(part, like=leaf), like=leaf)
+                states[view.path] = part_state
+        return structure.unflatten(whitened), ScaleByEGDState(states)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,76 @@
+"""Transformations around transformations: switch-off by a metric."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class SwitchOffState(NamedTuple):
+    """Whether the switch has happened, and the states on its two sides."""
+
+    switched: jax.Array
+    inner: Any
+    after: Any
+
+
+def switch_off(
+    inner: optax.GradientTransformation,
+    after: optax.GradientTransformation,
+    *,
+    threshold: float,
+    latch: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Use `inner` until a metric exceeds a threshold, then `after`.
+
+    The work of the side that is not in use is skipped (`lax.cond`; under `vmap` both sides
+    run), and its state stands still. Give the metric to every update:
+    `update(gradients, state, params, metric=accuracy)`.
+
+    Args:
+        inner: transformation before the switch, such as `scale_by_egd()`.
+        after: transformation after it, such as `optax.identity()`.
+        threshold: the switch happens where metric > threshold; unit of the metric.
+        latch: True: once switched, always switched. False (the paper's code): each update
+            looks at its metric anew.
+
+    Raises:
+        ValueError: at update, no `metric`.
+
+    Example:
+        >>> import optax
+        >>> from egd_optax import scale_by_egd, switch_off
+        >>> optimizer = optax.chain(
+        ...     switch_off(scale_by_egd(), optax.identity(), threshold=0.95), optax.sgd(0.7)
+        ... )
+
+    References:
+        Pasand, Dohmatob 2025, arXiv 2510.04930, Algorithm 1.
+    """
+    inner, after = optax.with_extra_args_support(inner), optax.with_extra_args_support(after)
+
+    def init(params):
+        return SwitchOffState(jnp.zeros((), jnp.bool_), inner.init(params), after.init(params))
+
+    def update(updates, state, params=None, *, metric=None, **extra_args):
+        if metric is None:
+            raise ValueError(
+                "switch_off needs the metric that it watches: call update(updates, state, params, "
+                "metric=value), such as the last validation accuracy."
+            )
+        exceeded = jnp.asarray(metric) > threshold
+        switched = jnp.logical_or(state.switched, exceeded) if latch else exceeded
+
+        def stay(updates):
+            updates, new = inner.update(updates, state.inner, params, metric=metric, **extra_args)
+            return updates, new, state.after
+
+        def go_on(updates):
+            updates, new = after.update(updates, state.after, params, metric=metric, **extra_args)
+            return updates, state.inner, new
+
+        updates, new_inner, new_after = jax.lax.cond(switched, go_on, stay, updates)
+        return updates, SwitchOffState(switched, new_inner, new_after)
+
+    return optax.GradientTransformationExtraArgs(init, update)

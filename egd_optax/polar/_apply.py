@@ -1,0 +1,97 @@
+"""One method over a stack of matrices, and the public `polar_factor`."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from egd_optax.polar._auto import Auto
+from egd_optax.polar._method import Custom, PolarMethod, State
+
+
+def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> PolarMethod:
+    """Return `method` as a PolarMethod: None is `Auto()`, a function is wrapped.
+
+    Raises:
+        TypeError: neither None, a method's value nor a function.
+    """
+    if method is None:
+        return Auto()
+    if isinstance(method, type):
+        raise TypeError(f"method must be a value, got the class {method.__name__}; write {method.__name__}().")
+    if isinstance(method, PolarMethod):
+        return method
+    if callable(method):
+        return Custom(method)
+    raise TypeError(
+        "method must be None, a value such as egd_optax.polar.SVD(), or a function from a matrix "
+        f"to its polar factor, got {method!r}."
+    )
+
+
+def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct) -> State:
+    """Return the method's states for a `(k, m, n)` stack, each leaf with a leading axis k."""
+    state = method.init(jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype))
+    return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], stack.shape[0], axis=0), state)
+
+
+def update_stack(method: PolarMethod, stack: jax.Array, state: State) -> tuple[jax.Array, State]:
+    """Return the `(k, m, n)` polar factors of a stack and the next states.
+
+    The method is traced once, for one matrix. Batched products are slow in XLA's CPU backend
+    and right on an accelerator, so CPUs take the matrices in turn and the others all at once.
+    """
+    one = jax.jit(method.update)
+    if stack.shape[0] == 1:
+        first = jax.tree.map(lambda x: x[0], (stack, state))
+        return jax.tree.map(lambda x: x[None], one(*first))
+    return jax.lax.platform_dependent(
+        stack,
+        state,
+        cpu=lambda stack, state: jax.lax.map(lambda pair: one(*pair), (stack, state)),
+        default=jax.vmap(one),
+    )
+
+
+def polar_factor(
+    matrices: jax.Array, method: PolarMethod | Callable[[jax.Array], jax.Array] | None = None
+) -> jax.Array:
+    """Return the polar factor U V^T = pinv((G G^H)^(1/2)) G of each matrix.
+
+    Every singular value above the method's rank tolerance becomes 1, the others 0.
+
+    Args:
+        matrices: real or complex floating-point array `(*batch, m, n)`.
+        method: a value such as `SVD()`, or a function from `(m, n)` to `(m, n)`.
+            None: `Auto()`, exact on every backend.
+
+    Returns:
+        Array of the same shape and dtype. Zero matrices give zeros; a matrix with a
+        NaN or Inf gives NaN, its neighbours in the batch are untouched.
+
+    Raises:
+        ValueError: fewer than two axes.
+        TypeError: integer or boolean entries, or something that is not a method.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from egd_optax.polar import polar_factor
+        >>> print(polar_factor(jnp.diag(jnp.array([4.0, -0.5]))))
+        [[ 1.  0.]
+         [ 0. -1.]]
+
+    References:
+        Higham, Functions of Matrices, SIAM 2008, chapter 8.
+    """
+    matrices = jnp.asarray(matrices)
+    if matrices.ndim < 2:
+        raise ValueError(f"polar_factor needs matrices of shape (*batch, m, n), got shape {matrices.shape}.")
+    if not jnp.issubdtype(matrices.dtype, jnp.inexact):
+        raise TypeError(f"polar_factor needs floating-point matrices, got dtype {matrices.dtype}; cast first.")
+    if matrices.size == 0:
+        return matrices
+    method = as_method(method)
+    stack = matrices.reshape(math.prod(matrices.shape[:-2]), *matrices.shape[-2:])
+    factors, _ = update_stack(method, stack, init_stack(method, stack))
+    return factors.reshape(matrices.shape)

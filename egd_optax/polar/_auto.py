@@ -1,0 +1,39 @@
+"""The default method: exact everywhere, picked by backend and shape."""
+
+import dataclasses
+
+import jax
+
+from egd_optax.polar._gram import Gram
+from egd_optax.polar._method import Stateless, check_rtol
+from egd_optax.polar._svd import SVD
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto(Stateless):
+    """Exact polar factor by the method that is fastest for the backend and the shape.
+
+    Accuracy class: exact, whatever is picked. Accelerators never get an SVD; CPUs get one
+    where the benchmark says that LAPACK's is faster (examples/benchmarks).
+
+    Args:
+        rtol: rank tolerance relative to the largest singular value, in [0, 1).
+            None: 84 eps of the working dtype, 1e-5 in float32.
+
+    Raises:
+        ValueError: `rtol` outside [0, 1).
+    """
+
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rtol(self.rtol)
+
+    def factor(self, matrix: jax.Array) -> jax.Array:
+        gram, svd = Gram(self.rtol).factor, SVD(self.rtol).factor
+        on_cpu = svd if min(matrix.shape) <= _SMALL else gram
+        return jax.lax.platform_dependent(matrix, cpu=on_cpu, default=gram)
+
+
+# Up to this short side LAPACK's SVD takes less time than the dispatch of Gram's many products.
+_SMALL = 32

@@ -1,0 +1,143 @@
+"""Coefficient tables of the polynomial iteration, as data, and their derivation.
+
+A row (a, b, c) is the step p(x) = a x + b x^3 + c x^5 on every singular value.
+"""
+
+import dataclasses
+
+import numpy as np
+
+Row = tuple[float, float, float]
+Rows = tuple[Row, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of an iteration, what they promise and where they come from.
+
+    `gains` bounds the composed polynomial on `[lower, 1]`, for the number of rows stored.
+    """
+
+    rows: Rows
+    lower: float
+    gains: tuple[float, float]
+    source: str
+
+
+def polar_express(
+    steps: int, *, lower: float = 1e-3, safety: float = 1.01, cushion: float = 0.02407327424182761
+) -> Rows:
+    """Derive the rows of Polar Express: a greedy composition of minimax odd quintics.
+
+    Each row minimises max |1 - p(x)| over the interval that the rows before it map
+    [lower, 1] to, which makes the composition optimal among compositions of quintics.
+
+    Args:
+        steps: number of rows, at least 1.
+        lower: relative singular value from which the gains are to be near 1, in (0, 1).
+        safety: rows but the last are those for x / safety, so that singular values up to
+            `safety` do not explode under round-off. 1 for none.
+        cushion: least ratio of the interval's ends that a row is optimised for; keeps
+            early rows from overshooting in low precision. 0 for none.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    References:
+        Amsel, Persson, Musco, Gower, The Polar Express, 2025, arXiv 2505.16932.
+    """
+    if steps < 1 or not 0 < lower < 1 or safety < 1 or not 0 <= cushion < 1:
+        raise ValueError(
+            "polar_express needs steps >= 1, lower in (0, 1), safety >= 1 and cushion in [0, 1), got "
+            f"steps={steps}, lower={lower}, safety={safety}, cushion={cushion}."
+        )
+    rows, low, high = [], lower, 1.0
+    for _ in range(steps):
+        row = np.array(minimax_quintic(max(low, cushion * high), high))
+        row *= 2 / (_value(row, low) + _value(row, high))
+        low = _value(row, low)
+        high = 2 - low
+        rows.append(row)
+    scale = np.array([safety, safety**3, safety**5])
+    rows = [row / scale for row in rows[:-1]] + rows[-1:]
+    return tuple((float(a), float(b), float(c)) for a, b, c in rows)
+
+
+def minimax_quintic(low: float, high: float) -> Row:
+    """Return the odd quintic nearest to 1 in the maximum norm on [low, high].
+
+    Remez exchange on four points: the ends and the two inner extrema of the error.
+    """
+    if low > (1 - 5e-6) * high:  # the equations turn singular; the limit is Pade's
+        return 15 / 8 / high, -10 / 8 / high**3, 3 / 8 / high**5
+    points = np.array([low, (3 * low + high) / 4, (low + 3 * high) / 4, high])
+    row = np.zeros(3)
+    for _ in range(50):
+        system = np.stack([points, points**3, points**5, [1.0, -1.0, 1.0, -1.0]], axis=1)
+        row = np.linalg.solve(system, np.ones(4))[:3]
+        a, b, c = row
+        root = np.sqrt(9 * b**2 - 20 * a * c)
+        inner = np.sort(np.sqrt([(-3 * b - root) / (10 * c), (-3 * b + root) / (10 * c)]))
+        if np.allclose(inner, points[1:3], rtol=1e-15, atol=0):
+            break
+        points[1:3] = inner
+    return float(row[0]), float(row[1]), float(row[2])
+
+
+def compose(rows: Rows, x: np.ndarray) -> np.ndarray:
+    """Return the composed polynomial at `x`, any shape: the gain times x of exact arithmetic."""
+    for row in rows:
+        x = _value(row, x)
+    return x
+
+
+def first_rows(rows: Rows, steps: int | None) -> Rows:
+    """Return the first `steps` rows, the last one repeated where the table is shorter."""
+    if steps is None:
+        return rows
+    return rows[:steps] + (rows[-1],) * (steps - len(rows))
+
+
+def _value(row, x):
+    a, b, c = row
+    return a * x + b * x**3 + c * x**5
+
+
+TABLES = {
+    "polar_express": Table(
+        rows=polar_express(8),
+        lower=1e-3,
+        gains=(1 - 1e-6, 1 + 1e-6),
+        source="Amsel et al. 2025, arXiv 2505.16932: lower 1e-3, safety 1.01, cushion .02407",
+    ),
+    "jordan": Table(
+        rows=((3.4445, -4.7750, 2.0315),) * 5,
+        lower=1e-3,
+        gains=(0.47, 1.21),
+        source="Jordan et al., Muon, 2024",
+    ),
+    "you": Table(
+        rows=(
+            (4.0848, -6.8946, 2.9270),
+            (3.9505, -6.3029, 2.6377),
+            (3.7418, -5.5913, 2.3037),
+            (2.8769, -3.1427, 1.2046),
+            (2.8366, -3.0525, 1.2012),
+        ),
+        lower=1e-3,
+        gains=(0.47, 1.15),
+        source="You, coefficients for Muon, 2025",
+    ),
+    "cans": Table(
+        rows=(
+            (8.4703, -25.1081, 18.6293),
+            (4.1828, -3.1087, 0.5806),
+            (3.9619, -2.9541, 0.5630),
+            (3.2866, -2.4647, 0.5074),
+            (2.2737, -1.6447, 0.4162),
+        ),
+        lower=1e-3,
+        gains=(0.88, 1.12),
+        source="Grishina, Smirnov, Rakhuba, CANS, 2025, arXiv 2506.10935",
+    ),
+}

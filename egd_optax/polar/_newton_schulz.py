@@ -1,0 +1,66 @@
+"""Polynomial polar factor: products alone, driven by a table of coefficients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from egd_optax.polar._coefficients import TABLES, Rows, first_rows
+from egd_optax.polar._method import Stateless, check_at_least, check_choice
+from egd_optax.polar._oriented import adjoint, oriented
+
+
+@dataclasses.dataclass(frozen=True)
+class NewtonSchulz(Stateless):
+    """Approximate polar factor by odd quintics X <- a X + (b A + c A^2) X, A = X X^H.
+
+    Accuracy class: polynomial. Relative to the Frobenius norm, singular values above the
+    table's `lower` (1e-3 for all named tables) get gains in the table's interval; the ones
+    below stay small. There is no rank tolerance: enough steps lift round-off, too.
+
+    Args:
+        coefficients: "polar_express" (8 rows), "jordan", "you", "cans" (5 rows each), or
+            rows (a, b, c), such as those of `polar_express(12, lower=1e-6)`.
+        steps: number of steps. None: one for each row. Fewer take the first rows, more
+            repeat the last one.
+        dtype: dtype to iterate in. None: the leaf's own, at least float32.
+
+    Raises:
+        ValueError: unknown table, no rows, rows not of length 3, or steps below 1.
+
+    References:
+        Bjorck, Bowie, SIAM J. Numer. Anal. 8, 1971. Amsel et al. 2025, arXiv 2505.16932.
+    """
+
+    coefficients: str | Rows = "polar_express"
+    steps: int | None = None
+    dtype: jax.typing.DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.coefficients, str):
+            check_choice("coefficients", self.coefficients, tuple(TABLES))
+        elif not self.coefficients or any(len(row) != 3 for row in self.coefficients):
+            raise ValueError(
+                f"coefficients must be a table's name or rows (a, b, c), got {self.coefficients!r}."
+            )
+        else:  # lists are welcome, but the value has to hash
+            rows = tuple(tuple(map(float, row)) for row in self.coefficients)
+            object.__setattr__(self, "coefficients", rows)
+        if self.steps is not None:
+            check_at_least("steps", self.steps, 1)
+
+    @property
+    def rows(self) -> Rows:
+        """The rows that one call runs through, in order."""
+        named = isinstance(self.coefficients, str)
+        return first_rows(TABLES[self.coefficients].rows if named else self.coefficients, self.steps)
+
+    def factor(self, matrix: jax.Array) -> jax.Array:
+        return oriented(self._kernel, matrix, self.dtype)
+
+    def _kernel(self, x: jax.Array) -> jax.Array:
+        x = x / jnp.linalg.norm(x).astype(x.dtype)
+        for a, b, c in self.rows:
+            gram = x @ adjoint(x)
+            x = a * x + (b * gram + c * (gram @ gram)) @ x
+        return x

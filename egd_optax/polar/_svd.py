@@ -1,0 +1,40 @@
+"""Exact polar factor by a singular value decomposition: the reference method."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from egd_optax.polar._method import Stateless, check_rtol
+from egd_optax.polar._oriented import oriented, resolve_rtol
+
+
+@dataclasses.dataclass(frozen=True)
+class SVD(Stateless):
+    """Exact polar factor U V^T over the singular values above `rtol * sigma_1`.
+
+    Accuracy class: exact. LAPACK on CPU; on accelerators the slowest method by far.
+
+    Args:
+        rtol: rank tolerance relative to the largest singular value, in [0, 1).
+            None: 84 eps of the working dtype, 1e-5 in float32.
+
+    Raises:
+        ValueError: `rtol` outside [0, 1).
+
+    References:
+        Golub, Van Loan, Matrix Computations, 4th ed. 2013, sections 2.4 and 9.4.
+    """
+
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rtol(self.rtol)
+
+    def factor(self, matrix: jax.Array) -> jax.Array:
+        return oriented(self._kernel, matrix)
+
+    def _kernel(self, x: jax.Array) -> jax.Array:
+        u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+        kept = s > resolve_rtol(self.rtol, x.dtype) * s[0]
+        return jnp.where(kept[None, :], u, 0) @ vh
