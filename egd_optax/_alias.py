@@ -31,7 +31,7 @@ def egd(
     Args:
         learning_rate: step size or schedule. Whitened matrices move by this much in each
             direction, so it is a length, independent of the gradient's.
-        method, axes, scale: see `scale_by_egd`.
+        method: how polar factors are computed; see `scale_by_egd`.
         momentum: decay rate of a sum of gradients that is whitened in place of the gradient. The
             whitening removes its scale, so heavy ball and moving average are the same here. None:
             no momentum, the paper.
@@ -42,6 +42,8 @@ def egd(
             different algorithms: with EGD it is the coupled term that lowers the rank.
         matrices: the leaves to whiten: a path pattern (see `matching`), a tree of bools, or a
             function from the parameters to one. None: all leaves of two axes or more.
+        axes: which axes of a leaf make the matrix; see `scale_by_egd`.
+        scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, momentum and decay.
 
@@ -65,17 +67,15 @@ def egd(
         Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.
     """
     check_choice("decay", decay, ("coupled", "decoupled"))
-    decaying = optax.add_decayed_weights(weight_decay)
-    remembering = optax.identity() if momentum is None else optax.trace(momentum, nesterov)
-
-    def descend(*steps: optax.GradientTransformation) -> optax.GradientTransformation:
-        before, after = (decaying, optax.identity()) if decay == "coupled" else (optax.identity(), decaying)
-        return optax.chain(before, remembering, *steps, after, optax.scale_by_learning_rate(learning_rate))
-
+    decaying, nothing = optax.add_decayed_weights(weight_decay), optax.identity()
+    before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
+    remember = nothing if momentum is None else optax.trace(momentum, nesterov)
+    learn = optax.scale_by_learning_rate(learning_rate)
+    whiten = scale_by_egd(method, axes=axes, scale=scale)
     return optax.partition(
         {
-            "matrices": descend(scale_by_egd(method, axes=axes, scale=scale)),
-            "others": descend() if others is None else others,
+            "matrices": optax.chain(before, remember, whiten, after, learn),
+            "others": optax.chain(before, remember, after, learn) if others is None else others,
         },
         lambda params: _labels(matrices, params),
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.shard_alike import shard_alike
 
 from egd_optax._matrix_view import MatrixView
 
@@ -44,13 +43,18 @@ def plan_buckets(views: list[MatrixView], leaves: list[jax.Array], max_stack: in
     groups: dict[tuple, list[MatrixView]] = {}
     for view in views:
         leaf = leaves[view.index]
-        groups.setdefault((view.m, view.n, leaf.dtype, _sharding(leaf)), []).append(view)
+        groups.setdefault((view.m, view.n, leaf.dtype, _layout(leaf, view)), []).append(view)
     return [bucket for group in groups.values() for bucket in _bounded(group, max_stack)]
 
 
 def restore(update: jax.Array, like: jax.Array) -> jax.Array:
-    """Return `update` with the dtype and the sharding of the leaf `like`."""
-    return shard_alike(like, update.astype(like.dtype))[1]
+    """Return `update` with the dtype and the sharding of the leaf `like`.
+
+    Non-finite entries stay what they are. The entry-wise choice also tells the partitioner to lay
+    the update out like the leaf, which a decomposition in between would make it forget;
+    `shard_alike` is no help: JAX gives equal shapes one group, different layouts or not.
+    """
+    return jnp.where(jnp.isfinite(like), update.astype(like.dtype), like)
 
 
 def _bounded(views: list[MatrixView], max_stack: int) -> list[Bucket]:
@@ -66,9 +70,15 @@ def _bounded(views: list[MatrixView], max_stack: int) -> list[Bucket]:
     return [Bucket(tuple(bucket)) for bucket in buckets]
 
 
-def _sharding(leaf: Any) -> Any:
+def _layout(leaf: Any, view: MatrixView) -> Any:
+    """Return what has to agree for leaves to be stacked: their sharding, seen as matrices."""
     traced = isinstance(leaf, jax.core.Tracer)
-    return jax.typeof(leaf).sharding if traced else getattr(leaf, "sharding", None)
+    sharding = jax.typeof(leaf).sharding if traced else getattr(leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    spec = dict(enumerate(sharding.spec))
+    along = [spec.get(axis) for axis in view.order]
+    return sharding.mesh, tuple(itertools.dropwhile(lambda name: name is None, along))
 
 
 def _concatenate(parts: list[jax.Array]) -> jax.Array:

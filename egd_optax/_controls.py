@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from egd_optax._selection import is_matrix_like
+from egd_optax.polar._oriented import working_dtype
 
 
 def normalize_columns(floor: float = 0.01) -> optax.GradientTransformation:
@@ -31,7 +32,8 @@ def normalize_columns(floor: float = 0.01) -> optax.GradientTransformation:
     def normalize(leaf: jax.Array) -> jax.Array:
         if not is_matrix_like(leaf) or leaf.ndim != 2:
             return leaf
-        norms = jnp.linalg.norm(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), axis=0, keepdims=True)
+        precise = leaf.astype(working_dtype(leaf.dtype))
+        norms = jnp.linalg.norm(precise, axis=0, keepdims=True)
         return leaf / jnp.maximum(norms, floor).astype(leaf.dtype)
 
     return optax.stateless_with_tree_map(lambda leaf, _: normalize(leaf))

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from egd_optax._selection import is_matrix_like, leaf_path
+from egd_optax._selection import compile_patterns, is_matrix_like, leaf_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,32 +28,29 @@ class MatrixAxes:
 
         >>> from egd_optax import MatrixAxes
         >>> MatrixAxes(rows=(0, 1, 2), columns=3)
-        MatrixAxes(rows=(0, 1, 2), columns=(3,))
+        MatrixAxes(rows=(0, 1, 2), columns=3)
     """
 
     rows: int | tuple[int, ...]
     columns: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns"):
-            axes = getattr(self, name)
-            object.__setattr__(self, name, (axes,) if isinstance(axes, int) else tuple(axes))
-        named = self.rows + self.columns
-        if not self.rows or not self.columns or len(set(named)) < len(named):
+        rows, columns = _axis_tuple(self.rows), _axis_tuple(self.columns)
+        if not rows or not columns or len(set(rows + columns)) < len(rows + columns):
             raise ValueError(
-                f"MatrixAxes needs at least one axis each for rows and columns, none twice, got {self}."
+                f"MatrixAxes needs an axis or more for rows and columns, none twice, got {self}."
             )
 
     def normalized(self, path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return rows and columns as axes in [0, ndim), or raise naming the leaf."""
-        named = self.rows + self.columns
-        positive = [axis % ndim for axis in named if -ndim <= axis < ndim]
-        if len(set(positive)) < len(named):
+        rows, columns = _axis_tuple(self.rows), _axis_tuple(self.columns)
+        positive = [axis % ndim for axis in rows + columns if -ndim <= axis < ndim]
+        if len(set(positive)) < len(rows + columns):
             raise ValueError(
                 f"axes {self} do not fit leaf {path!r}, which has {ndim} axes: each must lie in "
                 f"[{-ndim}, {ndim}) and be named once. Change `axes` for this leaf."
             )
-        return tuple(positive[: len(self.rows)]), tuple(positive[len(self.rows) :])
+        return tuple(positive[: len(rows)]), tuple(positive[len(rows) :])
 
 
 Axes = MatrixAxes | Mapping[str, MatrixAxes | None] | Callable[[str, Any], MatrixAxes | None] | None
@@ -81,13 +78,20 @@ class MatrixView:
         return stack.reshape(shape).transpose(back)
 
 
+def _axis_tuple(axes: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)
+
+
 def check_axes(axes: Axes) -> None:
     """Raise TypeError unless `axes` is one of the forms of `Axes`."""
+    if isinstance(axes, Mapping):
+        compile_patterns(axes)
     values = axes.values() if isinstance(axes, Mapping) else [axes]
-    if not all(value is None or isinstance(value, MatrixAxes) or callable(axes) for value in values):
+    known = all(value is None or isinstance(value, MatrixAxes) for value in values)
+    if not known and not callable(axes):
         raise TypeError(
-            "axes must be None, a MatrixAxes, a mapping from path patterns to MatrixAxes or None, or "
-            f"a function (path, leaf) -> MatrixAxes or None, got {axes!r}."
+            "axes must be None, a MatrixAxes, a mapping from path patterns to MatrixAxes or None, "
+            f"or a function (path, leaf) -> MatrixAxes or None, got {axes!r}."
         )
 
 
@@ -118,8 +122,8 @@ def _axes_of(path: str, leaf: Any, axes: Axes) -> MatrixAxes | None:
             return value
     if leaf.ndim > 2:
         raise ValueError(
-            f"Leaf {path!r} has shape {leaf.shape}; whitening needs to know which of its axes make "
-            f"the matrix. Pass axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None there to "
-            "leave the leaf as it is."
+            f"Leaf {path!r} has shape {leaf.shape}; whitening needs to know which of its axes "
+            f"make the matrix. Pass axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None "
+            "there to leave the leaf as it is."
         )
     return MatrixAxes(0, 1)

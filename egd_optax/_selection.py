@@ -1,7 +1,7 @@
 """Which leaves: names of leaves, and masks by pattern."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
     if not patterns:
         raise ValueError('matching needs at least one pattern, such as "kernel".')
     vetoes = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    wanted, unwanted = [[_compile(p) for p in group] for group in (patterns, vetoes)]
+    wanted, unwanted = compile_patterns(patterns), compile_patterns(vetoes)
 
     def selects(path, _) -> bool:
         name = leaf_path(path)
@@ -59,14 +59,20 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         selected = jax.tree_util.tree_map_with_path(selects, tree)
         if not any(jax.tree.leaves(selected)):
             paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-            raise ValueError(f"No leaf matches {patterns} (exclude={vetoes}); the paths are {paths}.")
+            raise ValueError(
+                f"No leaf matches {patterns} (exclude={vetoes}); the paths are {paths}."
+            )
         return selected
 
     return mask
 
 
-def _compile(pattern: str) -> re.Pattern:
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from None
+def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
+    """Compile regular expressions, or raise ValueError that quotes the bad one."""
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from None
+    return compiled

@@ -13,6 +13,9 @@ from egd_optax.polar._apply import as_method, init_stack, update_stack
 from egd_optax.polar._method import PolarMethod, check_at_least
 
 
+MAX_STACK = 2**26
+
+
 class ScaleByEGDState(NamedTuple):
     """The method's state for each whitened leaf, by path; empty trees for stateless methods."""
 
@@ -24,7 +27,7 @@ def scale_by_egd(
     *,
     axes: Axes = None,
     scale: Scale = None,
-    max_stack: int = 2**26,
+    max_stack: int | None = None,
 ) -> optax.GradientTransformation:
     """Replace each matrix gradient G = U S V^T by its polar factor U V^T.
 
@@ -42,7 +45,8 @@ def scale_by_egd(
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "width": sqrt(max(1, n / m)), Muon's. "rms": .2 sqrt(max(m, n)), AdamW's update
             size. Or a function (m, n) -> factor.
-        max_stack: most entries of one stack of equal matrices, a bound on working memory.
+        max_stack: most entries of one stack of equal matrices, a bound on working memory. None: 2**26, which
+            is 256 MiB in float32.
 
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.
@@ -68,7 +72,8 @@ def scale_by_egd(
     method = as_method(method)
     check_axes(axes)
     check_scale(scale)
-    check_at_least("max_stack", max_stack, 1)
+    limit = MAX_STACK if max_stack is None else max_stack
+    check_at_least("max_stack", limit, 1)
 
     def init(params: optax.Params) -> ScaleByEGDState:
         leaves = jax.tree.leaves(params)
@@ -87,7 +92,7 @@ def scale_by_egd(
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, axes)
         whitened, states = list(leaves), {}
-        for bucket in plan_buckets(views, leaves, max_stack):
+        for bucket in plan_buckets(views, leaves, limit):
             stack = bucket.gather(leaves)
             factors, new_state = update_stack(method, stack, bucket.gather_states(state.method))
             factors = factors * scale_factor(scale, *stack.shape[1:])
@@ -96,6 +101,6 @@ def scale_by_egd(
                 leaf = leaves[view.index]
                 whitened[view.index] = restore(view.to_leaf(part, like=leaf), like=leaf)
                 states[view.path] = part_state
-        return structure.unflatten(whitened), ScaleByEGDState(states)
+        return jax.tree.unflatten(structure, whitened), ScaleByEGDState(states)
 
     return optax.GradientTransformation(init, update)

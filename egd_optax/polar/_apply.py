@@ -19,7 +19,9 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
     if method is None:
         return Auto()
     if isinstance(method, type):
-        raise TypeError(f"method must be a value, got the class {method.__name__}; write {method.__name__}().")
+        raise TypeError(
+            f"method must be a value, got the class {method.__name__}; write {method.__name__}()."
+        )
     if isinstance(method, PolarMethod):
         return method
     if callable(method):
@@ -30,7 +32,7 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
     )
 
 
-def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct) -> State:
+def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> State:
     """Return the method's states for a `(k, m, n)` stack, each leaf with a leading axis k."""
     state = method.init(jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype))
     return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], stack.shape[0], axis=0), state)
@@ -86,9 +88,13 @@ def polar_factor(
     """
     matrices = jnp.asarray(matrices)
     if matrices.ndim < 2:
-        raise ValueError(f"polar_factor needs matrices of shape (*batch, m, n), got shape {matrices.shape}.")
+        raise ValueError(
+            f"polar_factor needs matrices of shape (*batch, m, n), got shape {matrices.shape}."
+        )
     if not jnp.issubdtype(matrices.dtype, jnp.inexact):
-        raise TypeError(f"polar_factor needs floating-point matrices, got dtype {matrices.dtype}; cast first.")
+        raise TypeError(
+            f"polar_factor needs floating-point matrices, got dtype {matrices.dtype}; cast first."
+        )
     if matrices.size == 0:
         return matrices
     method = as_method(method)

@@ -48,8 +48,8 @@ def polar_express(
     """
     if steps < 1 or not 0 < lower < 1 or safety < 1 or not 0 <= cushion < 1:
         raise ValueError(
-            "polar_express needs steps >= 1, lower in (0, 1), safety >= 1 and cushion in [0, 1), got "
-            f"steps={steps}, lower={lower}, safety={safety}, cushion={cushion}."
+            "polar_express needs steps >= 1, lower in (0, 1), safety >= 1 and cushion in [0, 1), "
+            f"got steps={steps}, lower={lower}, safety={safety}, cushion={cushion}."
         )
     rows, low, high = [], lower, 1.0
     for _ in range(steps):

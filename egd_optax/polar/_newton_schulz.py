@@ -52,8 +52,9 @@ class NewtonSchulz(Stateless):
     @property
     def rows(self) -> Rows:
         """The rows that one call runs through, in order."""
-        named = isinstance(self.coefficients, str)
-        return first_rows(TABLES[self.coefficients].rows if named else self.coefficients, self.steps)
+        if isinstance(self.coefficients, str):
+            return first_rows(TABLES[self.coefficients].rows, self.steps)
+        return first_rows(self.coefficients, self.steps)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         return oriented(self._kernel, matrix, self.dtype)

@@ -17,6 +17,11 @@ def adjoint(matrix: jax.Array) -> jax.Array:
     return jnp.conj(matrix.mT)
 
 
+def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    """Return the dtype to compute in: `dtype` itself, or float32 for shorter ones."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def default_rtol(dtype: jax.typing.DTypeLike) -> float:
     """Return the default rank tolerance: 84 eps, 1e-5 in float32 and 1.9e-14 in float64."""
     return _RTOL_IN_EPS * float(jnp.finfo(dtype).eps)
@@ -37,7 +42,7 @@ def oriented(
     Scaling is by a power of two, hence exact. Zero matrices become zeros and
     non-finite ones NaN, whatever the kernel returns.
     """
-    working = jnp.promote_types(matrix.dtype, jnp.float32) if dtype is None else dtype
+    working = working_dtype(matrix.dtype) if dtype is None else dtype
     wide = matrix.shape[-2] <= matrix.shape[-1]
     x = (matrix if wide else matrix.mT).astype(working)
     largest = jnp.max(jnp.abs(x))
@@ -56,4 +61,4 @@ def _power_of_two(value: jax.Array) -> jax.Array:
 
 def _harmless(x: jax.Array) -> jax.Array:
     """Return a constant matrix for the kernel to chew on where `x` has no polar factor."""
-    return jnp.eye(*x.shape, dtype=x.dtype)
+    return jnp.eye(x.shape[0], x.shape[1], dtype=x.dtype)

@@ -15,7 +15,7 @@ class RandomizedState(NamedTuple):
     """Seed and number of sketches drawn so far; together the key of the next one."""
 
     seed: jax.Array
-    count: jax.Array
+    step: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Randomized:
     def update(
         self, matrix: jax.Array, state: RandomizedState
     ) -> tuple[jax.Array, RandomizedState]:
-        key = jax.random.fold_in(jax.random.key(state.seed), state.count)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         factor = oriented(lambda x: self._kernel(x, key), matrix)
-        return factor, state._replace(count=state.count + 1)
+        return factor, state._replace(step=state.step + 1)
 
     def _kernel(self, x: jax.Array, key: jax.Array) -> jax.Array:
         m, n = x.shape

@@ -1,0 +1,157 @@
+"""egd, matching, switch_off and the controls."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+from egd_optax import egd, matching, normalize_columns, polar, scale_by_egd, switch_off
+
+RNG = np.random.default_rng(0)
+PARAMS = {"kernel": RNG.standard_normal((6, 9)), "bias": RNG.standard_normal(9)}
+GRADS = [{"kernel": RNG.standard_normal((6, 9)), "bias": RNG.standard_normal(9)} for _ in range(3)]
+
+
+def as32(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def run(optimizer, grads=GRADS):
+    params = as32(PARAMS)
+    state = optimizer.init(params)
+    for gradient in grads:
+        updates, state = jax.jit(optimizer.update)(as32(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def transcription(learning_rate, weight_decay, coupled, momentum=0.0, nesterov=False):
+    """The same steps in float64 NumPy, straight from the docstring of `egd`."""
+    params, memory = dict(PARAMS), dict.fromkeys(PARAMS, 0.0)
+    for step, gradient in enumerate(GRADS):
+        rate = learning_rate(step) if callable(learning_rate) else learning_rate
+        for name, w in params.items():
+            g = gradient[name] + coupled * weight_decay * w
+            memory[name] = momentum * memory[name] + g
+            direction = g + momentum * memory[name] if nesterov else memory[name]
+            direction = reference.polar64(direction) if w.ndim == 2 else direction
+            params[name] = w - rate * (direction + (not coupled) * weight_decay * w)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"weight_decay": 0.1}, (0.3, 0.1, True)),
+        ({"weight_decay": 0.1, "decay": "decoupled"}, (0.3, 0.1, False)),
+        ({"weight_decay": 0.1, "momentum": 0.9}, (0.3, 0.1, True, 0.9)),
+        ({"momentum": 0.9, "nesterov": True}, (0.3, 0.0, True, 0.9, True)),
+    ],
+    ids=str,
+)
+def test_egd_equals_a_numpy_transcription(arguments, expected):
+    actual = run(egd(0.3, method=polar.SVD(), **arguments))
+    chex.assert_trees_all_close(actual, as32(transcription(*expected)), atol=2e-5)
+
+
+def test_egd_takes_a_schedule():
+    schedule = optax.linear_schedule(0.3, 0.1, 2)
+    actual = run(egd(schedule, method=polar.SVD()))
+    chex.assert_trees_all_close(actual, as32(transcription(schedule, 0.0, True)), atol=2e-5)
+
+
+def test_moving_average_and_heavy_ball_are_the_same_before_whitening():
+    average = optax.chain(optax.ema(0.9, debias=False), scale_by_egd(), optax.sgd(0.3))
+    actual, expected = run(egd(0.3, momentum=0.9)), run(average)
+    chex.assert_trees_all_close(actual["kernel"], expected["kernel"], atol=1e-5)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_others_keep_their_own_rules():
+    """`others` takes over the rest whole; `matrices` narrows what is whitened."""
+    adam = optax.adam(0.01)
+    actual = run(egd(0.3, weight_decay=0.1, others=adam))
+    chex.assert_trees_all_close(actual["bias"], run(adam)["bias"], atol=1e-6)
+    untouched = run(egd(0.3, matrices={"kernel": False, "bias": False}, others=adam))
+    chex.assert_trees_all_close(untouched, run(adam), atol=1e-6)
+    for matrices in ("kernel", matching("kernel"), {"kernel": True, "bias": False}):
+        chex.assert_trees_all_equal(run(egd(0.3, matrices=matrices)), run(egd(0.3)))
+
+
+def test_egd_under_inject_hyperparams_follows_the_injected_rate():
+    optimizer = optax.inject_hyperparams(egd)(
+        learning_rate=0.3, weight_decay=0.1, momentum=0.9, method=polar.SVD(), matrices="kernel"
+    )
+    chex.assert_trees_all_close(run(optimizer), as32(transcription(0.3, 0.1, True, 0.9)), atol=2e-5)
+
+
+def test_matching_selects_by_path():
+    tree = {"a": {"kernel": 0, "bias": 1}, "b": [{"kernel": 2}, {"scale": 3}]}
+    assert matching("kernel")(tree) == {
+        "a": {"kernel": True, "bias": False},
+        "b": [{"kernel": True}, {"scale": False}],
+    }
+    assert matching("^b/", "bias", exclude="scale")(tree) == {
+        "a": {"kernel": False, "bias": True},
+        "b": [{"kernel": True}, {"scale": False}],
+    }
+
+
+def test_matching_nothing_is_an_error_that_lists_the_paths():
+    with pytest.raises(ValueError, match=r"kernle.*'a/kernel', 'bias'"):
+        matching("kernle")({"a": {"kernel": 0}, "bias": 1})
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: egd(0.1, decay="l2"), "coupled, decoupled, got 'l2'"),
+        (lambda: matching(), "at least one pattern"),
+        (lambda: matching("("), "not a regular expression"),
+        (lambda: normalize_columns(0.0), "floor must be positive"),
+        (lambda: run(switch_off(optax.identity(), optax.identity(), threshold=0.5)), "metric="),
+    ],
+)
+def test_bad_arguments_are_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+@pytest.mark.parametrize(("latch", "used"), [(True, "iaaa"), (False, "iaia")])
+def test_switch_off_follows_the_metric(latch, used):
+    inner, after = optax.scale(2.0), optax.scale(3.0)
+    optimizer = switch_off(inner, after, threshold=0.95, latch=latch)
+    update = jax.jit(optimizer.update)
+    state, seen = optimizer.init(jnp.ones(())), ""
+    for metric in (0.95, 0.96, 0.5, 0.99):
+        updates, state = update(jnp.ones(()), state, metric=metric)
+        seen += {2.0: "i", 3.0: "a"}[float(updates)]
+    assert seen == used
+
+
+def test_switch_off_skips_the_inner_work():
+    """The idle side's callback never runs, and its state stands still."""
+    calls = []
+
+    def spy(matrix):
+        jax.debug.callback(lambda: calls.append(1))
+        return matrix
+
+    optimizer = switch_off(scale_by_egd(spy), optax.trace(0.9), threshold=0.5)
+    update = jax.jit(optimizer.update)
+    state = optimizer.init(jnp.ones((2, 2)))
+    for metric, expected in [(0.1, 1), (0.9, 1), (0.1, 1)]:
+        _, state = update(jnp.ones((2, 2)), state, metric=metric)
+        jax.effects_barrier()
+        assert len(calls) == expected
+
+
+def test_columns_are_normalized_down_to_the_floor():
+    gradient = {"kernel": jnp.array([[3.0, 0.003], [4.0, 0.004]]), "bias": jnp.array([3.0])}
+    transformation = normalize_columns(floor=0.01)
+    updates, _ = transformation.update(gradient, transformation.init(gradient))
+    np.testing.assert_allclose(updates["kernel"], [[0.6, 0.3], [0.8, 0.4]], rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], gradient["bias"])
