@@ -1,5 +1,6 @@
 """Egalitarian gradient descent for Optax: every direction of a matrix learns at the same speed."""
 
+from egd_optax import diagnostics as diagnostics
 from egd_optax import polar as polar
 from egd_optax._alias import egd as egd
 from egd_optax._controls import normalize_columns as normalize_columns

@@ -12,7 +12,6 @@ from egd_optax._scaling import Scale, check_scale, scale_factor
 from egd_optax.polar._apply import as_method, init_stack, update_stack
 from egd_optax.polar._method import PolarMethod, check_at_least
 
-
 MAX_STACK = 2**26
 
 
@@ -45,8 +44,8 @@ def scale_by_egd(
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "width": sqrt(max(1, n / m)), Muon's. "rms": .2 sqrt(max(m, n)), AdamW's update
             size. Or a function (m, n) -> factor.
-        max_stack: most entries of one stack of equal matrices, a bound on working memory. None: 2**26, which
-            is 256 MiB in float32.
+        max_stack: most entries of one stack of equal matrices, a bound on working memory. None:
+            2**26, which is 256 MiB in float32.
 
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.

@@ -14,9 +14,9 @@ import egd_optax
 PACKAGE = pathlib.Path(egd_optax.__file__).parent
 # Each layer may import the ones before it and nothing after; a name stands for itself and below.
 LAYERS = [
-    ("polar", "diagnostics"),
+    ("polar",),
     ("_matrix_view", "_selection"),
-    ("_buckets", "_scaling"),
+    ("_buckets", "_scaling", "diagnostics"),
     ("_transform",),
     ("_wrappers", "_controls", "_alias"),
     ("models",),

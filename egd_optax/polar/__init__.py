@@ -7,6 +7,7 @@
 | `SVD`          | exact      | singular value decomposition, the reference              |
 | `NewtonSchulz` | polynomial | products alone, gains as good as its coefficient table   |
 | `Randomized`   | sketch     | the leading `rank` directions, by random projections     |
+| `Streaming`    | sketch     | the same directions, followed from step to step          |
 """
 
 from egd_optax.polar._apply import as_method as as_method
@@ -17,4 +18,5 @@ from egd_optax.polar._gram import Gram as Gram
 from egd_optax.polar._method import PolarMethod as PolarMethod
 from egd_optax.polar._newton_schulz import NewtonSchulz as NewtonSchulz
 from egd_optax.polar._sketch import Randomized as Randomized
+from egd_optax.polar._sketch import Streaming as Streaming
 from egd_optax.polar._svd import SVD as SVD

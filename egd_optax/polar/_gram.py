@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._method import Stateless, check_rtol
-from egd_optax.polar._oriented import oriented, resolve_rtol
+from egd_optax.polar._oriented import orient, resolve_rtol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,7 @@ class Gram(Stateless):
         check_rtol(self.rtol)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
-        return oriented(self._kernel, matrix)
-
-    def _kernel(self, x: jax.Array) -> jax.Array:
-        u, s, vh = jnp.linalg.svd(x, full_matrices=False)
-        kept = s > resolve_rtol(self.rtol, x.dtype) * s[0]
-        return jnp.where(kept[None, :], u, 0) @ vh
+        oriented = orient(matrix)
+        u, s, vh = jnp.linalg.svd(oriented.x, full_matrices=False)
+        kept = s > resolve_rtol(self.rtol, s.dtype) * s[0]
+        return oriented.restore(jnp.where(kept[None, :], u, 0) @ vh)

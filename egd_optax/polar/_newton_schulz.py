@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from egd_optax.polar._coefficients import TABLES, Rows, first_rows
 from egd_optax.polar._method import Stateless, check_at_least, check_choice
-from egd_optax.polar._oriented import adjoint, oriented
+from egd_optax.polar._oriented import adjoint, orient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +57,9 @@ class NewtonSchulz(Stateless):
         return first_rows(self.coefficients, self.steps)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
-        return oriented(self._kernel, matrix, self.dtype)
-
-    def _kernel(self, x: jax.Array) -> jax.Array:
-        x = x / jnp.linalg.norm(x).astype(x.dtype)
+        oriented = orient(matrix, self.dtype)
+        x = oriented.x / jnp.linalg.norm(oriented.x).astype(oriented.x.dtype)
         for a, b, c in self.rows:
             gram = x @ adjoint(x)
             x = a * x + (b * gram + c * (gram @ gram)) @ x
-        return x
+        return oriented.restore(x)

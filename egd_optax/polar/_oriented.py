@@ -1,11 +1,9 @@
 """Orientation, working dtype, scale, zero and non-finite matrices: the one place."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-Kernel = Callable[[jax.Array], jax.Array]
 
 # A product formed in floating point leaves round-off near 10 eps sigma_1, and LAPACK's SVD
 # resolves directions well above that; docs/epsilon-rank-noise.md has the measurements.
@@ -32,33 +30,39 @@ def resolve_rtol(rtol: float | None, dtype: jax.typing.DTypeLike) -> float:
     return default_rtol(dtype) if rtol is None else rtol
 
 
-def oriented(
-    kernel: Kernel, matrix: jax.Array, dtype: jax.typing.DTypeLike | None = None
-) -> jax.Array:
-    """Apply `kernel` to the canonical form of `matrix` and undo the form.
+class Oriented(NamedTuple):
+    """A matrix in canonical form, and the way back.
 
-    The kernel sees a wide `(m, n)`, m <= n, matrix of finite numbers in `dtype`
-    (default: the matrix's own, at least float32) whose largest entry lies in [1, 2).
-    Scaling is by a power of two, hence exact. Zero matrices become zeros and
-    non-finite ones NaN, whatever the kernel returns.
+    `x` is wide, `(m, n)` with m <= n, and finite; its largest entry lies in [1, 2). Scaling is by a
+    power of two, hence exact. Where `usable` is False, for zero and non-finite matrices, `x` is a
+    harmless constant, and `restore` gives `instead`, 0 or NaN, whatever the factor.
     """
+
+    x: jax.Array
+    usable: jax.Array
+    instead: jax.Array
+    original: jax.Array
+
+    def restore(self, factor: jax.Array) -> jax.Array:
+        """Return the wide `(m, n)` factor in the original's orientation and dtype."""
+        turned = factor if factor.shape == self.original.shape else factor.mT
+        return jnp.where(self.usable, turned, self.instead).astype(self.original.dtype)
+
+
+def orient(matrix: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> Oriented:
+    """Return the canonical form of `matrix` in `dtype`, by default its own, at least float32."""
     working = working_dtype(matrix.dtype) if dtype is None else dtype
-    wide = matrix.shape[-2] <= matrix.shape[-1]
+    wide = matrix.shape[0] <= matrix.shape[1]
     x = (matrix if wide else matrix.mT).astype(working)
     largest = jnp.max(jnp.abs(x))
     usable = jnp.isfinite(largest) & (largest > 0)
-    unit = _power_of_two(jnp.where(usable, largest, 1).astype(largest.dtype))
-    factor = kernel(jnp.where(usable, x / unit.astype(working), _harmless(x)))
-    factor = jnp.where(usable, factor, jnp.where(largest == 0, 0.0, jnp.nan).astype(working))
-    return (factor if wide else factor.mT).astype(matrix.dtype)
+    unit = _power_of_two(jnp.where(usable, largest, jnp.ones_like(largest)))
+    harmless = jnp.eye(x.shape[0], x.shape[1], dtype=x.dtype)
+    x = jnp.where(usable, x / unit.astype(x.dtype), harmless)
+    return Oriented(x, usable, jnp.where(largest == 0, 0, jnp.nan).astype(x.dtype), matrix)
 
 
 def _power_of_two(value: jax.Array) -> jax.Array:
     """Return the largest power of two that is at most the positive `value`."""
     mantissa, _ = jnp.frexp(value)
     return value / (2 * mantissa)
-
-
-def _harmless(x: jax.Array) -> jax.Array:
-    """Return a constant matrix for the kernel to chew on where `x` has no polar factor."""
-    return jnp.eye(x.shape[0], x.shape[1], dtype=x.dtype)

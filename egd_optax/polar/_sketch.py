@@ -1,4 +1,4 @@
-"""Sketched polar factor: whiten the leading directions only."""
+"""Sketched polar factors: whiten the leading directions only, without an SVD."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,8 +7,47 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._gram import Gram
-from egd_optax.polar._method import PolarMethod, check_at_least, check_choice
-from egd_optax.polar._oriented import adjoint, default_rtol, oriented
+from egd_optax.polar._method import check_at_least, check_choice
+from egd_optax.polar._oriented import adjoint, default_rtol, orient, working_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sketch:
+    """The fields that the sketches share, and the factor within a basis.
+
+    Raises:
+        ValueError: rank below 1, negative counts, or an unknown tail.
+    """
+
+    rank: int
+    oversample: int = 8
+    tail: str = "drop"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least("rank", self.rank, 1)
+        check_at_least("oversample", self.oversample, 0)
+        check_at_least("seed", self.seed, 0)
+        check_choice("tail", self.tail, ("drop", "keep"))
+
+    def _width(self, m: int) -> int:
+        return min(self.rank + self.oversample, m)
+
+    def _whiten(self, x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whiten the leading directions of `x` (m, n) within `basis` (m, k).
+
+        Returns the factor, and the basis turned to the singular directions, leading ones last.
+        """
+        small = adjoint(basis) @ x
+        squares, turn = jnp.linalg.eigh(small @ adjoint(small))
+        rank = min(self.rank, basis.shape[1])
+        turned = basis @ turn
+        leading, small = turned[:, -rank:], adjoint(turn[:, -rank:]) @ small
+        factor = leading @ Gram().factor(small)
+        if self.tail == "keep":
+            rest = x - leading @ small
+            factor = factor + _reciprocal_root(squares[-rank], squares[-1]).astype(x.dtype) * rest
+        return factor, turned
 
 
 class RandomizedState(NamedTuple):
@@ -19,7 +58,7 @@ class RandomizedState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Randomized:
+class Randomized(_Sketch):
     """Polar factor of the leading `rank` directions, found by a random projection.
 
     Q = orth(G Omega) with Omega Gaussian, refined by power iterations; then the polar
@@ -29,10 +68,10 @@ class Randomized:
     Args:
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
         oversample: extra sketch directions, dropped before whitening.
-        power_iterations: passes over G that sharpen the sketch.
         tail: what becomes of the rest. "drop" (the paper): zeros. "keep": divided by the
             smallest whitened singular value, so that it continues the spectrum below 1.
         seed: of the sketches; every step draws a fresh one.
+        power_iterations: passes over G that sharpen the sketch.
 
     Raises:
         ValueError: rank below 1, negative counts, or an unknown tail.
@@ -42,18 +81,11 @@ class Randomized:
         arXiv 2510.04930, Algorithm 3.
     """
 
-    rank: int
-    oversample: int = 8
     power_iterations: int = 2
-    tail: str = "drop"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least("rank", self.rank, 1)
-        check_at_least("oversample", self.oversample, 0)
+        super().__post_init__()
         check_at_least("power_iterations", self.power_iterations, 0)
-        check_at_least("seed", self.seed, 0)
-        check_choice("tail", self.tail, ("drop", "keep"))
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> RandomizedState:
         del matrix
@@ -62,40 +94,70 @@ class Randomized:
     def update(
         self, matrix: jax.Array, state: RandomizedState
     ) -> tuple[jax.Array, RandomizedState]:
+        oriented = orient(matrix)
+        x = oriented.x
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        factor = oriented(lambda x: self._kernel(x, key), matrix)
-        return factor, state._replace(step=state.step + 1)
-
-    def _kernel(self, x: jax.Array, key: jax.Array) -> jax.Array:
-        m, n = x.shape
-        width = min(self.rank + self.oversample, m)
-        basis = _orth(x @ jax.random.normal(key, (n, width), x.dtype))
+        probe = jax.random.normal(key, (x.shape[1], self._width(x.shape[0])), x.dtype)
+        basis = _orth(x @ probe)
         for _ in range(self.power_iterations):
             basis = _orth(x @ _orth(adjoint(x) @ basis))
-        return whiten_within(x, basis, min(self.rank, m), keep_tail=self.tail == "keep")
+        factor, _ = self._whiten(x, basis)
+        return oriented.restore(factor), state._replace(step=state.step + 1)
 
 
-def whiten_within(
-    x: jax.Array, basis: jax.Array, rank: int, *, keep_tail: bool, method: PolarMethod | None = None
-) -> jax.Array:
-    """Whiten the `rank` leading directions of `x` (m, n) that `basis` (m, k) spans."""
-    small = adjoint(basis) @ x
-    squares, vectors = jnp.linalg.eigh(small @ adjoint(small))
-    leading = vectors[:, basis.shape[1] - rank :]
-    basis, small = basis @ leading, adjoint(leading) @ small
-    whitened, _ = (method or Gram()).update(small, ())
-    factor = basis @ whitened
-    if not keep_tail:
-        return factor
-    return factor + _tail_scale(squares, rank).astype(x.dtype) * (x - basis @ small)
+class StreamingState(NamedTuple):
+    """Orthonormal `(min(m, n), k)` basis of the last step's leading directions."""
+
+    basis: jax.Array
 
 
-def _tail_scale(squares: jax.Array, rank: int) -> jax.Array:
-    """Return 1 / sigma_rank, or 0 where sigma_rank is itself round-off."""
-    least, largest = squares[-rank], squares[-1]
-    resolved = least > default_rtol(squares.dtype) * largest
-    return jnp.where(resolved, 1 / jnp.sqrt(jnp.where(resolved, least, 1)), 0)
+@dataclasses.dataclass(frozen=True)
+class Streaming(_Sketch):
+    """Polar factor of the leading `rank` directions, followed from step to step.
+
+    The basis of the last step, turned to its singular directions, is carried through
+    one power iteration, Q <- orth(G normalize(G^H Q)): gradients turn slowly, so a single pass
+    does what `Randomized` needs several for. One thin QR and one small eigh a step.
+    Accuracy class: sketch, after the first few steps.
+
+    Args:
+        rank: number of directions to whiten; min(m, n) where a matrix has fewer.
+        oversample: extra directions that are followed but not whitened.
+        tail: what becomes of the rest. "drop": zeros. "keep": divided by the smallest
+            whitened singular value, so that it continues the spectrum below 1.
+        seed: of the random basis to begin with.
+
+    Raises:
+        ValueError: rank below 1, negative counts, or an unknown tail.
+
+    References:
+        Oja, Karhunen, J. Math. Anal. Appl. 106, 1985 (streaming PCA). Ahn et al., Dion, 2025,
+        arXiv 2504.05295 (warm-started power iteration).
+    """
+
+    def init(self, matrix: jax.ShapeDtypeStruct) -> StreamingState:
+        m = min(matrix.shape)
+        dtype = working_dtype(matrix.dtype)
+        draw = jax.random.normal(jax.random.key(self.seed), (m, self._width(m)), dtype)
+        return StreamingState(_orth(draw))
+
+    def update(self, matrix: jax.Array, state: StreamingState) -> tuple[jax.Array, StreamingState]:
+        oriented = orient(matrix)
+        x = oriented.x
+        probe = adjoint(x) @ state.basis
+        lengths = jnp.linalg.norm(probe, axis=0, keepdims=True)
+        tiny = default_rtol(lengths.dtype) * jnp.max(lengths)
+        basis = _orth(x @ (probe / jnp.maximum(lengths, tiny).astype(x.dtype)))
+        factor, turned = self._whiten(x, basis)
+        kept = jnp.where(oriented.usable, turned, state.basis)
+        return oriented.restore(factor), StreamingState(kept)
 
 
 def _orth(x: jax.Array) -> jax.Array:
     return jnp.linalg.qr(x)[0]
+
+
+def _reciprocal_root(value: jax.Array, largest: jax.Array) -> jax.Array:
+    """Return 1 / sqrt(value), or 0 where it is round-off beside `largest`."""
+    resolved = value > default_rtol(value.dtype) * largest
+    return jnp.where(resolved, 1 / jnp.sqrt(jnp.where(resolved, value, jnp.ones_like(value))), 0)
