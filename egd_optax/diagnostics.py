@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from egd_optax._matrix_view import Axes, check_axes, matrix_views
+from egd_optax.polar._linalg import adjoint, product
 from egd_optax.polar._method import check_at_least
-from egd_optax.polar._oriented import adjoint, orient, resolve_rtol
+from egd_optax.polar._oriented import orient, resolve_rtol
 
 
 class PolarReport(NamedTuple):
@@ -63,7 +64,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
     turned = factor if factor.shape == oriented.x.shape else factor.mT
     u, s, vh = jnp.linalg.svd(oriented.x, full_matrices=False)
     kept = s > resolve_rtol(rtol, s.dtype) * s[0]
-    rows = adjoint(u) @ turned.astype(u.dtype)
+    rows = product(adjoint(u), turned.astype(u.dtype))
     gains = jnp.real(jnp.sum(rows * jnp.conj(vh), axis=1))
     on_range = jnp.where(kept[:, None], rows, 0)
     identity = jnp.diag(kept.astype(rows.dtype))
@@ -71,7 +72,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         gain_min=jnp.min(jnp.where(kept, gains, jnp.inf)),
         gain_max=jnp.max(jnp.where(kept, gains, -jnp.inf)),
         null_gain=jnp.linalg.norm(jnp.where(kept[:, None], 0, rows), 2),
-        orthogonality_error=jnp.linalg.norm(on_range @ adjoint(on_range) - identity, 2),
+        orthogonality_error=jnp.linalg.norm(product(on_range, adjoint(on_range)) - identity, 2),
         **_spectral_figures(s, rtol),
         dropped_share=jnp.sum(jnp.where(gains < 0.5, s**2, 0)) / jnp.sum(s**2),
     )

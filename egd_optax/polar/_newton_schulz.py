@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._coefficients import TABLES, Rows, first_rows
+from egd_optax.polar._linalg import adjoint
 from egd_optax.polar._method import Stateless, check_at_least, check_choice
-from egd_optax.polar._oriented import adjoint, orient
+from egd_optax.polar._oriented import orient
 
 
 @dataclasses.dataclass(frozen=True)

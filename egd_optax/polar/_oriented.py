@@ -10,11 +10,6 @@ import jax.numpy as jnp
 _RTOL_IN_EPS = 84.0
 
 
-def adjoint(matrix: jax.Array) -> jax.Array:
-    """Return the conjugate transpose over the last two axes."""
-    return jnp.conj(matrix.mT)
-
-
 def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     """Return the dtype to compute in: `dtype` itself, or float32 for shorter ones."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._gram import Gram
+from egd_optax.polar._linalg import adjoint, product
 from egd_optax.polar._method import check_at_least, check_choice
-from egd_optax.polar._oriented import adjoint, default_rtol, orient, working_dtype
+from egd_optax.polar._oriented import default_rtol, orient, working_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +39,14 @@ class _Sketch:
 
         Returns the factor, and the basis turned to the singular directions, leading ones last.
         """
-        small = adjoint(basis) @ x
-        squares, turn = jnp.linalg.eigh(small @ adjoint(small))
+        small = product(adjoint(basis), x)
+        squares, turn = jnp.linalg.eigh(product(small, adjoint(small)))
         rank = min(self.rank, basis.shape[1])
-        turned = basis @ turn
-        leading, small = turned[:, -rank:], adjoint(turn[:, -rank:]) @ small
-        factor = leading @ Gram().factor(small)
+        turned = product(basis, turn)
+        leading, small = turned[:, -rank:], product(adjoint(turn[:, -rank:]), small)
+        factor = product(leading, Gram().factor(small))
         if self.tail == "keep":
-            rest = x - leading @ small
+            rest = x - product(leading, small)
             factor = factor + _reciprocal_root(squares[-rank], squares[-1]).astype(x.dtype) * rest
         return factor, turned
 
@@ -98,9 +99,9 @@ class Randomized(_Sketch):
         x = oriented.x
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         probe = jax.random.normal(key, (x.shape[1], self._width(x.shape[0])), x.dtype)
-        basis = _orth(x @ probe)
+        basis = _orth(product(x, probe))
         for _ in range(self.power_iterations):
-            basis = _orth(x @ _orth(adjoint(x) @ basis))
+            basis = _orth(product(x, _orth(product(adjoint(x), basis))))
         factor, _ = self._whiten(x, basis)
         return oriented.restore(factor), state._replace(step=state.step + 1)
 
@@ -144,10 +145,11 @@ class Streaming(_Sketch):
     def update(self, matrix: jax.Array, state: StreamingState) -> tuple[jax.Array, StreamingState]:
         oriented = orient(matrix)
         x = oriented.x
-        probe = adjoint(x) @ state.basis
+        probe = product(adjoint(x), state.basis)
         lengths = jnp.linalg.norm(probe, axis=0, keepdims=True)
         tiny = default_rtol(lengths.dtype) * jnp.max(lengths)
-        basis = _orth(x @ (probe / jnp.maximum(lengths, tiny).astype(x.dtype)))
+        probe = probe / jnp.maximum(lengths, tiny).astype(x.dtype)
+        basis = _orth(product(x, probe))
         factor, turned = self._whiten(x, basis)
         kept = jnp.where(oriented.usable, turned, state.basis)
         return oriented.restore(factor), StreamingState(kept)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from egd_optax.polar._linalg import product
 from egd_optax.polar._method import Stateless, check_rtol
 from egd_optax.polar._oriented import orient, resolve_rtol
 
@@ -35,4 +36,4 @@ class SVD(Stateless):
         oriented = orient(matrix)
         u, s, vh = jnp.linalg.svd(oriented.x, full_matrices=False)
         kept = s > resolve_rtol(self.rtol, s.dtype) * s[0]
-        return oriented.restore(jnp.where(kept[None, :], u, 0) @ vh)
+        return oriented.restore(product(jnp.where(kept[None, :], u, 0), vh))

@@ -1,0 +1,204 @@
+"""JSONL logs: the recipe first, then a line an epoch, then what became of the run."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from egd_optax.grokking.config import Config
+from egd_optax.grokking.train import Epoch, Result
+
+PACKAGES = ("egd_optax", "jax", "jaxlib", "optax", "flax", "numpy")
+
+
+class LogError(ValueError):
+    """A file is not a log of this package, or was altered."""
+
+
+def provenance(config: Config, label: str | None = None) -> dict[str, Any]:
+    """Return a log's first line: the whole recipe, the versions, the hardware, the start."""
+    device = jax.devices()[0]
+    return {
+        "kind": "recipe",
+        "label": label or config.label,
+        "config": config.to_dict(),
+        "seed": config.seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "hardware": {
+            "platform": device.platform,
+            "device_kind": device.device_kind,
+            "devices": jax.device_count(),
+            "cpu_count": os.cpu_count(),
+            "machine": platform.machine(),
+        },
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+class RunLog:
+    """A new log, opened before the run; each line is flushed as it is written.
+
+    Leaving the `with` block by Ctrl-C or by an error writes a last line that says so.
+
+    Args:
+        path: file to create; missing folders are made.
+        config: the run.
+        label: name for tables and figures; None takes the config's.
+
+    Raises:
+        FileExistsError: the file is there already; it is left as it is.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, config: Config, label: str | None = None):
+        self.path = Path(path)
+        check_writable(self.path)
+        try:
+            self._file = self.path.open("x", encoding="utf-8")
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"a log is never overwritten, and {path} exists; choose another path"
+            ) from error
+        self._write(provenance(config, label))
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._write({"kind": "interrupted"})
+        elif kind is not None:
+            self._write({"kind": "failed", "reason": f"{kind.__name__}: {error}"})
+        self._file.close()
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Append the line of an epoch."""
+        self._write({"kind": "epoch", **dataclasses.asdict(epoch)})
+
+    def result(self, result: Result) -> None:
+        """Append the last line of a run that ended by itself."""
+        summary = {name: value for name, value in vars(result).items() if name != "history"}
+        self._write({"kind": "result", **summary})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """A log read back.
+
+    Args:
+        path: where it came from.
+        recipe: its first line.
+        config: the run's Config, rebuilt from the first line.
+        epochs: every epoch on record.
+        ending: the last line, of kind `result`, `interrupted` or `failed`; None if cut off.
+        problems: what was wrong with the file, for the reader's eyes.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    config: Config
+    epochs: tuple[Epoch, ...]
+    ending: dict[str, Any] | None
+    problems: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return self.recipe["label"]
+
+
+def read_log(path: Path) -> Log:
+    """Read a log; a last line that was cut off is left out and reported in `problems`.
+
+    Raises:
+        LogError: the file is not a log, or a line before the last cannot be read.
+        OSError: the file cannot be opened.
+    """
+    numbered = [
+        (number, line)
+        for number, line in enumerate(
+            Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1
+        )
+        if line.strip()
+    ]
+    lines, problems = _parse(path, numbered)
+    if not lines or lines[0].get("kind") != "recipe":
+        raise LogError(
+            f"a log's first line holds its recipe, and {path} has none there; "
+            "is it a log of this package?"
+        )
+    try:
+        config = Config.from_dict(lines[0]["config"])
+        epochs = tuple(_epochs(lines))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LogError(f"{path} does not read as a log of this version: {error}") from error
+    endings = [line for line in lines if line["kind"] in ("result", "interrupted", "failed")]
+    if not endings and not problems:
+        problems = (f"{path}: the log stops after epoch {len(epochs)} without saying why",)
+    return Log(Path(path), lines[0], config, epochs, endings[-1] if endings else None, problems)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError now if `path` cannot be written later; missing folders are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotADirectoryError(
+            f"the output's folder must be there or be made, and {path.parent} cannot be "
+            f"({error.strerror}); choose another path"
+        ) from error
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"the output must be a file, and {path} is a folder; name a file in it"
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(
+            f"the output must be writable, and {path} is not; choose another path"
+        )
+
+
+def _parse(
+    path: Path, numbered: list[tuple[int, str]]
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    lines = []
+    for number, text in numbered:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError as error:
+            if number != numbered[-1][0]:
+                raise LogError(
+                    f"line {number} of {path} is not JSON: {error}; the log was altered"
+                ) from error
+            return lines, (f"{path}: line {number}, the last, is cut off and left out",)
+        if not (isinstance(line, dict) and "kind" in line):
+            raise LogError(f"line {number} of {path} says no kind; is it a log of this package?")
+        lines.append(line)
+    return lines, ()
+
+
+def _epochs(lines: list[dict[str, Any]]) -> Iterator[Epoch]:
+    for line in lines:
+        if line["kind"] == "epoch":
+            yield Epoch(**{name: value for name, value in line.items() if name != "kind"})
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

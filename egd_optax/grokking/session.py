@@ -1,0 +1,104 @@
+"""A run with its log and its progress bar, and the demonstration: three such runs side by side."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from tqdm import tqdm
+
+from egd_optax.grokking.config import RECIPES, Config
+from egd_optax.grokking.plots import plot_runs
+from egd_optax.grokking.record import RunLog, read_log
+from egd_optax.grokking.report import run_table
+from egd_optax.grokking.train import Epoch, Result, train
+
+DEMO_FOLDER = Path("runs/demo")
+
+
+def train_logged(config: Config, path: Path, label: str | None = None) -> Result:
+    """Train with a log at `path`, opened first, and a progress bar on a terminal's stderr."""
+    with (
+        RunLog(path, config, label) as log,
+        tqdm(
+            total=config.epochs,
+            desc=label or config.label,
+            unit="epoch",
+            disable=None,
+            mininterval=0.2,
+        ) as bar,
+    ):
+
+        def on_epoch(epoch: Epoch) -> None:
+            log.epoch(epoch)
+            bar.set_postfix_str(
+                f"train {epoch.train_accuracy:.1%}, test {epoch.test_accuracy:.1%}", refresh=False
+            )
+            bar.update()
+
+        result = train(config, on_epoch)
+        log.result(result)
+    return result
+
+
+def demo_runs(seed: int = 0) -> dict[str, Config]:
+    """Return the demonstration's runs on addition modulo 97 by label, the slowest to grok first."""
+    paper = dataclasses.replace(RECIPES["addition-97"], seed=seed)
+    return {
+        "SGD": dataclasses.replace(paper, optimizer="sgd", epochs=400),
+        "EGD, first matrix (paper)": dataclasses.replace(paper, epochs=200),
+        "EGD, both matrices": dataclasses.replace(
+            paper, matrices="all", switch_off=None, epochs=60, epochs_after_target=20
+        ),
+    }
+
+
+def run_demo(folder: Path, runs: dict[str, Config], console: Console) -> None:
+    """Train `runs` one after the other into `folder`, then print their table and draw their figure.
+
+    Raises:
+        FileExistsError: the folder holds logs already; nothing is run.
+    """
+    if has_logs(folder):
+        raise FileExistsError(
+            f"a log is never overwritten, and {folder} holds some; choose another folder with --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{config.label}.jsonl" for config in runs.values()]
+    for path, (label, config) in zip(paths, runs.items(), strict=True):
+        console.print(f"{label}: at most {config.epochs} epochs ...")
+        train_logged(config, path, label)
+    logs = [read_log(path) for path in paths]
+    figure = folder / "accuracy.png"
+    plot_runs(logs, figure)
+    console.print(run_table(logs))
+    print_paths(console, [*paths, figure])
+
+
+def print_paths(console: Console, paths: Iterable[Path]) -> None:
+    """Print one path a line, unwrapped so that it can be copied."""
+    for path in paths:
+        console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def has_logs(folder: Path) -> bool:
+    """Say whether there is a log in `folder`."""
+    return any(folder.glob("*.jsonl"))
+
+
+def free_folder(folder: Path) -> Path:
+    """Return `folder`, or the first of `folder`-2, -3, ... without logs."""
+    number, candidate = 1, folder
+    while has_logs(candidate):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def free_file(path: Path) -> Path:
+    """Return `path`, or the first of `path`-2, -3, ... that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate

@@ -1,0 +1,4 @@
+"""Flax reference models of the experiments; the core package never imports them."""
+
+from egd_optax.models.mlp import TwoLayerMLP as TwoLayerMLP
+from egd_optax.models.transformer import DecoderTransformer as DecoderTransformer

@@ -1,0 +1,68 @@
+"""The two-layer network of the paper's modular-arithmetic and parity experiments."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+HE_NORMAL = nnx.initializers.variance_scaling(
+    2.0, "fan_in", "normal"
+)  # N(0, 1) * sqrt(2 / fan_in), not truncated
+
+
+class VectorReadout(nnx.Module):
+    """Map features (..., width) to (...); the kernel is a vector (width,), never whitened."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        scale = (2.0 / width) ** 0.5
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (width,), jnp.float32))
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return features @ self.kernel[...]
+
+
+class TwoLayerMLP(nnx.Module):
+    """Compute `relu(x W1 + b1) W2`.
+
+    Leaf paths are `hidden/kernel`, `hidden/bias` and `readout/kernel`.
+
+    Args:
+        in_features: length of an input.
+        width: number of hidden units.
+        out_features: number of outputs, or None for a scalar output from a vector readout.
+        bias_scale: standard deviation of the initial hidden bias; 0 starts it at zero.
+        rngs: source of the initial values; kernels are N(0, 1) * sqrt(2 / fan_in).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from egd_optax.models import TwoLayerMLP
+        >>> TwoLayerMLP(6, 8, 3, rngs=nnx.Rngs(0))(jnp.ones((5, 6))).shape
+        (5, 3)
+
+    References:
+        A. Saheb Pasand, E. Dohmatob. Egalitarian Gradient Descent: A Simple Approach to
+        Accelerated Grokking. ICLR 2026. arXiv:2510.04930.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        out_features: int | None,
+        *,
+        bias_scale: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        bias_init = nnx.initializers.normal(bias_scale)
+        self.hidden = nnx.Linear(
+            in_features, width, kernel_init=HE_NORMAL, bias_init=bias_init, rngs=rngs
+        )
+        self.readout = (
+            VectorReadout(width, rngs=rngs)
+            if out_features is None
+            else nnx.Linear(width, out_features, use_bias=False, kernel_init=HE_NORMAL, rngs=rngs)
+        )
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Map inputs (..., in_features) to outputs (..., out_features), or (...)."""
+        return self.readout(nnx.relu(self.hidden(inputs)))

@@ -1,0 +1,99 @@
+"""The small decoder-only transformer of Grokfast's modular-arithmetic experiment."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+MLP_EXPANSION = 4
+
+
+class FeedForward(nnx.Module):
+    """GELU network applied at each position, `expand` then `contract`."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.expand = nnx.Linear(width, MLP_EXPANSION * width, rngs=rngs)
+        self.contract = nnx.Linear(MLP_EXPANSION * width, width, rngs=rngs)
+
+    def __call__(self, stream: jax.Array) -> jax.Array:
+        return self.contract(nnx.gelu(self.expand(stream)))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: causal self-attention, then the feed-forward network."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(heads, width, decode=False, rngs=rngs)
+        self.mlp_norm = nnx.LayerNorm(width, rngs=rngs)
+        self.mlp = FeedForward(width, rngs=rngs)
+
+    def __call__(self, stream: jax.Array, mask: jax.Array) -> jax.Array:
+        stream = stream + self.attention(self.attention_norm(stream), mask=mask)
+        return stream + self.mlp(self.mlp_norm(stream))
+
+
+class DecoderTransformer(nnx.Module):
+    """Predict the token that follows a sequence, from its last position.
+
+    The feed-forward matrices are the leaves `blocks/<i>/mlp/{expand,contract}/kernel`.
+
+    Args:
+        vocabulary: number of tokens.
+        length: longest sequence, the number of learned positions.
+        layers: number of blocks.
+        width: width of the residual stream; a multiple of `heads`.
+        heads: attention heads of a block.
+        rngs: source of the initial values.
+
+    Raises:
+        ValueError: `width` is not a multiple of `heads`; at a call: a sequence is too long.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from egd_optax.models import DecoderTransformer
+        >>> DecoderTransformer(9, 4, width=16, rngs=nnx.Rngs(0))(jnp.zeros((5, 4), jnp.int32)).shape
+        (5, 9)
+
+    References:
+        J. Lee, B. G. Kang, K. Kim, K. M. Lee. Grokfast: Accelerated Grokking by Amplifying Slow
+        Gradients. 2024. arXiv:2405.20233.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        *,
+        layers: int = 2,
+        width: int = 128,
+        heads: int = 4,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads:
+            raise ValueError(
+                f"width must be a multiple of heads, got width={width}, heads={heads}; change one"
+            )
+        self.length = length
+        self.token_embedding = nnx.Embed(vocabulary, width, rngs=rngs)
+        self.position_embedding = nnx.Embed(length, width, rngs=rngs)
+        self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(layers)])
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.head = nnx.Linear(width, vocabulary, use_bias=False, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Map integer tokens (batch, length) to logits (batch, vocabulary) of the next token."""
+        return self.head(self.features(tokens)[:, -1])
+
+    def features(self, tokens: jax.Array) -> jax.Array:
+        """Return the normalised residual stream (batch, length, width) of every position."""
+        length = tokens.shape[-1]
+        if length > self.length:
+            raise ValueError(
+                f"a sequence holds at most {self.length} tokens, got {length}; raise length"
+            )
+        mask = nnx.make_causal_mask(tokens)
+        stream = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))[None]
+        for block in self.blocks:
+            stream = block(stream, mask)
+        return self.norm(stream)
