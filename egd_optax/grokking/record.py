@@ -22,14 +22,10 @@ class LogError(ValueError):
     """A file is not a log of this package, or was altered."""
 
 
-def provenance(config: Config, label: str | None = None) -> dict[str, Any]:
-    """Return a log's first line: the whole recipe, the versions, the hardware, the start."""
+def environment() -> dict[str, Any]:
+    """Return what a measurement depends on beside its settings: versions, hardware, start."""
     device = jax.devices()[0]
     return {
-        "kind": "recipe",
-        "label": label or config.label,
-        "config": config.to_dict(),
-        "seed": config.seed,
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
@@ -42,6 +38,17 @@ def provenance(config: Config, label: str | None = None) -> dict[str, Any]:
             "machine": platform.machine(),
         },
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def provenance(config: Config, label: str | None = None) -> dict[str, Any]:
+    """Return a log's first line: the whole recipe, the versions, the hardware, the start."""
+    return {
+        "kind": "recipe",
+        "label": label or config.label,
+        "config": config.to_dict(),
+        "seed": config.seed,
+        **environment(),
     }
 
 
