@@ -9,12 +9,16 @@ os.environ["XLA_FLAGS"] = (
 import jax  # the flag has to be set before this import
 import pytest
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+@pytest.fixture(autouse=True)
+def strict():
+    """Let implicit promotion fail; README and docstrings run as a user's session would."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture
-def optax_promotes():
-    """Standard promotion, for the parts of Optax that multiply integers by floats."""
+def optax_promotes(strict):
+    """Standard dtype promotion, for the parts of Optax that multiply integers by floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield

@@ -1,18 +1,21 @@
 """From a Config to an Optax transformation: three small tables."""
 
+from collections.abc import Callable
+
 import optax
 
 import egd_optax
 from egd_optax.grokking.config import Config
+from egd_optax.polar import PolarMethod
 
 MATRICES = {"first": r"^hidden/kernel$", "all": r"/kernel$"}
 
-METHODS = {
+METHODS: dict[str, Callable[[Config], PolarMethod]] = {
     "auto": lambda config: egd_optax.polar.Auto(),
     "svd": lambda config: egd_optax.polar.SVD(),
     "gram": lambda config: egd_optax.polar.Gram(),
     "newton_schulz": lambda config: egd_optax.polar.NewtonSchulz(),
-    "randomized": lambda config: egd_optax.polar.Randomized(rank=config.rank),
+    "randomized": lambda config: egd_optax.polar.Randomized(config.rank or 0),
 }
 
 DIRECTIONS = {

@@ -182,7 +182,7 @@ def check_writable(path: Path) -> None:
 def _parse(
     path: Path, numbered: list[tuple[int, str]]
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number, text in numbered:
         try:
             line = json.loads(text)

@@ -102,7 +102,7 @@ def halley_weights(least: float, eps: float) -> tuple[tuple[float, float, float]
 
 def _passes(least: float, floor: float, done: float) -> list[tuple[float, float, float, float]]:
     """Return (beta, gamma, c) and the least image of each pass until `done`."""
-    passes = []
+    passes: list[tuple[float, float, float, float]] = []
     while least < done and len(passes) < 100:
         design = max(least, floor)
         root = (4 * (1 - design**2) / design**4) ** (1 / 3)

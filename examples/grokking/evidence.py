@@ -55,7 +55,10 @@ def parity() -> list[Claim]:
 
 def log_of(claim: Claim, seed: int) -> Path:
     """Where the run of this seed is logged."""
-    return LOGS / f"{claim.name.replace(', ', '-').replace(' ', '-').replace('=', '')}-seed{seed}.jsonl"
+    return (
+        LOGS
+        / f"{claim.name.replace(', ', '-').replace(' ', '-').replace('=', '')}-seed{seed}.jsonl"
+    )
 
 
 def run(claim: Claim, seed: int) -> None:
