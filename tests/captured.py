@@ -1,0 +1,71 @@
+"""Gradients of real training, as float32 matrices: small runs of the package's own experiments."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from egd_optax.grokking.config import Config
+from egd_optax.grokking.tasks import ModularArithmetic
+from egd_optax.grokking.train import prepare
+from egd_optax.models import DecoderTransformer
+
+EPOCHS = (1, 10, 50)
+
+
+@functools.cache
+def modular_network():
+    """The first matrix's gradient with its decay term, on addition mod 31, by epoch."""
+    config = Config(task=ModularArithmetic(p=31), width=128, batch_size=120, switch_off=None)
+    state, split, run_epoch = prepare(config)
+    step = jax.jit(run_epoch)
+    gradient = jax.jit(jax.grad(run_epoch.loss))
+    found = {}
+    for epoch in range(1, max(EPOCHS) + 1):
+        state, _ = step(state, split)
+        if epoch in EPOCHS:
+            grads = gradient(state.params, split.train)
+            decayed = jax.tree.map(lambda g, w: g + config.weight_decay * w, grads, state.params)
+            found[f"modular, epoch {epoch}"] = np.asarray(decayed["hidden"]["kernel"])
+    return found
+
+
+@functools.cache
+def transformer():
+    """One gradient of each kind of matrix of the transformer, after twenty steps of Adam."""
+    model = DecoderTransformer(13, 4, layers=1, width=48, heads=4, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model, nnx.Param)
+    tokens = jax.random.randint(jax.random.key(0), (128, 4), 0, 13)
+    labels = (tokens[:, 0] + tokens[:, 2]) % 13
+
+    def loss(params):
+        logits = nnx.merge(graph, params)(tokens)
+        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    optimizer = optax.adam(1e-3)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(loss)(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, grads
+
+    state = optimizer.init(params)
+    for _ in range(20):
+        params, state, grads = step(params, state)
+    grads = nnx.to_pure_dict(grads)
+    block = grads["blocks"][0]
+    query, out = (block["attention"][name]["kernel"] for name in ("query", "out"))
+    kinds = {
+        "token embedding": grads["token_embedding"]["embedding"],
+        "position embedding": grads["position_embedding"]["embedding"],
+        "query": query.reshape(query.shape[0], -1),
+        "attention output": out.reshape(-1, out.shape[-1]),
+        "mlp expand": block["mlp"]["expand"]["kernel"],
+        "mlp contract": block["mlp"]["contract"]["kernel"],
+        "head": grads["head"]["kernel"],
+    }
+    return {f"transformer, {kind}": np.asarray(matrix) for kind, matrix in kinds.items()}
