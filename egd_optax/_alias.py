@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import optax
 
-from egd_optax._matrix_view import Axes
+from egd_optax._matrix_view import Axes, matrix_views
 from egd_optax._scaling import Scale
-from egd_optax._selection import is_matrix_like, matching
+from egd_optax._selection import matching
 from egd_optax._transform import scale_by_egd
 from egd_optax.polar._method import PolarMethod, check_choice
 
@@ -32,16 +32,19 @@ def egd(
         learning_rate: step size or schedule. Whitened matrices move by this much in each
             direction, so it is a length, independent of the gradient's.
         method: how polar factors are computed; see `scale_by_egd`.
-        momentum: decay rate of a sum of gradients that is whitened in place of the gradient. The
-            whitening removes its scale, so heavy ball and moving average are the same here. None:
-            no momentum, the paper.
+        momentum: decay rate of a heavy ball, a sum of gradients that is whitened in place of the
+            gradient; the whitening removes its scale, so a moving average would do the same. The
+            default `others` get the heavy ball, too. None: no momentum, the paper.
         nesterov: whether to look one step ahead with the momentum.
         weight_decay: coefficient lambda of the decay, relative to the learning rate.
         decay: "coupled" (the paper): lambda W joins the gradient before momentum and whitening.
             "decoupled": W shrinks by learning_rate * lambda beside the whitened step. They are
             different algorithms: with EGD it is the coupled term that lowers the rank.
         matrices: the leaves to whiten: a path pattern (see `matching`), a tree of bools, or a
-            function from the parameters to one. None: all leaves of two axes or more.
+            function from the parameters to one. None: all leaves of two axes or more, but those
+            that `axes` gives None. What is not selected, or is no matrix, belongs to `others`.
+            Under `optax.inject_hyperparams`, which takes functions for schedules, use a pattern
+            or name the argument in `static_args`.
         axes: which axes of a leaf make the matrix; see `scale_by_egd`.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
@@ -51,7 +54,9 @@ def egd(
         Transformation to use as an optimizer: `optax.apply_updates(params, updates)`.
 
     Raises:
-        ValueError: unknown `decay`; see `scale_by_egd` and `matching`.
+        ValueError: unknown `decay`, a number out of range, `nesterov` without momentum; at
+            `init`, `matrices` that select no matrix; see `scale_by_egd` and `matching`.
+        TypeError: `others` is no transformation; see `scale_by_egd`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -67,7 +72,14 @@ def egd(
         Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.
     """
     check_choice("decay", decay, ("coupled", "decoupled"))
-    decaying, nothing = optax.add_decayed_weights(weight_decay), optax.identity()
+    _check_numbers(momentum, nesterov, weight_decay)
+    if not (others is None or hasattr(others, "update")):
+        raise TypeError(
+            f"others must be a transformation such as optax.adam(1e-3), got {others!r}."
+        )
+    nothing = optax.identity()
+    unused = isinstance(weight_decay, int | float) and weight_decay == 0
+    decaying = nothing if unused else optax.add_decayed_weights(weight_decay)
     before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
     remember = nothing if momentum is None else optax.trace(momentum, nesterov)
     learn = optax.scale_by_learning_rate(learning_rate)
@@ -77,16 +89,37 @@ def egd(
             "matrices": optax.chain(before, remember, whiten, after, learn),
             "others": optax.chain(before, remember, after, learn) if others is None else others,
         },
-        lambda params: _labels(matrices, params),
+        lambda params: _labels(matrices, axes, params),
     )
 
 
-def _labels(matrices: Any, params: Any) -> Any:
-    """Return the tree of "matrices" and "others" that `matrices` describes."""
+def _labels(matrices: Any, axes: Axes, params: Any) -> Any:
+    """Return the tree of "matrices", what is selected and has a matrix view, and "others"."""
+    selected = jax.tree.map(
+        lambda leaf, chosen: leaf if chosen else 0, params, _mask(matrices, params)
+    )
+    views = {view.index for view in matrix_views(selected, axes)}
+    leaves, structure = jax.tree.flatten(params)
+    if isinstance(matrices, str) and not views:
+        raise ValueError(f"matrices={matrices!r} selects no leaf that is a matrix; see `matching`.")
+    labels = ["matrices" if index in views else "others" for index in range(len(leaves))]
+    return jax.tree.unflatten(structure, labels)
+
+
+def _mask(matrices: Any, params: Any) -> Any:
+    """Return the tree of bools that `matrices` describes."""
     if matrices is None:
-        selected = jax.tree.map(is_matrix_like, params)
-    elif isinstance(matrices, str):
-        selected = matching(matrices)(params)
-    else:
-        selected = matrices(params) if callable(matrices) else matrices
-    return jax.tree.map(lambda chosen: "matrices" if chosen else "others", selected)
+        return jax.tree.map(lambda leaf: True, params)
+    if isinstance(matrices, str):
+        return matching(matrices)(params)
+    return matrices(params) if callable(matrices) else matrices
+
+
+def _check_numbers(momentum: Any, nesterov: bool, weight_decay: Any) -> None:
+    """Raise ValueError on numbers out of range; `inject_hyperparams` hands over arrays instead."""
+    if nesterov and momentum is None:
+        raise ValueError("nesterov=True needs a momentum, such as momentum=0.9, got None.")
+    if isinstance(momentum, int | float) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
+    if isinstance(weight_decay, int | float) and weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay!r}.")

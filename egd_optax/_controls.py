@@ -33,7 +33,8 @@ def normalize_columns(floor: float = 0.01) -> optax.GradientTransformation:
         if not is_matrix_like(leaf) or leaf.ndim != 2:
             return leaf
         precise = leaf.astype(working_dtype(leaf.dtype))
-        norms = jnp.linalg.norm(precise, axis=0, keepdims=True)
+        unit = jnp.maximum(jnp.max(jnp.abs(precise), axis=0, keepdims=True), floor)
+        norms = unit * jnp.linalg.norm(precise / unit, axis=0, keepdims=True)
         return leaf / jnp.maximum(norms, floor).astype(leaf.dtype)
 
     return optax.stateless_with_tree_map(lambda leaf, _: normalize(leaf))

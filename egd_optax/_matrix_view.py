@@ -1,6 +1,7 @@
 """Axes of a leaf <-> (batch, m, n): plain matrices, convolution kernels, attention heads."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -36,10 +37,15 @@ class MatrixAxes:
 
     def __post_init__(self) -> None:
         rows, columns = _axis_tuple(self.rows), _axis_tuple(self.columns)
-        if not rows or not columns or len(set(rows + columns)) < len(rows + columns):
+        integers = all(isinstance(axis, int) for axis in rows + columns)
+        if not integers or not rows or not columns or len({*rows, *columns}) < len(rows + columns):
             raise ValueError(
-                f"MatrixAxes needs an axis or more for rows and columns, none twice, got {self}."
+                "MatrixAxes needs integer axes, one or more for rows and columns, none twice, "
+                f"got rows={self.rows!r}, columns={self.columns!r}."
             )
+        for name, axes in (("rows", rows), ("columns", columns)):
+            if not isinstance(getattr(self, name), int):  # lists are welcome, but it has to hash
+                object.__setattr__(self, name, axes)
 
     def normalized(self, path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return rows and columns as axes in [0, ndim), or raise naming the leaf."""
@@ -48,7 +54,8 @@ class MatrixAxes:
         if len(set(positive)) < len(rows + columns):
             raise ValueError(
                 f"axes {self} do not fit leaf {path!r}, which has {ndim} axes: each must lie in "
-                f"[{-ndim}, {ndim}) and be named once. Change `axes` for this leaf."
+                f"[{-ndim}, {ndim}) and be named once. Give each kind of leaf its own, such as "
+                f"axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}."
             )
         return tuple(positive[: len(rows)]), tuple(positive[len(rows) :])
 
@@ -79,7 +86,7 @@ class MatrixView:
 
 
 def _axis_tuple(axes: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (axes,) if isinstance(axes, int) else tuple(axes)
+    return tuple(axes) if isinstance(axes, list | tuple) else (axes,)
 
 
 def check_axes(axes: Axes) -> None:
@@ -99,7 +106,13 @@ def matrix_views(tree: Any, axes: Axes) -> list[MatrixView]:
     """Return a view of each leaf of `tree` that is to be whitened, in order of the leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     found = [_view(index, leaf_path(path), leaf, axes) for index, (path, leaf) in enumerate(leaves)]
-    return [view for view in found if view is not None]
+    views = [view for view in found if view is not None]
+    for first, second in itertools.pairwise(sorted(view.path for view in views)):
+        if first == second:
+            raise ValueError(
+                f"Two leaves have the path {first!r}; rename a key, paths name states."
+            )
+    return views
 
 
 def _view(index: int, path: str, leaf: Any, axes: Axes) -> MatrixView | None:
@@ -116,7 +129,13 @@ def _axes_of(path: str, leaf: Any, axes: Axes) -> MatrixAxes | None:
     if isinstance(axes, MatrixAxes):
         return axes
     if callable(axes):
-        return axes(path, leaf)
+        chosen = axes(path, leaf)
+        if not (chosen is None or isinstance(chosen, MatrixAxes)):
+            raise TypeError(
+                f"The function `axes` must return a MatrixAxes or None, got {chosen!r} for leaf "
+                f"{path!r}."
+            )
+        return chosen
     for pattern, value in (axes or {}).items():
         if re.search(pattern, path):
             return value

@@ -11,8 +11,13 @@ PyTree = Any
 
 
 def leaf_path(path: tuple) -> str:
-    """Return a leaf's path as text, such as "hidden/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    """Return a leaf's path as text, such as "hidden/kernel".
+
+    Flax's nnx variables are nodes around their `value`, in some calls and not in others; that last
+    key is left out, so that a leaf has one name.
+    """
+    variable = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
+    return jax.tree_util.keystr(path[:-1] if variable else path, simple=True, separator="/")
 
 
 def is_matrix_like(leaf: Any) -> bool:
@@ -74,5 +79,8 @@ def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
         try:
             compiled.append(re.compile(pattern))
         except (re.error, TypeError) as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from None
+            raise ValueError(
+                f"{pattern!r} is not a regular expression: {error}. Pass patterns one by one, as "
+                'strings, such as matching("hidden", "readout").'
+            ) from None
     return compiled

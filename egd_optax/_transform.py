@@ -7,7 +7,7 @@ import jax
 import optax
 
 from egd_optax._buckets import plan_buckets, restore
-from egd_optax._matrix_view import Axes, check_axes, matrix_views
+from egd_optax._matrix_view import Axes, MatrixView, check_axes, matrix_views
 from egd_optax._scaling import Scale, check_scale, scale_factor
 from egd_optax.polar._apply import as_method, init_stack, update_stack
 from egd_optax.polar._method import PolarMethod, check_at_least
@@ -40,7 +40,8 @@ def scale_by_egd(
         axes: which axes of a leaf make the matrix. None: those of the 2-D leaves, and an error
             for leaves of more axes. A `MatrixAxes` for all leaves of two axes or more; a mapping
             from path patterns (`re.search`, first match wins) to `MatrixAxes`, or to None for
-            leaves to pass through; or a function (path, leaf) -> `MatrixAxes` or None.
+            leaves to pass through, other leaves as for None; or a function (path, leaf) ->
+            `MatrixAxes` or None.
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "width": sqrt(max(1, n / m)), Muon's. "rms": .2 sqrt(max(m, n)), AdamW's update
             size. Or a function (m, n) -> factor.
@@ -50,7 +51,9 @@ def scale_by_egd(
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.
         Leaves that are 0-D, 1-D, empty, integer, None or masked pass through; low-precision
-        leaves are whitened in float32. A leaf with a NaN or Inf becomes NaN, others do not.
+        leaves are whitened in float32. A matrix with a NaN or Inf becomes non-finite, the others
+        do not. Under `jit` with automatic sharding, leaves of one shape and several layouts may
+        come back in one layout; `max_stack=1` keeps them apart.
 
     Raises:
         TypeError: something that is not a method or not axes.
@@ -90,6 +93,7 @@ def scale_by_egd(
         del params
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, axes)
+        _check_state(views, state)
         whitened, states = list(leaves), {}
         for bucket in plan_buckets(views, leaves, limit):
             stack = bucket.gather(leaves)
@@ -103,3 +107,13 @@ def scale_by_egd(
         return jax.tree.unflatten(structure, whitened), ScaleByEGDState(states)
 
     return optax.GradientTransformation(init, update)
+
+
+def _check_state(views: list[MatrixView], state: ScaleByEGDState) -> None:
+    """Raise ValueError unless the state was made for the leaves of these updates."""
+    unknown = [view.path for view in views if view.path not in state.method]
+    if unknown:
+        raise ValueError(
+            f"The state knows no leaf {unknown[0]!r}, only {sorted(state.method)}: it was made for "
+            "other parameters. Call `init` with the parameters that these updates belong to."
+        )

@@ -35,6 +35,10 @@ def switch_off(
         latch: True: once switched, always switched. False (the paper's code): each update
             looks at its metric anew.
 
+    Returns:
+        Transformation whose `update` takes the keyword `metric`, a scalar. Its state holds
+        `switched` and the states of both sides.
+
     Raises:
         ValueError: at update, no `metric`.
 
@@ -59,7 +63,7 @@ def switch_off(
                 "switch_off needs the metric that it watches: call update(updates, state, params, "
                 "metric=value), such as the last validation accuracy."
             )
-        exceeded = jnp.asarray(metric) > threshold
+        exceeded = jnp.reshape(jnp.asarray(metric), ()) > threshold
         switched = jnp.logical_or(state.switched, exceeded) if latch else exceeded
 
         def stay(updates):

@@ -8,7 +8,7 @@ import optax
 
 from egd_optax._matrix_view import Axes, check_axes, matrix_views
 from egd_optax.polar._linalg import adjoint, product
-from egd_optax.polar._method import check_at_least
+from egd_optax.polar._method import check_at_least, check_rtol
 from egd_optax.polar._oriented import orient, resolve_rtol
 
 
@@ -45,7 +45,8 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         directions of gain below 1/2. NaN where the matrix is zero or not finite.
 
     Raises:
-        ValueError: shapes that differ or are not `(m, n)`.
+        ValueError: shapes that differ or are not `(m, n)`, or `rtol` outside [0, 0.5).
+        TypeError: integer entries.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,6 +56,10 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         >>> float(report.condition), int(report.rank), float(report.null_gain)
         (2.0, 2, 1.0)
     """
+    check_rtol(rtol)
+    matrix, factor = jnp.asarray(matrix), jnp.asarray(factor)
+    if not jnp.issubdtype(matrix.dtype, jnp.inexact):
+        raise TypeError(f"polar_report needs a floating-point matrix, got {matrix.dtype}.")
     if matrix.ndim != 2 or matrix.shape != factor.shape:
         raise ValueError(
             "polar_report needs a matrix and a factor of the same shape (m, n), got "
@@ -111,7 +116,7 @@ def spectrum_monitor(
     Returns:
         Transformation whose state holds a `Spectrum` for each matrix leaf: Frobenius `norm`,
         numerical `rank`, `condition` = sigma_1 / sigma_rank and `stable_rank` = sum sigma^2 /
-        sigma_1^2. Zero, NaN and NaN before the first update and for zero gradients.
+        sigma_1^2. Before the first update and for zero gradients the norm is 0 and the rest NaN.
 
     Raises:
         ValueError: `every` below 1; see `scale_by_egd` for `axes`.
@@ -128,6 +133,7 @@ def spectrum_monitor(
     """
     check_at_least("every", every, 1)
     check_axes(axes)
+    check_rtol(rtol)
 
     def init(params):
         nothing = {view.path: _empty(view.batch) for view in matrix_views(params, axes)}
@@ -159,6 +165,7 @@ def readings(state: Any) -> list[dict[str, Spectrum]]:
 
     Returns:
         A dictionary from the leaf's path to its `Spectrum` for each monitor; empty without one.
+        Pass the state itself: of an `nnx.Optimizer`, its `opt_state`.
     """
 
     def is_monitor(node):
@@ -180,7 +187,10 @@ def _spectrum(matrix: jax.Array, rtol: float | None) -> Spectrum:
         name: jnp.where(oriented.usable, value.astype(jnp.float32), jnp.nan)
         for name, value in _spectral_figures(s, rtol).items()
     }
-    return Spectrum(norm=jnp.linalg.norm(matrix).astype(jnp.float32), **figures)
+    largest = jnp.max(jnp.abs(matrix)).astype(jnp.float32)  # squares of 1e-30 or 1e30 do not fit
+    unit = jnp.max(jnp.abs(oriented.x)).astype(jnp.float32)
+    norm = jnp.linalg.norm(oriented.x).astype(jnp.float32) / unit * largest
+    return Spectrum(norm=norm, **figures)
 
 
 def _spectral_figures(s: jax.Array, rtol: float | None) -> dict[str, jax.Array]:

@@ -80,7 +80,6 @@ def assert_exact_above(gains, s, name):
 def test_float64_is_tighter(method):
     with jax.enable_x64(True):
         for spectrum in (np.geomspace(1, 1e-6, 48), np.geomspace(1, 1e-13, 48)):
-            matrix = matrices.with_spectrum((48, 160), spectrum).astype(np.float64)
             rng = np.random.default_rng(0)
             u = np.linalg.qr(rng.standard_normal((48, 48)))[0]
             v = np.linalg.qr(rng.standard_normal((160, 48)))[0]
@@ -88,6 +87,14 @@ def test_float64_is_tighter(method):
             assert_exact(matrix, factor(matrix, method))
         low = rng.standard_normal((48, 12)) @ rng.standard_normal((12, 160))
         assert_exact(low, factor(low, method), rank=12)
+
+
+def test_largest_value_hidden_from_the_power_iteration(method):
+    """One direction at 1, the rest at .8, along the axis that the fixed start vectors touch least."""
+    start = np.random.default_rng(0).standard_normal((512, 4))
+    diagonal = np.full(512, 0.8, np.float32)
+    diagonal[np.argmin(np.linalg.norm(start, axis=1))] = 1.0
+    assert_exact(np.diag(diagonal), factor(np.diag(diagonal), method))
 
 
 @pytest.mark.parametrize("shape", [(194, 512), (512, 97)])

@@ -81,6 +81,17 @@ def test_others_keep_their_own_rules():
         chex.assert_trees_all_equal(run(egd(0.3, matrices=matrices)), run(egd(0.3)))
 
 
+def test_leaves_without_axes_belong_to_others():
+    """A convolution that `axes` excludes is Adam's, not SGD's by accident."""
+    params = {"conv": jnp.ones((2, 2, 3, 4)), "kernel": jnp.ones((3, 4))}
+    optimizer = egd(0.1, axes={"conv": None}, others=optax.set_to_zero())
+    updates, _ = optimizer.update(params, optimizer.init(params))
+    np.testing.assert_array_equal(updates["conv"], 0)
+    assert np.abs(updates["kernel"]).max() > 0
+    with pytest.raises(TypeError, match="got 'adam'"):
+        egd(0.1, others="adam")
+
+
 def test_egd_under_inject_hyperparams_follows_the_injected_rate():
     optimizer = optax.inject_hyperparams(egd)(
         learning_rate=0.3, weight_decay=0.1, momentum=0.9, method=polar.SVD(), matrices="kernel"
@@ -109,7 +120,12 @@ def test_matching_nothing_is_an_error_that_lists_the_paths():
     ("make", "says"),
     [
         (lambda: egd(0.1, decay="l2"), "coupled, decoupled, got 'l2'"),
+        (lambda: egd(0.1, nesterov=True), "needs a momentum"),
+        (lambda: egd(0.1, momentum=1.5), r"\[0, 1\), got 1.5"),
+        (lambda: egd(0.1, weight_decay=-1.0), "negative, got -1.0"),
+        (lambda: egd(0.1, matrices="bias").init(as32(PARAMS)), "'bias' selects no leaf"),
         (lambda: matching(), "at least one pattern"),
+        (lambda: matching(["a", "b"]), "one by one"),
         (lambda: matching("("), "not a regular expression"),
         (lambda: normalize_columns(0.0), "floor must be positive"),
         (lambda: run(switch_off(optax.identity(), optax.identity(), threshold=0.5)), "metric="),

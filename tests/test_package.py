@@ -2,7 +2,6 @@
 
 import ast
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ LAYERS = [
     ("models",),
     ("grokking",),
 ]
-ONLY_EXPERIMENTS = {"flax", "matplotlib", "tyro", "rich", "tqdm"}
+ONLY_EXPERIMENTS = {"flax", "matplotlib", "tyro", "rich", "threadpoolctl", "tqdm"}
 
 
 def imported_modules(file):
@@ -65,13 +64,12 @@ def test_core_needs_no_experiment_package():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.slow
 def test_import_takes_no_more_than_1_3_times_that_of_optax():
     def seconds(module):
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
         return time.perf_counter() - start
 
-    pairs = [(seconds("optax"), seconds("egd_optax")) for _ in range(7)]
-    optax, own = (statistics.median(column) for column in zip(*pairs, strict=True))
+    pairs = [(seconds("optax"), seconds("egd_optax")) for _ in range(3)]
+    optax, own = (min(column) for column in zip(*pairs, strict=True))
     assert own <= 1.3 * optax

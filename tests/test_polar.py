@@ -119,6 +119,18 @@ def test_randomized_whitens_the_leading_directions():
     np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("method", [polar.Randomized, polar.Streaming])
+def test_the_tail_continues_a_steep_spectrum(method):
+    """Over four decades the sketch still orders its directions, and the tail hangs on the last."""
+    spectrum = np.logspace(0, -4, 48)
+    matrix = matrices.with_spectrum((48, 160), spectrum)
+    update = jax.jit(method(40, oversample=8, tail="keep").update)
+    actual, _ = update(matrix, method(40).init(jnp.asarray(matrix)))
+    gains, _ = reference.gain_matrix(matrix, actual)
+    expected = np.r_[np.ones(40), spectrum[40:] / spectrum[39]]
+    np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-2)
+
+
 def test_randomized_rank_beyond_the_matrix_is_exact():
     matrix = matrices.with_spectrum((48, 160), np.logspace(0, -2, 48))
     actual = factor(matrix, polar.Randomized(1000))
@@ -182,6 +194,9 @@ def test_batched_equals_each_slice():
     ("make", "says"),
     [
         (lambda: polar.SVD(rtol=-1e-3), "rtol .* got -0.001"),
+        (lambda: polar.SVD(rtol="x"), "rtol .* got 'x'"),
+        (lambda: polar.Randomized(2, seed=2**32), "below 2"),
+        (lambda: polar.NewtonSchulz(dtype=jnp.int32), "floating-point"),
         (lambda: polar.Auto(rtol=1.0), "rtol .* got 1.0"),
         (lambda: polar.Gram(rtol=float("nan")), "rtol"),
         (lambda: polar.NewtonSchulz("muon"), "polar_express, jordan, you, cans, got 'muon'"),

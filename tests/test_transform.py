@@ -1,6 +1,7 @@
 """scale_by_egd: one gradient through the whole flow, and the Optax contract around it."""
 
 import functools
+import logging
 
 import chex
 import jax
@@ -10,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 import reference
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from egd_optax import MatrixAxes, matching, polar, scale_by_egd
+from egd_optax import MatrixAxes, diagnostics, egd, matching, polar, scale_by_egd
+from egd_optax.models import TwoLayerMLP
 
 
 def whitened(tree, *args, **kwargs):
@@ -256,3 +259,67 @@ def test_bad_arguments_are_refused_before_training(arguments, leaf, error, says)
 def test_matrix_axes_refuses_empty_and_repeated_axes(rows, columns):
     with pytest.raises(ValueError, match="none twice"):
         MatrixAxes(rows, columns)
+
+
+@pytest.mark.parametrize("method", [polar.Gram(), polar.Streaming(4)], ids=repr)
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_explicit_sharding_comes_back(method, transform):
+    """With shardings in the types, whatever the layout: rows, columns, both, batch, none."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    specs = [("a", None), (None, "b"), ("a", "b"), (), (("a", "b"), None, None)]
+    shapes = [(24, 40)] * 4 + [(8, 24, 40)]
+    tree = [
+        jax.device_put(np.broadcast_to(gradients(), shape), NamedSharding(mesh, PartitionSpec(*s)))
+        for shape, s in zip(shapes, specs, strict=True)
+    ]
+    step = functools.partial(whitened, method=method, axes=MatrixAxes(-2, -1))
+    expected = whitened([jnp.asarray(gradients())], method)[0]
+    for leaf, update in zip(tree, transform(step)(tree), strict=True):
+        assert update.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+        np.testing.assert_allclose(update, np.broadcast_to(expected, leaf.shape), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: optax.chain(diagnostics.spectrum_monitor(), scale_by_egd(), optax.sgd(0.1)),
+        lambda: egd(0.1, method=polar.Streaming(4), momentum=0.9, weight_decay=1e-3),
+        lambda: egd(0.1, matrices=r"^hidden/kernel$", others=optax.adam(1e-3)),
+        lambda: optax.chain(
+            optax.masked(scale_by_egd(polar.Randomized(4)), matching("kernel$")), optax.sgd(0.1)
+        ),
+    ],
+)
+@pytest.mark.usefixtures("optax_promotes")
+def test_nnx_optimizer_trains(optimizer):
+    """nnx hands `init` variables and `update` bare arrays: paths must not depend on that."""
+    model = TwoLayerMLP(6, 8, 3, rngs=nnx.Rngs(0))
+    trainer = nnx.Optimizer(model, optimizer(), wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(0), (32, 6))
+
+    def loss(model):
+        return jnp.mean((model(x) - x[:, :3]) ** 2)
+
+    before = loss(model)
+    step = nnx.jit(lambda model, trainer: trainer.update(model, nnx.grad(loss)(model)))
+    for _ in range(3):
+        step(model, trainer)
+    assert loss(model) < before
+
+
+def test_eager_calls_compile_once(caplog):
+    """The README's loop is eager: its second step has to find the first one's programs."""
+    grads = network()[1]
+    transformation = scale_by_egd(polar.Gram())
+    state = transformation.init(grads)
+    transformation.update(grads, state)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        transformation.update(grads, state)
+    assert not [line for line in caplog.messages if line.startswith("Compiling")]
+
+
+def test_a_foreign_state_is_named():
+    transformation = scale_by_egd()
+    state = transformation.init({"a": jnp.ones((2, 3))})
+    with pytest.raises(ValueError, match="no leaf 'b', only"):
+        transformation.update({"b": jnp.ones((2, 3))}, state)

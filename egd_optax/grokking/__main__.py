@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cascade = (tyro.conf.CascadeSubcommandArgs,)
         tyro.cli(CommandLine, args=arguments, prog=PROGRAM, config=cascade).command.run()
-    except (LogError, OSError) as error:
+    except (ValueError, OSError) as error:
         complain(f"error: {error}")
         return BAD_INPUT
     except TrainingDiverged as error:

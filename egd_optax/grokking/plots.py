@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from egd_optax.grokking.record import Log, LogError, check_writable
 from egd_optax.grokking.train import first_at_target
@@ -64,11 +64,15 @@ def _draw_run(axes: Axes, log: Log, color: str) -> None:
 
 
 def _dress(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if axes.dataLim.xmax > 20:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
     axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("epoch (logarithmic)")
+    axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy (solid: test, dashed: train)")
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from egd_optax.grokking.config import RECIPES, Config
@@ -17,12 +18,16 @@ DEMO_FOLDER = Path("runs/demo")
 
 
 def train_logged(config: Config, path: Path, label: str | None = None) -> Result:
-    """Train with a log at `path`, opened first, and a progress bar on a terminal's stderr."""
+    """Train with a log at `path`, opened first, and a progress bar on a terminal's stderr.
+
+    BLAS gets one thread: its idle ones spin and take the cores from XLA's, which on a small machine
+    makes an epoch with a decomposition in it several times slower, at random.
+    """
     with (
         RunLog(path, config, label) as log,
         tqdm(
             total=config.epochs,
-            desc=label or config.label,
+            desc=label or config.optimizer,
             unit="epoch",
             disable=None,
             mininterval=0.2,
@@ -36,7 +41,8 @@ def train_logged(config: Config, path: Path, label: str | None = None) -> Result
             )
             bar.update()
 
-        result = train(config, on_epoch)
+        with threadpool_limits(limits=1, user_api="blas"):
+            result = train(config, on_epoch)
         log.result(result)
     return result
 
@@ -59,6 +65,8 @@ def run_demo(folder: Path, runs: dict[str, Config], console: Console) -> None:
     Raises:
         FileExistsError: the folder holds logs already; nothing is run.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"the logs need a folder, and {folder} is a file; choose another")
     if has_logs(folder):
         raise FileExistsError(
             f"a log is never overwritten, and {folder} holds some; choose another folder with --out"
@@ -66,7 +74,7 @@ def run_demo(folder: Path, runs: dict[str, Config], console: Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{config.label}.jsonl" for config in runs.values()]
     for path, (label, config) in zip(paths, runs.items(), strict=True):
-        console.print(f"{label}: at most {config.epochs} epochs ...")
+        console.print(f"{label}: at most {config.epochs} epochs ...", highlight=False)
         train_logged(config, path, label)
     logs = [read_log(path) for path in paths]
     figure = folder / "accuracy.png"

@@ -1,5 +1,6 @@
 """One method over a stack of matrices, and the public `polar_factor`."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -38,13 +39,19 @@ def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> 
     return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], stack.shape[0], axis=0), state)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
+    return method.update(matrix, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def update_stack(method: PolarMethod, stack: jax.Array, state: State) -> tuple[jax.Array, State]:
     """Return the `(k, m, n)` polar factors of a stack and the next states.
 
     The method is traced once, for one matrix. Batched products are slow in XLA's CPU backend
     and right on an accelerator, so CPUs take the matrices in turn and the others all at once.
     """
-    one = jax.jit(method.update)
+    one = functools.partial(_update_one, method)
     if stack.shape[0] == 1:
         first = jax.tree.map(lambda x: x[0], (stack, state))
         return jax.tree.map(lambda x: x[None], one(*first))

@@ -17,11 +17,11 @@ class Auto(Stateless):
     where the benchmark says that LAPACK's is faster (examples/benchmarks).
 
     Args:
-        rtol: rank tolerance relative to the largest singular value, in [0, 1).
+        rtol: rank tolerance relative to the largest singular value, in [0, 0.5).
             None: 84 eps of the working dtype, 1e-5 in float32.
 
     Raises:
-        ValueError: `rtol` outside [0, 1).
+        ValueError: `rtol` outside [0, 0.5).
     """
 
     rtol: float | None = None

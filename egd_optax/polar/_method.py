@@ -1,6 +1,7 @@
 """What a polar method is: a value with `init` and `update`, written for one matrix."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,26 +49,27 @@ class Custom(Stateless):
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         result = self.function(matrix)
-        if result.shape != matrix.shape:
+        if getattr(result, "shape", None) != matrix.shape:
             raise ValueError(
                 f"A polar method must keep the shape {matrix.shape} of its matrix, but "
-                f"{self.function!r} returned shape {result.shape}. Return U V^T, not a factor."
+                f"{self.function!r} returned {result!r}. Return U V^T."
             )
         return result.astype(matrix.dtype)
 
 
 def check_rtol(rtol: float | None) -> None:
-    """Raise ValueError unless `rtol` is None or lies in [0, 1)."""
-    if rtol is not None and not 0.0 <= rtol < 1.0:
+    """Raise ValueError unless `rtol` is None or lies in [0, 0.5)."""
+    number = isinstance(rtol, int | float) and not isinstance(rtol, bool)
+    if rtol is not None and not (number and 0.0 <= rtol < 0.5):
         raise ValueError(
-            f"rtol is a share of the largest singular value and must lie in [0, 1), got {rtol!r}. "
-            "Leave it None for the default of the dtype."
+            "rtol is a share of the largest singular value and must lie in [0, 0.5), got "
+            f"{rtol!r}. Leave it None for the default of the dtype."
         )
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    """Raise unless `value` is an integer (NumPy's count) of at least `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 

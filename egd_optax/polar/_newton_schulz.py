@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from egd_optax.polar._coefficients import TABLES, Rows, first_rows
 from egd_optax.polar._linalg import adjoint
 from egd_optax.polar._method import Stateless, check_at_least, check_choice
-from egd_optax.polar._oriented import orient
+from egd_optax.polar._oriented import orient, working_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class NewtonSchulz(Stateless):
         dtype: dtype to iterate in. None: the leaf's own, at least float32.
 
     Raises:
-        ValueError: unknown table, no rows, rows not of length 3, or steps below 1.
+        ValueError: unknown table, no rows, rows not of length 3, steps below 1, or a dtype that
+            is not floating point.
 
     References:
         Bjorck, Bowie, SIAM J. Numer. Anal. 8, 1971. Amsel et al. 2025, arXiv 2505.16932.
@@ -49,6 +50,8 @@ class NewtonSchulz(Stateless):
             object.__setattr__(self, "coefficients", rows)
         if self.steps is not None:
             check_at_least("steps", self.steps, 1)
+        if self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.inexact):
+            raise ValueError(f"dtype must be a floating-point type, got {self.dtype!r}.")
 
     @property
     def rows(self) -> Rows:
@@ -59,7 +62,8 @@ class NewtonSchulz(Stateless):
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         oriented = orient(matrix, self.dtype)
-        x = oriented.x / jnp.linalg.norm(oriented.x).astype(oriented.x.dtype)
+        norm = jnp.linalg.norm(oriented.x.astype(working_dtype(oriented.x.dtype)))
+        x = oriented.x / norm.astype(oriented.x.dtype)
         for a, b, c in self.rows:
             gram = x @ adjoint(x)
             x = a * x + (b * gram + c * (gram @ gram)) @ x

@@ -29,6 +29,8 @@ class _Sketch:
         check_at_least("rank", self.rank, 1)
         check_at_least("oversample", self.oversample, 0)
         check_at_least("seed", self.seed, 0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed!r}.")
         check_choice("tail", self.tail, ("drop", "keep"))
 
     def _width(self, m: int) -> int:
@@ -40,14 +42,18 @@ class _Sketch:
         Returns the factor, and the basis turned to the singular directions, leading ones last.
         """
         small = product(adjoint(basis), x)
-        squares, turn = jnp.linalg.eigh(product(small, adjoint(small)))
+        whitened = Gram().factor(small)
+        # The Hermitian factor has the singular values themselves, so eigh resolves them to eps
+        # sigma_1; the small Gram matrix has their squares and would lose half of the digits.
+        hermitian = product(small, adjoint(whitened))
+        s, turn = jnp.linalg.eigh((hermitian + adjoint(hermitian)) / 2)
         rank = min(self.rank, basis.shape[1])
         turned = product(basis, turn)
-        leading, small = turned[:, -rank:], product(adjoint(turn[:, -rank:]), small)
-        factor = product(leading, Gram().factor(small))
+        leading = turned[:, -rank:]
+        factor = product(leading, product(adjoint(turn[:, -rank:]), whitened))
         if self.tail == "keep":
-            rest = x - product(leading, small)
-            factor = factor + _reciprocal_root(squares[-rank], squares[-1]).astype(x.dtype) * rest
+            rest = x - product(leading, product(adjoint(leading), x))
+            factor = factor + _reciprocal(s[-rank], s[-1]).astype(x.dtype) * rest
         return factor, turned
 
 
@@ -71,7 +77,7 @@ class Randomized(_Sketch):
         oversample: extra sketch directions, dropped before whitening.
         tail: what becomes of the rest. "drop" (the paper): zeros. "keep": divided by the
             smallest whitened singular value, so that it continues the spectrum below 1.
-        seed: of the sketches; every step draws a fresh one.
+        seed: of the sketches; every step draws a fresh one, the same for all matrices.
         power_iterations: passes over G that sharpen the sketch.
 
     Raises:
@@ -159,7 +165,7 @@ def _orth(x: jax.Array) -> jax.Array:
     return jnp.linalg.qr(x)[0]
 
 
-def _reciprocal_root(value: jax.Array, largest: jax.Array) -> jax.Array:
-    """Return 1 / sqrt(value), or 0 where it is round-off beside `largest`."""
+def _reciprocal(value: jax.Array, largest: jax.Array) -> jax.Array:
+    """Return 1 / value, or 0 where it is round-off beside `largest`."""
     resolved = value > default_rtol(value.dtype) * largest
-    return jnp.where(resolved, 1 / jnp.sqrt(jnp.where(resolved, value, jnp.ones_like(value))), 0)
+    return jnp.where(resolved, 1 / jnp.where(resolved, value, jnp.ones_like(value)), 0)

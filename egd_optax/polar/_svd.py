@@ -17,11 +17,11 @@ class SVD(Stateless):
     Accuracy class: exact. LAPACK on CPU; on accelerators the slowest method by far.
 
     Args:
-        rtol: rank tolerance relative to the largest singular value, in [0, 1).
+        rtol: rank tolerance relative to the largest singular value, in [0, 0.5).
             None: 84 eps of the working dtype, 1e-5 in float32.
 
     Raises:
-        ValueError: `rtol` outside [0, 1).
+        ValueError: `rtol` outside [0, 0.5).
 
     References:
         Golub, Van Loan, Matrix Computations, 4th ed. 2013, sections 2.4 and 9.4.
