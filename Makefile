@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all lint format clean
+.PHONY: bench clean demo docs test test-all lint format
 
 demo: $(VENV)/.dev  ## train on modular addition with SGD and with EGD, print a table, draw a figure
 	$(RUN) -m egd_optax.grokking demo
@@ -13,6 +13,12 @@ test: lint  ## lint, types and the tests that take seconds
 
 test-all: lint  ## all tests, the slow ones too
 	$(RUN) -m pytest -m "slow or not slow"
+
+bench: $(VENV)/.dev  ## time the polar methods and their peers, write a log and a figure
+	$(RUN) examples/benchmarks/polar.py
+
+docs: $(VENV)/.docs  ## build the site strictly into site/
+	$(VENV)/bin/mkdocs build --strict
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -30,4 +36,8 @@ $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(RUN) -m pip install --quiet --editable ".[docs]"
 	touch $@

@@ -9,11 +9,15 @@ SHAPES = {"square": (64, 64), "wide": (48, 160), "tall": (160, 48)}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A matrix, and its rank where that is below min(m, n) by construction."""
+    """A matrix, its rank where that is below min(m, n) by construction, and whether it is resolved.
+
+    Unresolved: full rank, with directions below the 2e-5 sigma_1 that float32 methods promise.
+    """
 
     name: str
     matrix: np.ndarray
     rank: int | None = None
+    resolved: bool = True
 
     def __repr__(self):
         return self.name
@@ -49,6 +53,9 @@ def spectra(k):
         "one large": np.r_[1.0, np.full(k - 1, 3e-5)],
         "one small": np.r_[np.ones(k - 1), 3e-5],
         "gamma": np.maximum(gamma / gamma[0], 3e-5),
+        "one slightly larger": np.r_[1.0, np.full(k - 1, 0.95)],
+        "repeated pairs": np.repeat(np.logspace(0, -3, k // 2), 2),
+        "rank plus noise tail": np.r_[np.ones(k // 4), np.geomspace(1e-3, 3e-5, k - k // 4)],
         "low rank plus decay": np.r_[np.logspace(0, -1, 8), np.full(k - 8, 1e-4)],
     }
 
@@ -72,6 +79,16 @@ def _special():
     ]
 
 
+def _unresolved():
+    """Condition up to 1/eps: below 2e-5 sigma_1 the exact class promises gains in [0, 1] only."""
+    return [
+        Case(f"condition {condition:g} {kind}", with_spectrum(shape, spectrum), resolved=False)
+        for kind, shape in SHAPES.items()
+        for condition in (1e6, 8e6)
+        for spectrum in [np.geomspace(1, 1 / condition, min(shape))]
+    ]
+
+
 def zoo():
     """All cases."""
     full_rank = [
@@ -85,4 +102,4 @@ def zoo():
         for rank in (1, 12)
         for scale in (np.float32(1e-30), np.float32(1), np.float32(1e30))
     ]
-    return full_rank + deficient + _special()
+    return full_rank + deficient + _special() + _unresolved()

@@ -35,5 +35,5 @@ class Auto(Stateless):
         return jax.lax.platform_dependent(matrix, cpu=on_cpu, default=gram)
 
 
-# Up to this short side LAPACK's SVD takes less time than the dispatch of Gram's many products.
-_SMALL = 32
+# Up to this short side an SVD is faster than the dispatch of many products (small.jsonl there).
+_SMALL = 24

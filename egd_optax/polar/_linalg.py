@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Below these sizes blocks stop paying, and a library's product or Cholesky factor takes over.
+# CPU: below these sizes blocks stop paying, and a library's product or Cholesky factor takes over.
 _GRAM_LEAF = 128
-_INVERSE_LEAF = 96
+_INVERSE_LEAF = 50
+_INVERSE_LEAF_LARGE = 96  # for matrices above 600, where fewer blocks compile faster
 # Right-hand sides of fewer entries are solved on one thread by OpenBLAS (measured: 1024).
 _UNTHREADED = 960
 
-product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+product = functools.partial(jnp.matmul, precision="highest")
 
 
 def adjoint(matrix: jax.Array) -> jax.Array:
@@ -23,19 +24,23 @@ def adjoint(matrix: jax.Array) -> jax.Array:
     return jnp.conj(matrix.mT)
 
 
-def gram(x: jax.Array, depth: int = 2) -> jax.Array:
-    """Return x x^H for `x` (m, n), computing mirrored blocks once."""
-    half = x.shape[0] // 2
-    if depth == 0 or half < _GRAM_LEAF:
-        return product(x, adjoint(x))
-    top, bottom = x[:half], x[half:]
-    corner = product(top, adjoint(bottom))
-    return _hermitian(gram(top, depth - 1), corner, gram(bottom, depth - 1))
+def gram(x: jax.Array, precision: jax.lax.PrecisionLike = "highest") -> jax.Array:
+    """Return x x^H for `x` (m, n); on CPU in blocks, the mirrored ones computed once."""
+    return jax.lax.platform_dependent(
+        x,
+        cpu=functools.partial(_gram_by_blocks, precision=precision, depth=2),
+        default=lambda x: jnp.matmul(x, adjoint(x), precision=precision),
+    )
 
 
 def inverse(s: jax.Array) -> jax.Array:
-    """Return the inverse of the Hermitian positive definite `s` (m, m)."""
-    return _root_and_inverse(s)[1]
+    """Return the inverse of the Hermitian positive definite `s` (m, m), as stable as Cholesky's."""
+    leaf = _INVERSE_LEAF if s.shape[0] <= 600 else _INVERSE_LEAF_LARGE
+    return jax.lax.platform_dependent(
+        s,
+        cpu=lambda s: _root_and_inverse(s, leaf)[1],
+        default=_inverse_by_library,
+    )
 
 
 def largest_eigenvalue(s: jax.Array, steps: int = 12) -> jax.Array:
@@ -52,24 +57,41 @@ def largest_eigenvalue(s: jax.Array, steps: int = 12) -> jax.Array:
     return jnp.max(lengths)
 
 
-def _root_and_inverse(s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return L^-1 and S^-1 for S = L L^H, by blocks.
+def _gram_by_blocks(x: jax.Array, precision: jax.lax.PrecisionLike, depth: int) -> jax.Array:
+    half = x.shape[0] // 2
+    if depth == 0 or half < _GRAM_LEAF:
+        return jnp.matmul(x, adjoint(x), precision=precision)
+    top, bottom = x[:half], x[half:]
+    corner = jnp.matmul(top, adjoint(bottom), precision=precision)
+    first, last = (_gram_by_blocks(part, precision, depth - 1) for part in (top, bottom))
+    return _hermitian(first, corner, last)
+
+
+def _root_and_inverse(s: jax.Array, leaf: int) -> tuple[jax.Array, jax.Array]:
+    """Return L^-1 and S^-1 for S = L L^H, by blocks down to size `leaf`.
 
     Nearly all of it is products, which XLA runs faster than triangular solves. As stable as the
     Cholesky factorisation, because the Schur complement is a difference of Gram matrices.
     """
     m, half = s.shape[0], s.shape[0] // 2
-    if m <= _INVERSE_LEAF:
+    if m <= leaf:
         root = _inverse_of_factor(s)
         return root, product(adjoint(root), root)
-    root, first = _root_and_inverse(s[:half, :half])
+    root, first = _root_and_inverse(s[:half, :half], leaf)
     side = product(root, s[:half, half:])
-    schur_root, last = _root_and_inverse(s[half:, half:] - product(adjoint(side), side))
+    schur_root, last = _root_and_inverse(s[half:, half:] - product(adjoint(side), side), leaf)
     side = product(adjoint(root), side)
     corner = product(side, last)
     below = -product(schur_root, adjoint(side))
     whole = jnp.block([[root, jnp.zeros_like(side)], [below, schur_root]])
     return whole, _hermitian(first + product(corner, adjoint(side)), -corner, last)
+
+
+def _inverse_by_library(s: jax.Array) -> jax.Array:
+    factor = jax.lax.linalg.cholesky(s, symmetrize_input=False)
+    identity = jnp.eye(s.shape[0], dtype=s.dtype)
+    root = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+    return product(adjoint(root), root)
 
 
 def _inverse_of_factor(s: jax.Array) -> jax.Array:

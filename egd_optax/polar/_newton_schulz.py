@@ -1,12 +1,14 @@
 """Polynomial polar factor: products alone, driven by a table of coefficients."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._coefficients import TABLES, Rows, first_rows
-from egd_optax.polar._linalg import adjoint
+from egd_optax.polar._linalg import gram
 from egd_optax.polar._method import Stateless, check_at_least, check_choice
 from egd_optax.polar._oriented import orient, working_dtype
 
@@ -14,6 +16,9 @@ from egd_optax.polar._oriented import orient, working_dtype
 @dataclasses.dataclass(frozen=True)
 class NewtonSchulz(Stateless):
     """Approximate polar factor by odd quintics X <- a X + (b A + c A^2) X, A = X X^H.
+
+    On wide matrices, two or three steps at a time run on A alone (Gram Newton-Schulz). Products
+    are at JAX's default matmul precision.
 
     Accuracy class: polynomial. Relative to the Frobenius norm, singular values above the
     table's `lower` (1e-3 for all named tables) get gains in the table's interval; the ones
@@ -64,7 +69,34 @@ class NewtonSchulz(Stateless):
         oriented = orient(matrix, self.dtype)
         norm = jnp.linalg.norm(oriented.x.astype(working_dtype(oriented.x.dtype)))
         x = oriented.x / norm.astype(oriented.x.dtype)
-        for a, b, c in self.rows:
-            gram = x @ adjoint(x)
-            x = a * x + (b * gram + c * (gram @ gram)) @ x
+        for rows in _segments(self.rows, x.shape):
+            x = _run(rows, x)
         return oriented.restore(x)
+
+
+def _segments(rows: Rows, shape: tuple[int, ...]) -> list[Rows]:
+    """Split the rows into runs that form the Gram matrix once, of two and then three steps.
+
+    Near squares, where the long side costs no more than the short one, each step is a run.
+    """
+    m, n = shape
+    if n < _WIDE * m:
+        return [(row,) for row in rows]
+    starts = [0, *range(2, len(rows), 3), len(rows)]
+    return [rows[a:b] for a, b in itertools.pairwise(starts)]
+
+
+def _run(rows: Rows, x: jax.Array) -> jax.Array:
+    """Take some steps on A = X X^H alone, X <- P X and A <- P A P, and apply their product to X."""
+    square = gram(x, None)
+    identity = jnp.eye(x.shape[0], dtype=x.dtype)
+    steps: list[jax.Array] = []
+    for a, b, c in rows:
+        if steps:
+            square = steps[-1] @ square @ steps[-1]
+        steps.append(a * identity + b * square + c * gram(square, None))
+    return functools.reduce(jnp.matmul, steps) @ x  # functions of A, so they commute
+
+
+# Aspect from which several steps on the Gram matrix cost less than as many on the matrix.
+_WIDE = 1.75

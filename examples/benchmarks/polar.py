@@ -4,8 +4,11 @@
     python examples/benchmarks/polar.py --shapes 8192x8192 --dtype bfloat16 --batch 4
 
 Rounds go over all methods in turn, so that a noisy machine is noisy for all of them; medians are
-reported. One `product` is an (m, m) by (m, n) matrix product: the unit. Two of them, one to form a
-Gram matrix and one to apply a function of it, are a bound that no method of that kind can beat.
+reported. Each turn begins with a pause and an untimed call: after a threaded LAPACK call, its idle
+threads spin for tens of milliseconds and would slow the next method down instead of its own.
+
+One `product` is an (m, m) by (m, n) matrix product: the unit. Two of them, one to form a Gram
+matrix and one to apply a function of it, are a bound that no method of that kind can beat.
 """
 
 import dataclasses
@@ -47,6 +50,7 @@ class Benchmark:
         dtype: of the matrices.
         batch: matrices in a stack; 1 for plain matrices.
         rounds: timed rounds; the median counts.
+        pause: seconds before each timed call, for the threads of the call before to fall asleep.
         only: names of the methods to time; empty for all.
         out: JSONL log to write, numbered where it exists; a PNG is drawn beside it.
     """
@@ -56,6 +60,7 @@ class Benchmark:
     dtype: str = "float32"
     batch: int = 1
     rounds: int = 15
+    pause: float = 0.05
     only: tuple[str, ...] = ()
     out: Path = Path("runs/benchmark/polar.jsonl")
 
@@ -152,12 +157,14 @@ def measure(benchmark: Benchmark, shape: str) -> list[dict]:
     runs, compile_seconds = {}, {}
     for name, function in wanted.items():
         runs[name], compile_seconds[name] = compiled(function, x)
-    if torch_muon(x) and not benchmark.only:
-        runs["peer: torch muon"], compile_seconds["peer: torch muon"] = torch_muon(x), 0.0
+    if not benchmark.only and (run_torch := torch_muon(x)) is not None:
+        runs["peer: torch muon"], compile_seconds["peer: torch muon"] = run_torch, 0.0
     factors = {name: run() for name, run in runs.items()}
     times = {name: [] for name in runs}
     for _ in range(benchmark.rounds):
         for name, run in runs.items():
+            time.sleep(benchmark.pause)
+            run()
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
@@ -170,12 +177,18 @@ def measure(benchmark: Benchmark, shape: str) -> list[dict]:
             "seconds": statistics.median(times[name]),
             "products": statistics.median(times[name]) / unit,
             "compile_seconds": compile_seconds[name],
-            "worst_gain_error": None
-            if name == "product"
-            else worst_gain_error(to_numpy(factors[name]), u, vh),
+            "worst_gain_error": gain_error(name, factors[name], u, vh),
         }
         for name in runs
     ]
+
+
+def gain_error(name: str, factor, u, vh) -> float | None:
+    """Return the worst gain error over the directions that the method promises something for."""
+    if name == "product":
+        return None
+    rank = 64 if name.endswith(" 64") else u.shape[1]
+    return worst_gain_error(to_numpy(factor), u[:, :rank], vh[:rank])
 
 
 def to_numpy(array) -> np.ndarray:
