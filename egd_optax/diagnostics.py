@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from egd_optax._matrix_view import Axes, check_axes, matrix_views
-from egd_optax.polar._linalg import adjoint, product
+from egd_optax.polar._linalg import adjoint, gram, product
 from egd_optax.polar._method import check_at_least, check_rtol
 from egd_optax.polar._oriented import orient, resolve_rtol
 
@@ -116,7 +116,10 @@ def spectrum_monitor(
     Returns:
         Transformation whose state holds a `Spectrum` for each matrix leaf: Frobenius `norm`,
         numerical `rank`, `condition` = sigma_1 / sigma_rank and `stable_rank` = sum sigma^2 /
-        sigma_1^2. Before the first update and for zero gradients the norm is 0 and the rest NaN.
+        sigma_1^2. They come from the eigenvalues of the Gram matrix, cheap enough to leave on (two
+        to four per cent of the modular run's time every ten steps) but blind below 1.4e-3 sigma_1
+        in float32: rank and condition count what lies above; `polar_report` sees all. Before the
+        first update and for zero gradients the norm is 0 and the rest NaN.
 
     Raises:
         ValueError: `every` below 1; see `scale_by_egd` for `axes`.
@@ -175,6 +178,10 @@ def readings(state: Any) -> list[dict[str, Spectrum]]:
     return [node.spectra for node in found if is_monitor(node)]
 
 
+# Eigenvalues of a Gram matrix have errors of a few eps sigma_1^2.
+_GRAM_RESOLUTION = 4.0
+
+
 def _empty(batch: int) -> Spectrum:
     unknown = jnp.full((batch,), jnp.nan, jnp.float32)
     return Spectrum(jnp.zeros((batch,), jnp.float32), unknown, unknown, unknown)
@@ -182,10 +189,14 @@ def _empty(batch: int) -> Spectrum:
 
 def _spectrum(matrix: jax.Array, rtol: float | None) -> Spectrum:
     oriented = orient(matrix)
-    s = jnp.linalg.svd(oriented.x, compute_uv=False)
+    square = jnp.linalg.eigvalsh(gram(oriented.x))[::-1]
+    s = jnp.sqrt(jnp.maximum(square, jnp.zeros_like(square)))
+    resolution = _GRAM_RESOLUTION * float(jnp.finfo(s.dtype).eps) ** 0.5
     figures = {
         name: jnp.where(oriented.usable, value.astype(jnp.float32), jnp.nan)
-        for name, value in _spectral_figures(s, rtol).items()
+        for name, value in _spectral_figures(
+            s, max(resolve_rtol(rtol, s.dtype), resolution)
+        ).items()
     }
     largest = jnp.max(jnp.abs(matrix)).astype(jnp.float32)  # squares of 1e-30 or 1e30 do not fit
     unit = jnp.max(jnp.abs(oriented.x)).astype(jnp.float32)

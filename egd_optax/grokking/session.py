@@ -1,9 +1,11 @@
 """A run with its log and its progress bar, and the demonstration: three such runs side by side."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+import scipy.linalg  # noqa: F401 (its BLAS has to be loaded to be limited)
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -18,11 +20,7 @@ DEMO_FOLDER = Path("runs/demo")
 
 
 def train_logged(config: Config, path: Path, label: str | None = None) -> Result:
-    """Train with a log at `path`, opened first, and a progress bar on a terminal's stderr.
-
-    BLAS gets one thread: its idle ones spin and take the cores from XLA's, which on a small machine
-    makes an epoch with a decomposition in it several times slower, at random.
-    """
+    """Train with a log at `path`, opened first, and a progress bar on a terminal's stderr."""
     with (
         RunLog(path, config, label) as log,
         tqdm(
@@ -41,10 +39,19 @@ def train_logged(config: Config, path: Path, label: str | None = None) -> Result
             )
             bar.update()
 
-        with threadpool_limits(limits=1, user_api="blas"):
+        with one_blas_thread():
             result = train(config, on_epoch)
         log.result(result)
     return result
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager:
+    """Return a context in which BLAS has one thread, as OPENBLAS_NUM_THREADS=1 would do.
+
+    Its idle threads spin for tens of milliseconds and take the cores from XLA's: on a small machine
+    an epoch with a decomposition in it gets several times slower, at random.
+    """
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def demo_runs(seed: int = 0) -> dict[str, Config]:

@@ -12,12 +12,11 @@ from pathlib import Path
 import jax
 import optax
 import tyro
-from threadpoolctl import threadpool_limits
 
 from egd_optax import diagnostics
 from egd_optax.grokking import RECIPES
 from egd_optax.grokking.record import check_writable, environment
-from egd_optax.grokking.session import free_file
+from egd_optax.grokking.session import free_file, one_blas_thread
 from egd_optax.grokking.train import prepare
 
 
@@ -51,7 +50,7 @@ def main(every: int = 10, rounds: int = 40, out: Path = Path("runs/benchmark/mon
     """
     out = free_file(out)
     check_writable(out)
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         plain, monitored = epochs(None), epochs(every)
         pairs = [(plain(), monitored()) for _ in range(rounds)]
     plain_s, monitored_s = (statistics.median(column) for column in zip(*pairs, strict=True))

@@ -37,6 +37,7 @@ try:
 except ImportError:
     torch = None
 
+MARKERS = "osD^vPX"
 SHAPES = ("194x512", "254x512", "512x512", "768x3072", "1024x1024")
 
 
@@ -226,7 +227,7 @@ def draw(records: list[dict], path: Path) -> None:
         for index, name in enumerate(names):
             points = [r for r in records if (r["shape"], r["method"]) == (shape, name)]
             for point in points:
-                marker = "s" if name.startswith("peer") else "o"
+                marker = MARKERS[index % len(MARKERS)]
                 error = max(point["worst_gain_error"], 1e-8)
                 axes.plot(point["products"], error, marker, color=f"C{index % 10}", label=name)
         axes.set(title=shape, xscale="log", yscale="log", xlabel="time, in products")
