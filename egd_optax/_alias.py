@@ -58,7 +58,7 @@ def egd(
             `init`, `matrices` that select no matrix; see `scale_by_egd` and `matching`.
         TypeError: `others` is no transformation; see `scale_by_egd`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> from egd_optax import egd
         >>> params = {"kernel": 2 * jnp.eye(2), "bias": jnp.ones(2)}

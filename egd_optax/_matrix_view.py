@@ -24,7 +24,7 @@ class MatrixAxes:
     Raises:
         ValueError: no rows or columns, or an axis named twice.
 
-    Example:
+    Examples:
         A convolution kernel (height, width, in, out) as one (height width in) x out matrix:
 
         >>> from egd_optax import MatrixAxes

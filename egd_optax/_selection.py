@@ -44,7 +44,7 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
     Raises:
         ValueError: no pattern, or one that is not a regular expression.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from egd_optax import matching
         >>> params = {"hidden": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}

@@ -60,7 +60,7 @@ def scale_by_egd(
         ValueError: unknown scale, `max_stack` below 1; at `init`, a leaf of more than two
             axes that `axes` does not name, or axes that do not fit their leaf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> from egd_optax import scale_by_egd
         >>> optimizer = optax.chain(optax.add_decayed_weights(1e-4), scale_by_egd(), optax.sgd(0.7))

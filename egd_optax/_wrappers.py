@@ -42,7 +42,7 @@ def switch_off(
     Raises:
         ValueError: at update, no `metric`.
 
-    Example:
+    Examples:
         >>> import optax
         >>> from egd_optax import scale_by_egd, switch_off
         >>> optimizer = optax.chain(

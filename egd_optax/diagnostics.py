@@ -48,7 +48,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         ValueError: shapes that differ or are not `(m, n)`, or `rtol` outside [0, 0.5).
         TypeError: integer entries.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from egd_optax.diagnostics import polar_report
         >>> gradient = jnp.diag(jnp.array([2.0, 1.0, 0.0]))
@@ -124,7 +124,7 @@ def spectrum_monitor(
     Raises:
         ValueError: `every` below 1; see `scale_by_egd` for `axes`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> from egd_optax import diagnostics, scale_by_egd
         >>> monitor = diagnostics.spectrum_monitor()

@@ -74,7 +74,7 @@ def train(config: Config, on_epoch: Callable[[Epoch], None] = lambda epoch: None
     Raises:
         TrainingDiverged: a loss is not finite; the epochs before it have been handed to `on_epoch`.
 
-    Example:
+    Examples:
         >>> from egd_optax.grokking import Config, ModularArithmetic, train
         >>> tiny = Config(task=ModularArithmetic(p=7), width=16, batch_size=8, epochs=3)
         >>> len(train(tiny).history)

@@ -32,7 +32,7 @@ class TwoLayerMLP(nnx.Module):
         bias_scale: standard deviation of the initial hidden bias; 0 starts it at zero.
         rngs: source of the initial values; kernels are N(0, 1) * sqrt(2 / fan_in).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from egd_optax.models import TwoLayerMLP

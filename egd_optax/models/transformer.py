@@ -48,7 +48,7 @@ class DecoderTransformer(nnx.Module):
     Raises:
         ValueError: `width` is not a multiple of `heads`; at a call: a sequence is too long.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from egd_optax.models import DecoderTransformer

@@ -83,7 +83,7 @@ def polar_factor(
         ValueError: fewer than two axes.
         TypeError: integer or boolean entries, or something that is not a method.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from egd_optax.polar import polar_factor
         >>> print(polar_factor(jnp.diag(jnp.array([4.0, -0.5]))))
