@@ -42,7 +42,8 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         the factor off that range; `orthogonality_error`, the spectral norm of Q Q^H - I for the
         factor on the range; numerical `rank`; `condition` = sigma_1 / sigma_rank; `stable_rank` =
         sum sigma^2 / sigma_1^2; `dropped_share` of the squared Frobenius norm that lies in
-        directions of gain below 1/2. NaN where the matrix is zero or not finite.
+        directions of gain below 1/2. NaN where the matrix is zero, or
+        either is not finite.
 
     Raises:
         ValueError: shapes that differ or are not `(m, n)`, or `rtol` outside [0, 0.5).
@@ -81,7 +82,8 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         **_spectral_figures(s, rtol),
         dropped_share=jnp.sum(jnp.where(gains < 0.5, s**2, 0)) / jnp.sum(s**2),
     )
-    return jax.tree.map(lambda x: jnp.where(oriented.usable, x.astype(s.dtype), jnp.nan), report)
+    usable = oriented.usable & jnp.all(jnp.isfinite(factor))
+    return jax.tree.map(lambda x: jnp.where(usable, x.astype(s.dtype), jnp.nan), report)
 
 
 class Spectrum(NamedTuple):

@@ -45,6 +45,7 @@ def test_report_of_a_wrong_factor_shows_what_is_wrong():
 
 def test_report_of_nothing_is_nan():
     assert np.isnan(diagnostics.polar_report(jnp.zeros((2, 3)), jnp.zeros((2, 3)))).all()
+    assert np.isnan(diagnostics.polar_report(jnp.eye(3), jnp.full((3, 3), jnp.nan))).all()
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 2\)"):
         diagnostics.polar_report(jnp.ones((2, 3)), jnp.ones((3, 2)))
 

@@ -171,6 +171,20 @@ def test_streaming_follows_a_turning_subspace():
             assert np.linalg.norm(gains[8:, 8:], 2) <= 0.1
 
 
+def test_streaming_finds_directions_that_its_basis_has_never_seen():
+    """Rows of sparse tokens: a support disjoint from the last one leaves nothing to follow."""
+    method = polar.Streaming(8)
+    update = jax.jit(method.update)
+    state = method.init(jnp.zeros((48, 160)))
+    for rows in (slice(0, 10), slice(30, 38)):
+        matrix = np.zeros((48, 160), np.float32)
+        matrix[rows] = matrices.with_spectrum((48, 160), np.ones(48))[rows]
+        for _ in range(4):
+            actual, state = update(matrix, state)
+    gains, _ = reference.gain_matrix(matrix, actual)
+    np.testing.assert_allclose(np.diag(gains)[:8], 1, rtol=0, atol=1e-2)
+
+
 def test_streaming_survives_a_zero_and_a_non_finite_step():
     method = polar.Streaming(8)
     update = jax.jit(method.update)

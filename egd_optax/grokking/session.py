@@ -61,7 +61,7 @@ def demo_runs(seed: int = 0) -> dict[str, Config]:
         "SGD": dataclasses.replace(paper, optimizer="sgd", epochs=400),
         "EGD, first matrix (paper)": dataclasses.replace(paper, epochs=200),
         "EGD, both matrices": dataclasses.replace(
-            paper, matrices="all", switch_off=None, epochs=60, epochs_after_target=20
+            paper, matrices="all", method="auto", switch_off=None, epochs=60, epochs_after_target=20
         ),
     }
 

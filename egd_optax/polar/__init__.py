@@ -2,7 +2,7 @@
 
 | method         | class      | what it does                                             |
 |----------------|------------|----------------------------------------------------------|
-| `Auto`         | exact      | the default: the fastest exact method for the backend    |
+| `Auto`         | exact      | the default: Gram, or SVD for small matrices on CPU      |
 | `Gram`         | exact      | matrix products and Cholesky factors of the short side   |
 | `SVD`          | exact      | singular value decomposition, the reference              |
 | `NewtonSchulz` | polynomial | products alone, gains as good as its coefficient table   |

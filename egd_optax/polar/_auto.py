@@ -11,10 +11,10 @@ from egd_optax.polar._svd import SVD
 
 @dataclasses.dataclass(frozen=True)
 class Auto(Stateless):
-    """Exact polar factor by the method that is fastest for the backend and the shape.
+    """Exact polar factor by `Gram`, or by `SVD` for small matrices on CPU.
 
-    Accuracy class: exact, whatever is picked. Accelerators never get an SVD; CPUs get one
-    where the benchmark says that LAPACK's is faster (examples/benchmarks).
+    Accuracy class: exact, whatever is picked. Accelerators never get an SVD; CPUs get one up to
+    24 rows, about where the benchmark's curves cross (examples/benchmarks/logs/cpu-small.jsonl).
 
     Args:
         rtol: rank tolerance relative to the largest singular value, in [0, 0.5).
@@ -35,5 +35,4 @@ class Auto(Stateless):
         return jax.lax.platform_dependent(matrix, cpu=on_cpu, default=gram)
 
 
-# Up to this short side an SVD is faster than the dispatch of many products (small.jsonl there).
 _SMALL = 24

@@ -113,9 +113,11 @@ class Randomized(_Sketch):
 
 
 class StreamingState(NamedTuple):
-    """Orthonormal `(min(m, n), k)` basis of the last step's leading directions."""
+    """Orthonormal `(min(m, n), k)` basis of the last leading directions, and a key's parts."""
 
     basis: jax.Array
+    seed: jax.Array
+    step: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +126,14 @@ class Streaming(_Sketch):
 
     The basis of the last step, turned to its singular directions, is carried through
     one power iteration, Q <- orth(G normalize(G^H Q)): gradients turn slowly, so a single pass
-    does what `Randomized` needs several for. One thin QR and one small eigh a step.
+    does what `Randomized` needs several for. One thin QR and one small eigh a step. Random columns
+    in place of the extra directions, and of any that the gradient has left, find new ones.
     Accuracy class: sketch, after the first few steps.
 
     Args:
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
-        oversample: extra directions that are followed but not whitened.
+        oversample: random columns beside the followed ones; 0 finds new directions only where
+            old ones have died.
         tail: what becomes of the rest. "drop": zeros. "keep": divided by the smallest
             whitened singular value, so that it continues the spectrum below 1.
         seed: of the random basis to begin with.
@@ -146,19 +150,27 @@ class Streaming(_Sketch):
         m = min(matrix.shape)
         dtype = working_dtype(matrix.dtype)
         draw = jax.random.normal(jax.random.key(self.seed), (m, self._width(m)), dtype)
-        return StreamingState(_orth(draw))
+        return StreamingState(_orth(draw), jnp.uint32(self.seed), jnp.int32(0))
 
     def update(self, matrix: jax.Array, state: StreamingState) -> tuple[jax.Array, StreamingState]:
         oriented = orient(matrix)
         x = oriented.x
-        probe = product(adjoint(x), state.basis)
-        lengths = jnp.linalg.norm(probe, axis=0, keepdims=True)
-        tiny = default_rtol(lengths.dtype) * jnp.max(lengths)
-        probe = probe / jnp.maximum(lengths, tiny).astype(x.dtype)
-        basis = _orth(product(x, probe))
+        basis = _orth(product(x, self._probe(x, state)))
         factor, turned = self._whiten(x, basis)
         kept = jnp.where(oriented.usable, turned, state.basis)
-        return oriented.restore(factor), StreamingState(kept)
+        return oriented.restore(factor), state._replace(basis=kept, step=state.step + 1)
+
+    def _probe(self, x: jax.Array, state: StreamingState) -> jax.Array:
+        """Return unit columns (n, k): where the basis points to in `x`, and random ones."""
+        width = state.basis.shape[1]
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        fresh = jax.random.normal(key, (x.shape[1], width), x.dtype) / x.shape[1] ** 0.5
+        followed = product(adjoint(x), state.basis)
+        lengths = jnp.linalg.norm(followed, axis=0, keepdims=True)
+        alive = lengths > default_rtol(lengths.dtype) * jnp.linalg.norm(x)
+        extra = jnp.arange(width)[None, :] < width - self.rank
+        unit = followed / jnp.where(alive, lengths, jnp.ones_like(lengths)).astype(x.dtype)
+        return jnp.where(alive & ~extra, unit, fresh)
 
 
 def _orth(x: jax.Array) -> jax.Array:

@@ -14,7 +14,8 @@ from egd_optax.polar._oriented import orient, resolve_rtol
 class SVD(Stateless):
     """Exact polar factor U V^T over the singular values above `rtol * sigma_1`.
 
-    Accuracy class: exact. LAPACK on CPU; on accelerators the slowest method by far.
+    Accuracy class: exact. LAPACK on CPU. On TPU it compiles for seconds to minutes (JAX issues
+    10052, 28315).
 
     Args:
         rtol: rank tolerance relative to the largest singular value, in [0, 0.5).

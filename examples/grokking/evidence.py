@@ -37,7 +37,9 @@ def modular() -> list[Claim]:
         for operation in ("addition", "multiplication"):
             recipe = RECIPES[f"{operation}-{p}"]
             first = dataclasses.replace(recipe, epochs=paper[1])
-            every = dataclasses.replace(recipe, matrices="all", switch_off=None, epochs=both)
+            every = dataclasses.replace(
+                recipe, matrices="all", method="auto", switch_off=None, epochs=both
+            )
             sgd = dataclasses.replace(recipe, optimizer="sgd", epochs=paper[1])
             claims += [
                 Claim(f"{operation} mod {p}, first matrix", first, 3, *paper),
