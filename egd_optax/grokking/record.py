@@ -189,7 +189,8 @@ def _parse(
         except json.JSONDecodeError as error:
             if number != numbered[-1][0]:
                 raise LogError(
-                    f"line {number} of {path} is not JSON: {error}; is it a log of this package, unaltered?"
+                    f"line {number} of {path} is not JSON: {error}; is it a log of this package, "
+                    "and unaltered?"
                 ) from error
             return lines, (f"{path}: line {number}, the last, is cut off and left out",)
         if not (isinstance(line, dict) and "kind" in line):
