@@ -1,4 +1,4 @@
-"""egd, matching, switch_off and the controls."""
+"""egd, matching and normalize_columns."""
 
 import chex
 import jax
@@ -8,7 +8,7 @@ import optax
 import pytest
 import reference
 
-from egd_optax import egd, matching, normalize_columns, polar, scale_by_egd, switch_off
+from egd_optax import egd, matching, normalize_columns, polar, scale_by_egd
 
 RNG = np.random.default_rng(0)
 PARAMS = {"kernel": RNG.standard_normal((6, 9)), "bias": RNG.standard_normal(9)}
@@ -128,41 +128,11 @@ def test_matching_nothing_is_an_error_that_lists_the_paths():
         (lambda: matching(["a", "b"]), "one by one"),
         (lambda: matching("("), "not a regular expression"),
         (lambda: normalize_columns(0.0), "floor must be positive"),
-        (lambda: run(switch_off(optax.identity(), optax.identity(), threshold=0.5)), "metric="),
     ],
 )
 def test_bad_arguments_are_refused(make, says):
     with pytest.raises(ValueError, match=says):
         make()
-
-
-@pytest.mark.parametrize(("latch", "used"), [(True, "iaaa"), (False, "iaia")])
-def test_switch_off_follows_the_metric(latch, used):
-    inner, after = optax.scale(2.0), optax.scale(3.0)
-    optimizer = switch_off(inner, after, threshold=0.95, latch=latch)
-    update = jax.jit(optimizer.update)
-    state, seen = optimizer.init(jnp.ones(())), ""
-    for metric in (0.95, 0.96, 0.5, 0.99):
-        updates, state = update(jnp.ones(()), state, metric=metric)
-        seen += {2.0: "i", 3.0: "a"}[float(updates)]
-    assert seen == used
-
-
-def test_switch_off_skips_the_inner_work():
-    """The idle side's callback never runs, and its state stands still."""
-    calls = []
-
-    def spy(matrix):
-        jax.debug.callback(lambda: calls.append(1))
-        return matrix
-
-    optimizer = switch_off(scale_by_egd(spy), optax.trace(0.9), threshold=0.5)
-    update = jax.jit(optimizer.update)
-    state = optimizer.init(jnp.ones((2, 2)))
-    for metric, expected in [(0.1, 1), (0.9, 1), (0.1, 1)]:
-        _, state = update(jnp.ones((2, 2)), state, metric=metric)
-        jax.effects_barrier()
-        assert len(calls) == expected
 
 
 def test_columns_are_normalized_down_to_the_floor():

@@ -62,13 +62,14 @@ def test_config_survives_json(name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"optimizer": "adam"}, "optimizer must be one of egd, sgd, column_norm; got 'adam'"),
-        ({"matrices": "some"}, "matrices must be one of first, all"),
+        ({"gradient": "sgd"}, "gradient must be one of raw, egd, column_norm, .*; got 'sgd'"),
+        ({"optimizer": "egd"}, "optimizer must be one of sgd, adam, .*; got 'egd'"),
+        ({"matrices": "some"}, "matrices must be one of first, all, feed_forward"),
         ({"method": "qr"}, "method must be one of auto, svd, gram, newton_schulz, randomized"),
-        ({"decay": "none"}, "decay must be one of coupled, decoupled"),
+        ({"decay": "none"}, "decay must be one of coupled, between, decoupled"),
         ({"method": "randomized", "rank": 0}, "rank must be at least 1, got 0"),
         ({"method": "randomized"}, "needs a rank, got None"),
-        ({"method": "svd", "rank": 4}, "rank belongs to the randomized method, got rank=4"),
+        ({"method": "svd", "rank": 4}, "rank belongs to the randomized and streaming methods, got rank=4"),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive and finite, got nan"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and not negative"),
@@ -78,6 +79,13 @@ def test_config_survives_json(name):
         ({"target": 0.0}, r"target is an accuracy and must lie in \(0, 1\], got 0.0"),
         ({"switch_off": 95.0}, r"switch_off is an accuracy and must lie in \(0, 1\], got 95.0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"power": 0.5}, "power and floor belong to the svd method, got power=0.5"),
+        ({"method": "svd", "floor": 0.0}, "floor must be positive and finite, got 0.0"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"measure_every": 2}, "epochs must be a multiple of measure_every, got 3"),
+        ({"phases": 2, "target": None}, "phases must divide the epochs, got 2 with 3"),
+        ({"phases": 3}, "a run with phases has no target to end at, got target=0.95"),
+        ({"spectra_at": (4,)}, "spectra_at must be multiples of measure_every up to epochs, got 4"),
     ],
 )
 def test_config_refuses_impossible_settings(fields, message):
@@ -135,7 +143,7 @@ def test_a_run_repeats_itself_and_the_seed_changes_it(finished, tmp_path):
 def test_optimizers_share_start_data_and_batches_and_switch_off_by_the_last_metric():
     (egd, split, egd_epoch), (sgd, same, sgd_epoch) = (
         prepare(TINY),
-        prepare(change(optimizer="sgd")),
+        prepare(change(gradient="raw")),
     )
     jax.tree.map(np.testing.assert_array_equal, (egd.params, split), (sgd.params, same))
     plain, _ = jax.jit(sgd_epoch)(sgd, split)
@@ -184,7 +192,7 @@ def test_a_run_is_traced_once_however_long():
         {"method": "gram", "matrices": "all", "switch_off": None},
         {"method": "newton_schulz"},
         {"method": "randomized", "rank": 3},
-        {"optimizer": "column_norm"},
+        {"gradient": "column_norm"},
     ],
 )
 def test_every_optimizer_trains(fields):
@@ -295,10 +303,10 @@ def test_train_plot_and_table(tmp_path, capsys):
 
 def test_train_without_a_path_takes_a_free_name(tmp_path):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "addition-7-sgd-seed1.jsonl").touch()
-    assert exit_code(["train", *TINY_FLAGS, "--optimizer", "sgd", "--seed", "1"]) == 0
+    (tmp_path / "runs" / "addition-7-raw-sgd-seed1.jsonl").touch()
+    assert exit_code(["train", *TINY_FLAGS, "--gradient", "raw", "--seed", "1"]) == 0
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert names == ["addition-7-sgd-seed1-2.jsonl", "addition-7-sgd-seed1.jsonl"]
+    assert names == ["addition-7-raw-sgd-seed1-2.jsonl", "addition-7-raw-sgd-seed1.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -378,7 +386,7 @@ def test_a_cut_off_log_is_warned_of(path, finished, capsys):
 
 def test_demo_writes_logs_and_figure_and_refuses_to_do_so_twice(tmp_path):
     folder, printed = tmp_path / "demo", io.StringIO()
-    runs = {"plain": change(optimizer="sgd"), "whitened": TINY}
+    runs = {"plain": change(gradient="raw"), "whitened": TINY}
     session.run_demo(folder, runs, Console(file=printed, width=100))
     written = sorted(path.name for path in folder.iterdir())
     assert written == ["accuracy.png", *sorted(f"{run.label}.jsonl" for run in runs.values())]
@@ -407,4 +415,4 @@ def test_the_paper_recipe_groks_addition(seed):
     assert 95 <= train(paper).epochs_to_target <= 140
     both = train(change(paper, matrices="all", switch_off=None, epochs=20))
     assert both.epochs_to_target <= 14
-    assert train(change(paper, optimizer="sgd", epochs=140)).test_accuracy < 0.2
+    assert train(change(paper, gradient="raw", epochs=140)).test_accuracy < 0.2

@@ -17,11 +17,11 @@ LAYERS = [
     ("_matrix_view", "_selection"),
     ("_buckets", "_scaling", "diagnostics"),
     ("_transform",),
-    ("_wrappers", "_controls", "_alias"),
+    ("_wrappers", "_controls", "_grokfast", "_alias"),
     ("models",),
     ("grokking",),
 ]
-ONLY_EXPERIMENTS = {"flax", "matplotlib", "tyro", "rich", "threadpoolctl", "tqdm"}
+ONLY_EXPERIMENTS = {"flax", "matplotlib", "tyro", "rich", "sklearn", "threadpoolctl", "tqdm"}
 
 
 def imported_modules(file):

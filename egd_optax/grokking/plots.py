@@ -38,7 +38,7 @@ def plot_runs(logs: Sequence[Log], path: Path) -> None:
     axes = figure.subplots()
     for index, log in enumerate(logs):
         _draw_run(axes, log, COLORS[index % len(COLORS)])
-    for target in sorted({log.config.target for log in logs}):
+    for target in sorted({log.config.target for log in logs if log.config.target is not None}):
         axes.axhline(
             target, color="0.6", linewidth=0.8, linestyle=":", label=f"target, {target:.0%}"
         )

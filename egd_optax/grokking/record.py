@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from egd_optax.grokking.config import Config
+from egd_optax.grokking.spectra import Spectrum
 from egd_optax.grokking.train import Epoch, Result
 
 PACKAGES = ("egd_optax", "jax", "jaxlib", "optax", "flax", "numpy")
@@ -35,6 +36,7 @@ def environment() -> dict[str, Any]:
             "device_kind": device.device_kind,
             "devices": jax.device_count(),
             "cpu_count": os.cpu_count(),
+            "cpus_used": _usable_cpus(),
             "machine": platform.machine(),
         },
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -94,6 +96,14 @@ class RunLog:
         """Append the line of an epoch."""
         self._write({"kind": "epoch", **dataclasses.asdict(epoch)})
 
+    def spectrum(self, spectrum: Spectrum) -> None:
+        """Append a line of singular values, to 5 significant digits."""
+        short = {
+            name: [float(f"{value:.5g}") for value in values] if name != "epoch" else values
+            for name, values in vars(spectrum).items()
+        }
+        self._write({"kind": "spectrum", **short})
+
     def result(self, result: Result) -> None:
         """Append the last line of a run that ended by itself."""
         summary = {name: value for name, value in vars(result).items() if name != "history"}
@@ -112,7 +122,8 @@ class Log:
         path: where it came from.
         recipe: its first line.
         config: the run's Config, rebuilt from the first line.
-        epochs: every epoch on record.
+        epochs: every measured epoch on record.
+        spectra: every Spectrum on record.
         ending: the last line, of kind `result`, `interrupted` or `failed`; None if cut off.
         problems: what was wrong with the file, for the reader's eyes.
     """
@@ -121,12 +132,18 @@ class Log:
     recipe: dict[str, Any]
     config: Config
     epochs: tuple[Epoch, ...]
+    spectra: tuple[Spectrum, ...]
     ending: dict[str, Any] | None
     problems: tuple[str, ...]
 
     @property
     def label(self) -> str:
         return self.recipe["label"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ended by itself."""
+        return self.ending is not None and self.ending["kind"] == "result"
 
 
 def read_log(path: Path) -> Log:
@@ -151,13 +168,19 @@ def read_log(path: Path) -> Log:
         )
     try:
         config = Config.from_dict(lines[0]["config"])
-        epochs = tuple(_epochs(lines))
+        epochs = tuple(Epoch(**line) for line in _of_kind(lines, "epoch"))
+        spectra = tuple(
+            Spectrum(line.pop("epoch"), **{name: tuple(values) for name, values in line.items()})
+            for line in _of_kind(lines, "spectrum")
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise LogError(f"{path} does not read as a log of this version: {error}") from error
     endings = [line for line in lines if line["kind"] in ("result", "interrupted", "failed")]
     if not endings and not problems:
-        problems = (f"{path}: the log stops after epoch {len(epochs)} without saying why",)
-    return Log(Path(path), lines[0], config, epochs, endings[-1] if endings else None, problems)
+        last = epochs[-1].epoch if epochs else 0
+        problems = (f"{path}: the log stops after epoch {last} without saying why",)
+    ending = endings[-1] if endings else None
+    return Log(Path(path), lines[0], config, epochs, spectra, ending, problems)
 
 
 def check_writable(path: Path) -> None:
@@ -199,10 +222,15 @@ def _parse(
     return lines, ()
 
 
-def _epochs(lines: list[dict[str, Any]]) -> Iterator[Epoch]:
+def _of_kind(lines: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
     for line in lines:
-        if line["kind"] == "epoch":
-            yield Epoch(**{name: value for name, value in line.items() if name != "kind"})
+        if line["kind"] == kind:
+            yield {name: value for name, value in line.items() if name != "kind"}
+
+
+def _usable_cpus() -> int | None:
+    """Return the number of CPUs that this process may run on; not every system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _version(package: str) -> str:

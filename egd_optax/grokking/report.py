@@ -13,8 +13,9 @@ HEADINGS = ("epochs\nto target", "seconds\nto target", "ms per\nepoch", "train",
 def run_table(logs: Iterable[Log]) -> Table:
     """Return one row a run: epochs and seconds to its target, then its last accuracies."""
     logs = list(logs)
-    targets = {f"{log.config.target:.0%}" for log in logs}
-    target = targets.pop() if len(targets) == 1 else "target"
+    targets = {log.config.target for log in logs}
+    shared = targets.pop() if len(targets) == 1 else None
+    target = "target" if shared is None else f"{shared:.0%}"
     columns = [
         Column(heading.replace("target", target), justify="right", no_wrap=True)
         for heading in HEADINGS

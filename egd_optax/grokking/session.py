@@ -19,28 +19,30 @@ from egd_optax.grokking.train import Epoch, Result, train
 DEMO_FOLDER = Path("runs/demo")
 
 
-def train_logged(config: Config, path: Path, label: str | None = None) -> Result:
+def train_logged(
+    config: Config, path: Path, label: str | None = None, *, bar: bool = True
+) -> Result:
     """Train with a log at `path`, opened first, and a progress bar on a terminal's stderr."""
     with (
         RunLog(path, config, label) as log,
         tqdm(
             total=config.epochs,
-            desc=label or config.optimizer,
+            desc=label or config.gradient,
             unit="epoch",
-            disable=None,
+            disable=None if bar else True,
             mininterval=0.2,
-        ) as bar,
+        ) as progress,
     ):
 
         def on_epoch(epoch: Epoch) -> None:
             log.epoch(epoch)
-            bar.set_postfix_str(
+            progress.set_postfix_str(
                 f"train {epoch.train_accuracy:.1%}, test {epoch.test_accuracy:.1%}", refresh=False
             )
-            bar.update()
+            progress.update(config.measure_every)
 
         with one_blas_thread():
-            result = train(config, on_epoch)
+            result = train(config, on_epoch, log.spectrum)
         log.result(result)
     return result
 
@@ -58,7 +60,7 @@ def demo_runs(seed: int = 0) -> dict[str, Config]:
     """Return the demonstration's runs on addition modulo 97 by label, the slowest to grok first."""
     paper = dataclasses.replace(RECIPES["addition-97"], seed=seed)
     return {
-        "SGD": dataclasses.replace(paper, optimizer="sgd", epochs=400),
+        "SGD": dataclasses.replace(paper, gradient="raw", epochs=400),
         "EGD, first matrix (paper)": dataclasses.replace(paper, epochs=200),
         "EGD, both matrices": dataclasses.replace(
             paper, matrices="all", method="auto", switch_off=None, epochs=60, epochs_after_target=20

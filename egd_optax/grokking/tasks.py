@@ -1,54 +1,52 @@
 """Tasks on which networks grok. A task is one small class, entered in `TASKS` and in `Task`."""
 
 import dataclasses
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from egd_optax.grokking.examples import Examples, Split, class_accuracy, cross_entropy
+from egd_optax.grokking.images import Images
 
 OPERATIONS = {"addition": jnp.add, "multiplication": jnp.multiply}
-
-
-class Examples(NamedTuple):
-    """Inputs (count, in_features) float32 and labels (count,): int32 classes or float32 +-1."""
-
-    inputs: jax.Array
-    labels: jax.Array
-
-
-class Split(NamedTuple):
-    """The two disjoint sets of a run."""
-
-    train: Examples
-    test: Examples
+ENCODINGS = ("one_hots", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModularArithmetic:
-    """Learn the table of an operation modulo p from a part of it; two one-hots make an input.
+    """Learn the table of an operation modulo p from a part of it.
 
     Args:
         operation: the operation between the two residues.
         p: the modulus; the table has p * p entries.
         train_fraction: share of the table to train on; the test set is the rest.
+        nonzero: leave out the entries whose second residue is 0; p * (p - 1) are left.
+        encoding: `one_hots`, float32 (2 p,), one for each residue; or `tokens`, the int32 sequence
+            (4,) of `a op b =` for a `DecoderTransformer(vocabulary, length)`. The residues are the
+            tokens below p, `op` is p and `=` is p + 1; the logits are over the whole vocabulary.
 
     Raises:
-        ValueError: unknown operation, p below 2, or a fraction that leaves one of the sets empty.
+        ValueError: an unknown operation or encoding, p below 2, or a fraction that leaves one of
+            the sets empty.
     """
 
     operation: Literal["addition", "multiplication"] = "addition"
     p: int = 97
     train_fraction: float = 0.5
+    nonzero: bool = False
+    encoding: Literal["one_hots", "tokens"] = "one_hots"
 
     kind: ClassVar[str] = "modular_arithmetic"
     bias_scale: ClassVar[float] = 0.0
+    length: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
-        if self.operation not in OPERATIONS:
-            raise ValueError(
-                f"operation must be one of {', '.join(OPERATIONS)}; got {self.operation!r}"
-            )
+        for field, choices in (("operation", OPERATIONS), ("encoding", ENCODINGS)):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field} must be one of {', '.join(choices)}; got {getattr(self, field)!r}"
+                )
         if self.p < 2:
             raise ValueError(
                 f"the modulus p must be at least 2, got {self.p}; the paper uses 79, 97 and 127"
@@ -57,45 +55,60 @@ class ModularArithmetic:
             raise ValueError(
                 f"train_fraction must lie in (0, 1), got {self.train_fraction}; the paper uses 0.5"
             )
-        if not 0 < self.train_size < self.p**2:
+        if not 0 < self.train_size < self.entries:
             raise ValueError(
                 f"train_fraction must leave both sets an entry, got {self.train_fraction} of "
-                f"{self.p**2} entries; move it towards 0.5"
+                f"{self.entries} entries; move it towards 0.5"
             )
 
     @property
     def name(self) -> str:
-        return f"{self.operation}-{self.p}"
+        nonzero = "-nonzero" if self.nonzero else ""
+        tokens = "-tokens" if self.encoding == "tokens" else ""
+        return f"{self.operation}-{self.p}{nonzero}{tokens}"
 
     @property
     def in_features(self) -> int:
-        return 2 * self.p
+        return self.length if self.encoding == "tokens" else 2 * self.p
 
     @property
     def out_features(self) -> int:
-        return self.p
+        return self.vocabulary if self.encoding == "tokens" else self.p
+
+    @property
+    def vocabulary(self) -> int:
+        return self.p + 2
+
+    @property
+    def entries(self) -> int:
+        return self.p * (self.p - self.nonzero)
 
     @property
     def train_size(self) -> int:
-        return int(self.train_fraction * self.p**2)
+        return int(self.train_fraction * self.entries)
 
     def split(self, key: jax.Array) -> Split:
         """Shuffle the whole table with `key` and cut it into train and test."""
-        left, right = jnp.divmod(jax.random.permutation(key, self.p**2), self.p)
-        one_hots = [jax.nn.one_hot(residue, self.p, dtype=jnp.float32) for residue in (left, right)]
-        inputs = jnp.concatenate(one_hots, axis=1)
+        first = int(self.nonzero)
+        left, right = jnp.divmod(jax.random.permutation(key, self.entries), self.p - first)
+        right = right + first
         labels = (OPERATIONS[self.operation](left, right) % self.p).astype(jnp.int32)
-        return _cut(Examples(inputs, labels), self.train_size)
+        return _cut(Examples(self._encode(left, right), labels), self.train_size)
 
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """Mean cross-entropy in nats of logits (count, p) against classes (count,)."""
-        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+        """Mean cross-entropy in nats of logits (count, out_features) against classes (count,)."""
+        return cross_entropy(logits, labels)
 
     def accuracy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Share of the rows whose largest logit is the label's."""
-        return jnp.mean(
-            jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels, dtype=jnp.float32
-        )
+        return class_accuracy(logits, labels)
+
+    def _encode(self, left: jax.Array, right: jax.Array) -> jax.Array:
+        if self.encoding == "tokens":
+            operation, equals = jnp.full_like(left, self.p), jnp.full_like(left, self.p + 1)
+            return jnp.stack([left, operation, right, equals], axis=1).astype(jnp.int32)
+        one_hots = [jax.nn.one_hot(residue, self.p, dtype=jnp.float32) for residue in (left, right)]
+        return jnp.concatenate(one_hots, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +176,8 @@ class SparseParity:
         return jnp.mean(outputs * labels > 0.0, dtype=jnp.float32)
 
 
-Task = ModularArithmetic | SparseParity
-TASKS = {task.kind: task for task in (ModularArithmetic, SparseParity)}
+Task = ModularArithmetic | SparseParity | Images
+TASKS = {task.kind: task for task in (ModularArithmetic, SparseParity, Images)}
 
 
 def _cut(examples: Examples, train_size: int) -> Split:

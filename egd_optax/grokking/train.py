@@ -1,4 +1,4 @@
-"""Training of one Config: one compiled call an epoch, equal data and batches for all optimizers."""
+"""Training of one Config: one compiled call a measurement, equal data and batches for all."""
 
 import dataclasses
 import math
@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from egd_optax.grokking.config import Config
+from egd_optax.grokking.examples import Examples, Split
+from egd_optax.grokking.images import relabel
+from egd_optax.grokking.networks import build_network
 from egd_optax.grokking.optimizers import build_optimizer
-from egd_optax.grokking.tasks import Examples, Split, Task
-from egd_optax.models import TwoLayerMLP
+from egd_optax.grokking.spectra import Spectra, Spectrum
+from egd_optax.grokking.tasks import Task
 
 
 class TrainingDiverged(RuntimeError):
@@ -48,7 +52,7 @@ class Result:
 
 
 class State(NamedTuple):
-    """What an epoch turns into the next: its buffers are donated."""
+    """What one measurement hands to the next: its buffers are donated."""
 
     params: Any
     optimizer: Any
@@ -56,17 +60,24 @@ class State(NamedTuple):
     test_accuracy: jax.Array
 
 
-def first_at_target(history: Iterable[Epoch], target: float) -> Epoch | None:
-    """Return the first epoch whose test accuracy is at least `target`."""
+def first_at_target(history: Iterable[Epoch], target: float | None) -> Epoch | None:
+    """Return the first epoch whose test accuracy is at least `target`; None without a target."""
+    if target is None:
+        return None
     return next((epoch for epoch in history if epoch.test_accuracy >= target), None)
 
 
-def train(config: Config, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Result:
+def train(
+    config: Config,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_spectrum: Callable[[Spectrum], None] = lambda spectrum: None,
+) -> Result:
     """Run `config` until its target (and the epochs after it) or its last epoch.
 
     Args:
         config: the run.
         on_epoch: called with every Epoch as soon as it is measured.
+        on_spectrum: called with the Spectrum of each of the epochs in `spectra_at`.
 
     Returns:
         The Result, with the whole history.
@@ -80,21 +91,24 @@ def train(config: Config, on_epoch: Callable[[Epoch], None] = lambda epoch: None
         >>> len(train(tiny).history)
         3
     """
-    state, split, run_epoch = prepare(config)
+    state, split, run = prepare(config)
+    spectra = Spectra(config, run.loss, state.params, split.train, on_spectrum)
     started = time.perf_counter()
-    compiled = jax.jit(run_epoch, donate_argnums=0).lower(state, split).compile()
+    compiled = jax.jit(run, donate_argnums=0).lower(state, split).compile()
     compile_seconds = time.perf_counter() - started
     history: list[Epoch] = []
     reached: Epoch | None = None
     seconds = 0.0
-    for number in range(1, config.epochs + 1):
+    for number in range(config.measure_every, config.epochs + 1, config.measure_every):
+        phase_split = phase(config, split, number)
         started = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(state, split))
+        state, metrics = jax.block_until_ready(compiled(state, phase_split))
         seconds += time.perf_counter() - started
-        epoch = Epoch(number, seconds, **{name: float(value) for name, value in metrics.items()})
+        epoch = Epoch(number, round(seconds, 4), **jax.tree.map(shortest, metrics))
         _check_finite(epoch, config)
         history.append(epoch)
         on_epoch(epoch)
+        spectra.measure(number, state.params)
         reached = reached or first_at_target([epoch], config.target)
         if reached and number >= reached.epoch + config.epochs_after_target:
             break
@@ -102,16 +116,30 @@ def train(config: Config, on_epoch: Callable[[Epoch], None] = lambda epoch: None
 
 
 @dataclasses.dataclass(frozen=True)
-class RunEpoch:
-    """One epoch as a pure function: train on every full batch, then measure on the full sets."""
+class Run:
+    """The epochs from one measurement to the next as a pure function, every full batch a step."""
 
     task: Task
     model: nnx.GraphDef
     optimizer: optax.GradientTransformationExtraArgs
     batch_size: int
+    epochs: int
 
     def __call__(self, state: State, split: Split) -> tuple[State, dict[str, jax.Array]]:
         """Return the next state and the scalar float32 metrics, named as in `Epoch`."""
+        state = jax.lax.fori_loop(0, self.epochs, lambda _, state: self.epoch(state, split), state)
+        train_loss, train_accuracy = self.measure(state.params, split.train)
+        test_loss, test_accuracy = self.measure(state.params, split.test)
+        metrics = {
+            "train_loss": train_loss,
+            "test_loss": test_loss,
+            "train_accuracy": train_accuracy,
+            "test_accuracy": test_accuracy,
+        }
+        return state._replace(test_accuracy=test_accuracy), metrics
+
+    def epoch(self, state: State, split: Split) -> State:
+        """Train on every full batch once."""
 
         def step(carry: tuple, batch: Examples) -> tuple[tuple, None]:
             params, optimizer_state = carry
@@ -124,15 +152,7 @@ class RunEpoch:
         order, key = jax.random.split(state.order)
         batches = shuffled_batches(key, split.train, self.batch_size)
         (params, optimizer_state), _ = jax.lax.scan(step, (state.params, state.optimizer), batches)
-        train_loss, train_accuracy = self.measure(params, split.train)
-        test_loss, test_accuracy = self.measure(params, split.test)
-        metrics = {
-            "train_loss": train_loss,
-            "test_loss": test_loss,
-            "train_accuracy": train_accuracy,
-            "test_accuracy": test_accuracy,
-        }
-        return State(params, optimizer_state, order, test_accuracy), metrics
+        return State(params, optimizer_state, order, state.test_accuracy)
 
     def loss(self, params: Any, examples: Examples) -> jax.Array:
         """Return the task's loss of the model with these parameters."""
@@ -147,19 +167,30 @@ class RunEpoch:
         )
 
 
-def prepare(config: Config) -> tuple[State, Split, RunEpoch]:
-    """Return the state before the first epoch, the data, and the function of an epoch."""
-    split_key, model_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
-    task = config.task
-    rngs = nnx.Rngs(params=model_key)
-    model = TwoLayerMLP(
-        task.in_features, config.width, task.out_features, bias_scale=task.bias_scale, rngs=rngs
-    )
-    graph, variables = nnx.split(model, nnx.Param)
+def prepare(config: Config) -> tuple[State, Split, Run]:
+    """Return the state before the first epoch, the data, and the function of the epochs."""
+    split_key, model_key, order_key = keys(config)
+    graph, variables = nnx.split(build_network(config, nnx.Rngs(params=model_key)), nnx.Param)
     params = nnx.to_pure_dict(variables)
+    if config.init_scale != 1.0:
+        params = jax.tree.map(lambda leaf: config.init_scale * leaf, params)
     optimizer = build_optimizer(config)
     state = State(params, optimizer.init(params), order_key, jnp.zeros((), jnp.float32))
-    return state, task.split(split_key), RunEpoch(task, graph, optimizer, config.batch_size)
+    run = Run(config.task, graph, optimizer, config.batch_size, config.measure_every)
+    return state, config.task.split(split_key), run
+
+
+def keys(config: Config) -> jax.Array:
+    """Return the keys of the split, the initial values and the order of the batches."""
+    return jax.random.split(jax.random.key(config.seed), 3)
+
+
+def phase(config: Config, split: Split, epoch: int) -> Split:
+    """Return the data of the phase that ends with or holds `epoch`, counted from 1."""
+    number = (epoch - 1) // (config.epochs // config.phases)
+    if number == 0:
+        return split
+    return relabel(jax.random.fold_in(keys(config)[0], number), split, config.relabel)
 
 
 def shuffled_batches(key: jax.Array, examples: Examples, batch_size: int) -> Examples:
@@ -168,6 +199,11 @@ def shuffled_batches(key: jax.Array, examples: Examples, batch_size: int) -> Exa
     batches = count // batch_size
     chosen = jax.random.permutation(key, count)[: batches * batch_size].reshape(batches, batch_size)
     return Examples(*(array[chosen] for array in examples))
+
+
+def shortest(value: jax.Array) -> float:
+    """Return a float32 scalar as the float with the fewest digits that stands for it."""
+    return float(str(np.float32(value)))
 
 
 def _check_finite(epoch: Epoch, config: Config) -> None:

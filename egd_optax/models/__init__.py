@@ -1,4 +1,5 @@
 """Flax reference models of the experiments; the core package never imports them."""
 
+from egd_optax.models.mlp import MLP as MLP
 from egd_optax.models.mlp import TwoLayerMLP as TwoLayerMLP
 from egd_optax.models.transformer import DecoderTransformer as DecoderTransformer

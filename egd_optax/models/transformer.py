@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 MLP_EXPANSION = 4
+NORMAL = nnx.initializers.normal(1.0)
 
 
 class FeedForward(nnx.Module):
@@ -75,8 +76,8 @@ class DecoderTransformer(nnx.Module):
                 f"width must be a multiple of heads, got width={width}, heads={heads}; change one"
             )
         self.length = length
-        self.token_embedding = nnx.Embed(vocabulary, width, rngs=rngs)
-        self.position_embedding = nnx.Embed(length, width, rngs=rngs)
+        self.token_embedding = nnx.Embed(vocabulary, width, embedding_init=NORMAL, rngs=rngs)
+        self.position_embedding = nnx.Embed(length, width, embedding_init=NORMAL, rngs=rngs)
         self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(layers)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, vocabulary, use_bias=False, rngs=rngs)

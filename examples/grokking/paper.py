@@ -1,0 +1,163 @@
+"""Run the paper's experiments and ours, resume where they stopped, then make the pages.
+
+    python examples/grokking/paper.py              # everything that has no finished log yet
+    python examples/grokking/paper.py T2 toy       # two of the experiments
+    python examples/grokking/paper.py --pages      # only the pages, from the logs
+
+Finished runs are skipped, so an interrupted command goes on where it was.
+"""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tyro
+from experiments import EXPERIMENTS, LOGS
+from tqdm import tqdm
+
+from egd_optax.grokking import Config, read_log
+from egd_optax.grokking.record import LogError
+from egd_optax.grokking.session import train_logged
+
+UNKNOWN_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run to do: where to log it, and about how long it takes."""
+
+    path: Path
+    label: str
+    config: Config
+    seconds: float
+
+
+def jobs(names: Sequence[str], logs: Path) -> Iterator[Job]:
+    """Yield what has no finished log yet; move unfinished logs out of the way.
+
+    Raises:
+        LogError: a finished log belongs to another recipe.
+    """
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        for row in experiment.rows:
+            for config in row.runs():
+                path = experiment.log_of(row, config.seed, logs)
+                if not _finished(path, config):
+                    label = f"{experiment.name}: {row.label}, seed {config.seed}"
+                    seconds = _estimate(experiment.log_of(row, config.seed))
+                    yield Job(path, label, config, seconds)
+
+
+def run(job: Job) -> str:
+    """Train one job, in a process of its own."""
+    train_logged(job.config, job.path, job.label, bar=False)
+    return job.label
+
+
+def run_all(todo: Sequence[Job], processes: int) -> None:
+    """Run the longest first, `processes` at a time, each on its own core, with a bar of seconds."""
+    context = multiprocessing.get_context("spawn")
+    place = context.Value("i", 0)
+    started = time.perf_counter()
+    with (
+        concurrent.futures.ProcessPoolExecutor(
+            processes, context, _settle, (place, processes, os.getpid())
+        ) as pool,
+        tqdm(total=len(todo), unit="run") as bar,
+    ):
+        futures = {pool.submit(run, job): job for job in sorted(todo, key=lambda job: -job.seconds)}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                error = future.exception()
+                done = f"failed: {error}" if error else "done"
+                tqdm.write(
+                    f"{time.perf_counter() - started:7.0f} s  {futures[future].label}: {done}"
+                )
+                bar.update()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def main(
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    processes: int = 2,
+    logs: Path = LOGS,
+    pages: bool = False,
+) -> None:
+    """Run what is missing, then make the pages.
+
+    Args:
+        names: experiments; none means all of them.
+        processes: runs at a time.
+        logs: folder of the logs.
+        pages: only make the pages, from the logs.
+    """
+    unknown = [name for name in names if name not in EXPERIMENTS]
+    if unknown:
+        raise SystemExit(f"the experiments are {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}")
+    if not pages:
+        todo = list(jobs(names or list(EXPERIMENTS), logs))
+        minutes = sum(job.seconds for job in todo) / processes / 60
+        print(f"{len(todo)} runs to do, about {minutes:.0f} minutes with {processes} at a time")
+        run_all(todo, processes)
+
+
+def _finished(path: Path, config: Config) -> bool:
+    if not path.exists():
+        return False
+    try:
+        log = read_log(path)
+    except LogError as error:
+        if path.stat().st_size:
+            raise
+        print(f"{path} is empty and started again ({error})")
+        path.unlink()
+        return False
+    if log.finished and log.config != config:
+        raise LogError(
+            f"the log must belong to the run that the experiment asks for, and {path} has another "
+            "recipe; move it away"
+        )
+    for problem in log.problems:
+        print(f"warning: {problem}")
+    if not log.finished:
+        path.replace(path.with_suffix(".unfinished"))
+    return log.finished
+
+
+def _estimate(committed: Path) -> float:
+    """Return the seconds that the committed log of this run says, with its compilation."""
+    if not committed.exists():
+        return UNKNOWN_SECONDS
+    ending = read_log(committed).ending or {}
+    return ending.get("seconds", UNKNOWN_SECONDS) + ending.get("compile_seconds", 0.0)
+
+
+def _settle(
+    place: "multiprocessing.sharedctypes.Synchronized", processes: int, parent: int
+) -> None:
+    """Take a core of one's own, before JAX counts them, and end with the parent."""
+    with place.get_lock():
+        index = place.value
+        place.value += 1
+    if hasattr(os, "sched_setaffinity") and processes > 1:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[index % len(cores)]})
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
