@@ -10,16 +10,20 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
+from egd_optax import grokfast_ema
 from egd_optax.grokking import session
 from egd_optax.grokking.__main__ import main
-from egd_optax.grokking.config import RECIPES, Config
+from egd_optax.grokking.config import Config
+from egd_optax.grokking.optimizers import build_optimizer, spectral
 from egd_optax.grokking.plots import plot_runs
+from egd_optax.grokking.recipes import RECIPES
 from egd_optax.grokking.record import LogError, RunLog, read_log
 from egd_optax.grokking.tasks import ModularArithmetic, SparseParity
-from egd_optax.grokking.train import TrainingDiverged, prepare, shuffled_batches, train
+from egd_optax.grokking.train import TrainingDiverged, phase, prepare, shuffled_batches, train
 
 TINY = Config(task=ModularArithmetic(p=7), width=16, batch_size=8, epochs=3)
 TINY_FLAGS = ["addition-97", "--task.p", "7", "--width", "16", "--batch-size", "8", "--epochs", "3"]
@@ -69,7 +73,10 @@ def test_config_survives_json(name):
         ({"decay": "none"}, "decay must be one of coupled, between, decoupled"),
         ({"method": "randomized", "rank": 0}, "rank must be at least 1, got 0"),
         ({"method": "randomized"}, "needs a rank, got None"),
-        ({"method": "svd", "rank": 4}, "rank belongs to the randomized and streaming methods, got rank=4"),
+        (
+            {"method": "svd", "rank": 4},
+            "rank belongs to the randomized and streaming methods, got rank=4",
+        ),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive and finite, got nan"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and not negative"),
@@ -97,6 +104,67 @@ def test_config_refuses_impossible_settings(fields, message):
 def test_config_refuses_unknown_tasks_and_fields(task):
     with pytest.raises(ValueError, match=r"kind must be one of|do not make a Config"):
         Config.from_dict({"task": task})
+
+
+def test_config_reads_the_logs_of_the_first_version():
+    values = change(gradient="raw").to_dict()
+    del values["gradient"]
+    assert Config.from_dict({**values, "optimizer": "sgd"}) == change(gradient="raw")
+    assert Config.from_dict({**values, "optimizer": "column_norm"}).gradient == "column_norm"
+
+
+# The optimizer
+
+
+def adam_peer(**settings):
+    return optax.adam(optax.linear_schedule(0.05, 0.1, 1), b2=0.98, **settings)
+
+
+@pytest.mark.parametrize(
+    ("fields", "peer"),
+    [
+        (
+            {"decay": "decoupled"},
+            lambda: optax.adamw(optax.linear_schedule(0.05, 0.1, 1), b2=0.98, weight_decay=0.3),
+        ),
+        (
+            {"decay": "between", "gradient": "grokfast_ema"},
+            lambda: optax.chain(grokfast_ema(), optax.add_decayed_weights(0.3), adam_peer()),
+        ),
+        (
+            {"decay": "coupled", "gradient": "grokfast_ema"},
+            lambda: optax.chain(optax.add_decayed_weights(0.3), grokfast_ema(), adam_peer()),
+        ),
+    ],
+)
+def test_decay_joins_where_the_config_says(fields, peer, optax_promotes):
+    """Three steps: the warm-up of two steps is over, the averages have a past."""
+    settings = {"optimizer": "adam", "b2": 0.98, "learning_rate": 0.1, "warmup_steps": 2}
+    config = change(
+        **{"gradient": "raw", "switch_off": None, "weight_decay": 0.3, **settings, **fields}
+    )
+    params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([1.0, 2.0])}
+    own, other = build_optimizer(config), optax.with_extra_args_support(peer())
+    states = own.init(params), other.init(params)
+    for step in range(3):
+        gradients = jax.tree.map(lambda leaf: jnp.cos(leaf + step), params)  # noqa: B023
+        updates, mine = own.update(gradients, states[0], params, metric=0.0)
+        expected, theirs = other.update(gradients, states[1], params)
+        states = mine, theirs
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+
+
+@pytest.mark.parametrize(("power", "floor"), [(0.5, None), (-0.5, None), (1.0, None), (0.0, 0.5)])
+def test_fractional_and_floored_whitening(power, floor):
+    u, v = (np.linalg.qr(np.random.default_rng(i).normal(size=(5, 4)))[0] for i in (0, 1))
+    s = np.array([2.0, 1.0, 0.25, 0.0])
+    gains = (
+        np.where(s > 0, np.maximum(s, 1e-9) ** power, 0)
+        if floor is None
+        else s / np.maximum(s, floor)
+    )
+    found = spectral(power, floor)(jnp.asarray(u * s @ v.T, jnp.float32))
+    np.testing.assert_allclose(found, u * gains @ v.T, atol=1e-5)
 
 
 # Training
@@ -197,6 +265,63 @@ def test_a_run_is_traced_once_however_long():
 )
 def test_every_optimizer_trains(fields):
     assert train(change(**fields)).epochs == 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "streaming", "rank": 3, "optimizer": "rmsprop", "momentum": 0.9},
+        {"method": "svd", "power": 0.5, "every": 2, "blend_steps": 2, "optimizer": "radam"},
+        {"gradient": "raw", "optimizer": "muon"},
+        {"gradient": "grokfast_ma"},
+    ],
+)
+def test_every_option_reaches_the_training(fields, optax_promotes):
+    """A run with the options differs from one without them, and both are finite."""
+    plain = change(gradient=fields.get("gradient", "egd"), learning_rate=0.01)
+    with_options, without = train(change(plain, **fields)), train(change(plain, gradient="raw"))
+    if fields != {"gradient": "grokfast_ma"}:  # not before its window of 100 is full
+        assert with_options.history[-1].train_loss != without.history[-1].train_loss
+
+
+def test_measuring_less_often_changes_nothing_else():
+    often, seldom = train(TINY).history, train(change(measure_every=3)).history
+    assert [epoch.epoch for epoch in seldom] == [3]
+    # Rounding may differ: the epochs are compiled into one program, instead of three calls.
+    np.testing.assert_allclose(seldom[0].test_loss, often[2].test_loss, rtol=1e-3)
+
+
+def test_phases_shuffle_the_labels_and_go_on():
+    config = change(epochs=6, phases=3, target=None)
+    _, split, _ = prepare(config)
+    labels = [np.asarray(phase(config, split, epoch).train.labels) for epoch in range(1, 7)]
+    np.testing.assert_array_equal(labels[0], split.train.labels)
+    for first, second in ((0, 1), (2, 3), (4, 5)):
+        np.testing.assert_array_equal(labels[first], labels[second])
+    assert not np.array_equal(labels[1], labels[2])
+    assert not np.array_equal(labels[3], labels[4])
+    assert train(config).epochs == 6
+
+
+def test_initial_values_are_scaled():
+    small, large = prepare(TINY)[0].params, prepare(change(init_scale=8.0))[0].params
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(8.0 * a, b), small, large)
+
+
+def test_spectra_are_those_of_the_full_batch_gradient(tmp_path):
+    config = change(method="svd", weight_decay=0.1, spectra_at=(0, 2))
+    session.train_logged(config, tmp_path / "run.jsonl")
+    start, later = read_log(tmp_path / "run.jsonl").spectra
+    assert (start.epoch, later.epoch) == (0, 2)
+    state, split, run = prepare(config)
+    kernel = np.asarray(state.params["hidden"]["kernel"], np.float64)
+    gradient = np.asarray(jax.grad(run.loss)(state.params, split.train)["hidden"]["kernel"])
+    for found, matrix in ((start.gradient, gradient), (start.decayed, gradient + 0.1 * kernel)):
+        expected = np.linalg.svd(np.float64(matrix), compute_uv=False)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * expected[0])
+    assert set(start.progress) == {0.0}
+    # Whitened steps go down along every direction of the first gradient, about equally far.
+    assert max(later.progress[:10]) < 0
 
 
 def test_parity_trains_a_scalar_output():

@@ -1,7 +1,8 @@
 """The paper's grokking experiments: tasks, recipes, training, logs, figures."""
 
-from egd_optax.grokking.config import RECIPES as RECIPES
 from egd_optax.grokking.config import Config as Config
+from egd_optax.grokking.images import Images as Images
+from egd_optax.grokking.recipes import RECIPES as RECIPES
 from egd_optax.grokking.record import Log as Log
 from egd_optax.grokking.record import RunLog as RunLog
 from egd_optax.grokking.record import read_log as read_log

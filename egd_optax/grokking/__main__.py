@@ -10,8 +10,9 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from egd_optax.grokking.config import RECIPES, Config
+from egd_optax.grokking.config import Config
 from egd_optax.grokking.plots import check_figure, plot_runs
+from egd_optax.grokking.recipes import RECIPES
 from egd_optax.grokking.record import Log, LogError, read_log
 from egd_optax.grokking.report import run_table
 from egd_optax.grokking.session import (

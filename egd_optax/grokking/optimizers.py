@@ -66,8 +66,9 @@ def spectral(power: float, floor: float | None) -> PolarMethod | Callable[[jax.A
     def method(matrix: jax.Array) -> jax.Array:
         u, s, vh = jnp.linalg.svd(matrix, full_matrices=False)
         known = s > 1e-5 * s[0]
-        gains = jnp.where(known, s, 1) ** power if floor is None else s / jnp.maximum(s, floor)
-        return (u * jnp.where(known | (floor is not None), gains, 0)) @ vh
+        powers = jnp.where(known, jnp.where(known, s, 1) ** power, 0)
+        gains = powers if floor is None else s / jnp.maximum(s, floor)
+        return (u * gains[None, :]) @ vh
 
     return method
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from egd_optax.grokking.config import RECIPES, Config
+from egd_optax.grokking.config import Config
 from egd_optax.grokking.plots import plot_runs
+from egd_optax.grokking.recipes import RECIPES
 from egd_optax.grokking.record import RunLog, read_log
 from egd_optax.grokking.report import run_table
 from egd_optax.grokking.train import Epoch, Result, train

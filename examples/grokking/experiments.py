@@ -141,6 +141,28 @@ def _both() -> Experiment:
     return Experiment("both", "Both matrices whitened", tuple(rows))
 
 
+def _transformer() -> Experiment:
+    """Multiplication modulo 97; where the decay joins is not in the text, so both ways are here."""
+    base = dataclasses.replace(RECIPES["transformer-97"], epochs=333)
+    plain = {"gradient": "raw", "measure_every": 3}
+    coupled = {"decay": "coupled"}
+    variant = "p=97"
+    rows = (
+        Row("adam", "Adam, no decay", dataclasses.replace(base, **plain, weight_decay=0.0), 1,
+            (variant, "adam")),
+        Row("adam-decay", "Adam, decay 0.005", dataclasses.replace(base, **plain), 1),
+        Row("grokfast_ema", "Grokfast-EMA", dataclasses.replace(base, gradient="grokfast_ema"), 2,
+            (variant, "grokfast")),
+        Row("grokfast_ma", "Grokfast-MA", dataclasses.replace(base, gradient="grokfast_ma"), 1),
+        Row("egd", "EGD, coupled decay", dataclasses.replace(base, **coupled), 2,
+            (variant, "egd_svd")),
+        Row("egd-between", "EGD, decay after it", base, 1),
+        Row("egd_rsvd36", "EGD, sketch 36, coupled decay",
+            dataclasses.replace(base, **coupled, **_sketch(36)), 1, (variant, "egd_rsvd36")),
+    )  # fmt: skip
+    return Experiment("T7", "Transformer on multiplication modulo 97", rows, "steps")
+
+
 def _digits() -> Experiment:
     """T6 on the digits: every method gets the same six settings, the published one among them."""
     base = RECIPES["digits"]
@@ -324,6 +346,7 @@ EXPERIMENTS = {
         _modular("T2", "addition"),
         _modular("T3", "multiplication"),
         _parity(),
+        _transformer(),
         _digits(),
         _relabelled(),
         _both(),

@@ -2,7 +2,7 @@
 
     python examples/grokking/paper.py              # everything that has no finished log yet
     python examples/grokking/paper.py T2 toy       # two of the experiments
-    python examples/grokking/paper.py --pages      # only the pages, from the logs
+    python examples/grokking/paper.py --dry-run    # what is left to do, and how long it takes
 
 Finished runs are skipped, so an interrupted command goes on where it was.
 """
@@ -16,20 +16,25 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pages
 import tyro
 from experiments import EXPERIMENTS, LOGS
+from pace import run_pace
 from tqdm import tqdm
 
 from egd_optax.grokking import Config, read_log
 from egd_optax.grokking.record import LogError
 from egd_optax.grokking.session import train_logged
+from egd_optax.grokking.toy_figure import run_toy
 
 UNKNOWN_SECONDS = 60.0
+# What is no training run: the log that says it is done, how to make it, about how many seconds.
+OTHERS = {"toy": (run_toy, 30.0), "pace": (run_pace, 400.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run to do: where to log it, and about how long it takes."""
+    """One training run to do: where to log it, and about how long it takes."""
 
     path: Path
     label: str
@@ -89,24 +94,40 @@ def main(
     names: tyro.conf.Positional[tuple[str, ...]] = (),
     processes: int = 2,
     logs: Path = LOGS,
-    pages: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Run what is missing, then make the pages.
 
     Args:
         names: experiments; none means all of them.
         processes: runs at a time.
-        logs: folder of the logs.
-        pages: only make the pages, from the logs.
+        logs: folder of the logs; the pages are made from the repository's own alone.
+        dry_run: only say what would be run, and how long it would take.
     """
-    unknown = [name for name in names if name not in EXPERIMENTS]
+    known = [*EXPERIMENTS, *OTHERS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise SystemExit(f"the experiments are {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}")
-    if not pages:
-        todo = list(jobs(names or list(EXPERIMENTS), logs))
-        minutes = sum(job.seconds for job in todo) / processes / 60
-        print(f"{len(todo)} runs to do, about {minutes:.0f} minutes with {processes} at a time")
+        raise SystemExit(f"the experiments are {', '.join(known)}; got {', '.join(unknown)}")
+    chosen = names or known
+    todo = list(jobs([name for name in chosen if name in EXPERIMENTS], logs))
+    others = {name: logs / name / f"{name}.jsonl" for name in chosen if name in OTHERS}
+    others = {name: path for name, path in others.items() if not path.exists()}
+    seconds = sum(job.seconds for job in todo) / processes
+    seconds += sum(OTHERS[name][1] for name in others)
+    print(
+        f"{len(todo) + len(others)} to do, about {seconds / 60:.0f} minutes with {processes} runs "
+        "at a time, judging by the logs in the repository"
+    )
+    if dry_run:
+        return
+    if todo:
         run_all(todo, processes)
+    for name, path in others.items():
+        print(f"{name} ...")
+        OTHERS[name][0](path)
+    if logs == LOGS:
+        pages.render()
+        print(f"written: {pages.DOCS}")
 
 
 def _finished(path: Path, config: Config) -> bool:

@@ -1,0 +1,65 @@
+"""Milliseconds of an epoch, every row of the paper's tables side by side in one process."""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from experiments import EXPERIMENTS
+from tqdm import tqdm
+
+from egd_optax.grokking import Config
+from egd_optax.grokking.record import check_writable, environment
+from egd_optax.grokking.session import one_blas_thread
+from egd_optax.grokking.train import prepare
+
+ROUNDS = 7
+TABLES = ("T2", "T4", "T7", "both")
+
+
+def run_pace(path: Path) -> None:
+    """Time every row of the tables, in rounds over all of them, and log the medians."""
+    check_writable(path)
+    configs = {
+        f"{table}/{row.name}": row.config for table in TABLES for row in EXPERIMENTS[table].rows
+    }
+    # What an epoch costs after the switch-off: the metric says that it has happened.
+    after = {
+        f"after/{name}": dataclasses.replace(configs[f"T2/{name}"], switch_off=0.95)
+        for name in ("p79-egd_svd", "p97-egd_svd", "p127-egd_svd")
+    }
+    epochs = {
+        name: timed(config, accuracy=1.0 if name in after else 0.0)
+        for name, config in tqdm({**configs, **after}.items(), desc="compile")
+    }
+    times: dict[str, list[float]] = {name: [] for name in epochs}
+    with one_blas_thread():
+        for _ in tqdm(range(ROUNDS), desc="rounds"):
+            for name, epoch in epochs.items():
+                times[name].append(epoch())
+    lines = [{"kind": "recipe", "rounds": ROUNDS, **environment()}]
+    for name, seconds in times.items():
+        milliseconds = [round(1e3 * value, 3) for value in seconds]
+        median = statistics.median(milliseconds)
+        lines.append({"kind": "pace", "row": name, "train_ms": median, "all": milliseconds})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def timed(config: Config, accuracy: float) -> Callable[[], float]:
+    """Return a function that trains for an epoch and returns its seconds; it is warmed up."""
+    state, split, run = prepare(config)
+    state = state._replace(test_accuracy=jnp.float32(accuracy))
+    compiled = jax.jit(run.epoch).lower(state, split).compile()
+
+    def epoch() -> float:
+        nonlocal state
+        started = time.perf_counter()
+        state = jax.block_until_ready(compiled(state, split))
+        return time.perf_counter() - started
+
+    epoch()
+    return epoch

@@ -1,0 +1,124 @@
+"""What the logs of an experiment say: outcomes by row and seed, in the experiment's unit."""
+
+import dataclasses
+import functools
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from experiments import EXPERIMENTS, LOGS, Experiment, Row, published
+
+from egd_optax.grokking import Log, read_log
+from egd_optax.grokking.train import first_at_target
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A row with the logs of its seeds, as many as there are."""
+
+    experiment: Experiment
+    row: Row
+    logs: tuple[Log, ...]
+
+    @property
+    def reached(self) -> list[float]:
+        """Epochs or steps to the target, each seed; infinite where the run ended without it."""
+        return [self._count(log) for log in self.logs]
+
+    @property
+    def median(self) -> float:
+        """Median of `reached`; not a number without a log."""
+        return statistics.median(self.reached) if self.logs else math.nan
+
+    @property
+    def cap(self) -> int:
+        """Where a run ends at the latest, in the experiment's unit."""
+        return self.row.config.epochs * self._unit
+
+    @property
+    def published(self) -> float | None:
+        """The paper's epochs or steps; None where it has none."""
+        return self._published[0]
+
+    @property
+    def test(self) -> float:
+        """Median of the last test accuracies."""
+        return self._median(log.epochs[-1].test_accuracy for log in self.logs)
+
+    @property
+    def train(self) -> float:
+        """Median of the last train accuracies."""
+        return self._median(log.epochs[-1].train_accuracy for log in self.logs)
+
+    @property
+    def area(self) -> float:
+        """Median of the mean train accuracy over all epochs."""
+        return self._median(
+            statistics.fmean(epoch.train_accuracy for epoch in log.epochs) for log in self.logs
+        )
+
+    @property
+    def worst_after(self) -> float:
+        """Median of the lowest test accuracies after the target."""
+        return self._median(
+            min(epoch.test_accuracy for epoch in log.epochs if epoch.epoch >= reached)
+            for log, reached in zip(self.logs, self.reached, strict=True)
+            if math.isfinite(reached)
+        )
+
+    @property
+    def pace(self) -> float:
+        """Milliseconds of an epoch's training, measured beside the others; not a number without."""
+        return paces().get(f"{self.experiment.name}/{self.row.name}", math.nan)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training to the target: the median of the epochs times the pace."""
+        return self.median * self.pace / 1e3
+
+    @property
+    def published_seconds(self) -> float | None:
+        """The paper's seconds, on a Tesla T4."""
+        return self._published[1]
+
+    @property
+    def _published(self) -> tuple[float | None, float | None]:
+        key = (self.experiment.name, *(self.row.published or ("", "")))
+        return published().get(key, (None, None))
+
+    @property
+    def _unit(self) -> int:
+        return self.row.config.steps_per_epoch if self.experiment.unit == "steps" else 1
+
+    def _count(self, log: Log) -> float:
+        first = first_at_target(log.epochs, log.config.target)
+        return math.inf if first is None else first.epoch * self._unit
+
+    @staticmethod
+    def _median(values: Iterable[float]) -> float:
+        values = list(values)
+        return statistics.median(values) if values else math.nan
+
+
+@functools.cache
+def outcomes(name: str, logs: Path = LOGS) -> dict[str, Outcome]:
+    """Return an experiment's outcomes by the row's name; unfinished runs are left out."""
+    experiment = EXPERIMENTS[name]
+    found = {}
+    for row in experiment.rows:
+        paths = (experiment.log_of(row, seed, logs) for seed in range(row.seeds))
+        read = [read_log(path) for path in paths if path.exists()]
+        finished = tuple(log for log in read if log.finished)
+        found[row.name] = Outcome(experiment, row, finished)
+    return found
+
+
+@functools.cache
+def paces(path: Path = LOGS / "pace" / "pace.jsonl") -> dict[str, float]:
+    """Return milliseconds of an epoch's training by experiment/row."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line["row"]: line["train_ms"] for line in lines if line["kind"] == "pace"}

@@ -1,0 +1,156 @@
+"""The table of experiments: complete, resumable, and its pages made from logs alone."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import experiments
+import pages
+import paper
+import pytest
+from results import Outcome, outcomes
+
+from egd_optax.grokking import Config, ModularArithmetic, session
+from egd_optax.grokking.record import LogError, read_log
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = Config(task=ModularArithmetic(p=7), width=16, batch_size=8, epochs=3)
+
+
+def table(*epochs):
+    rows = [
+        experiments.Row(f"{count}-sgd", str(count), dataclasses.replace(TINY, epochs=count), 1)
+        for count in epochs
+    ]
+    return {"tiny": experiments.Experiment("tiny", "Tiny", tuple(rows))}
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Return the folder of logs of a table of two short runs, the only one there is."""
+    monkeypatch.setattr(paper, "EXPERIMENTS", table(3, 4))
+    return tmp_path
+
+
+def write(folder, row, config):
+    path = folder / "tiny" / f"{row}-seed0.jsonl"
+    session.train_logged(config, path)
+    return path
+
+
+def test_names_of_rows_tell_their_runs_apart():
+    for experiment in experiments.EXPERIMENTS.values():
+        configs = {row.name: row.config for row in experiment.rows}
+        assert len(configs) == len(experiment.rows)
+        assert len(set(map(str, configs.values()))) == len(configs), experiment.name
+
+
+def test_every_figure_of_the_papers_modular_and_parity_tables_has_its_row():
+    rows = {
+        (experiment.name, *row.published)
+        for experiment in experiments.EXPERIMENTS.values()
+        for row in experiment.rows
+        if row.published
+    }
+    wanted = {key for key in experiments.published() if key[0] in ("T2", "T3", "T4")}
+    assert wanted <= rows <= set(experiments.published())
+    assert len(wanted) == 50
+
+
+RUNNER = """
+import sys
+sys.path[:0] = [{examples!r}, {tests!r}]
+import experiments, paper, test_paper, pathlib
+paper.EXPERIMENTS = test_paper.table(3, 2_000, 4)
+paper.main(("tiny",), processes=1, logs=pathlib.Path({logs!r}))
+"""
+
+
+def start(folder):
+    code = RUNNER.format(
+        examples=str(ROOT / "examples" / "grokking"), tests=str(ROOT / "tests"), logs=str(folder)
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+
+def test_a_killed_command_goes_on_where_it_was(tmp_path):
+    first, second = (tmp_path / "tiny" / f"{n}-sgd-seed0.jsonl" for n in (3, 2_000))
+    running = start(tmp_path)
+    deadline = time.monotonic() + 60
+    while not (second.exists() and second.read_text().count("\n") > 20):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = first.read_bytes()
+    assert not read_log(second).finished
+    assert start(tmp_path).wait(timeout=120) == 0
+    assert first.read_bytes() == before
+    assert all(read_log(path).finished for path in (tmp_path / "tiny").glob("*.jsonl"))
+    assert second.with_suffix(".unfinished").exists()
+
+
+def test_a_cut_off_last_line_is_reported_and_the_run_done_again(tiny, capsys):
+    path = write(tiny, "3-sgd", TINY)
+    assert [job.label for job in paper.jobs(["tiny"], tiny)] == ["tiny: 4, seed 0"]
+    path.write_text(path.read_text()[:-30])
+    assert len(list(paper.jobs(["tiny"], tiny))) == 2
+    assert "is cut off" in capsys.readouterr().out
+    assert not path.exists()
+    assert path.with_suffix(".unfinished").exists()
+
+
+def test_a_log_of_another_recipe_is_refused(tiny):
+    write(tiny, "3-sgd", dataclasses.replace(TINY, learning_rate=0.1))
+    with pytest.raises(LogError, match=r"3-sgd-seed0.jsonl has another recipe; move it away"):
+        list(paper.jobs(["tiny"], tiny))
+
+
+def test_the_time_is_said_before_anything_runs(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(paper, "run_all", lambda *_: pytest.fail("training was started"))
+    paper.main(("tiny",), logs=tiny, dry_run=True)
+    assert "2 to do, about 1 minutes" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"the experiments are tiny, .*; got T99"):
+        paper.main(("T99",), logs=tiny)
+
+
+def test_outcomes_count_runs_that_never_got_there(tmp_path):
+    config = dataclasses.replace(TINY, epochs=4, measure_every=2)
+    row = experiments.Row("a", "a", config, 2)
+    logs = []
+    for seed, target in ((0, 1.0), (1, 0.001)):
+        run = dataclasses.replace(config, seed=seed, target=target, method="svd", learning_rate=2.0)
+        session.train_logged(run, tmp_path / f"{seed}.jsonl")
+        logs.append(read_log(tmp_path / f"{seed}.jsonl"))
+    steps = experiments.Experiment("tiny", "Tiny", (row,), unit="steps")
+    outcome = Outcome(steps, row, tuple(logs))
+    assert outcome.reached[0] == math.inf
+    assert outcome.reached[1] in (6, 12)  # three batches an epoch, measured every second epoch
+    assert outcome.cap == 12
+    assert pages.spread(outcome).startswith("> 12 (")
+
+
+def test_pages_are_those_of_the_logs(tmp_path, monkeypatch):
+    """Every number of docs/grokking comes from a log in the repository, without any training."""
+    monkeypatch.setattr(session, "train", lambda *_: pytest.fail("training was started"))
+    pages.render(tmp_path)
+    made = {path.name: path.read_text() for path in tmp_path.glob("*.md")}
+    kept = {path.name: path.read_text() for path in pages.DOCS.glob("*.md")}
+    assert made == kept, "run `make pages`"
+    figures = {path.name for path in tmp_path.glob("*.png")}
+    assert figures == {path.name for path in pages.DOCS.glob("*.png")}
+
+
+def test_committed_logs_are_finished_and_of_the_recipes_in_the_table():
+    for name, experiment in experiments.EXPERIMENTS.items():
+        for row in experiment.rows:
+            for log in outcomes(name)[row.name].logs:
+                expected = dataclasses.replace(row.config, seed=log.config.seed)
+                assert log.config == expected, log.path
+                assert json.loads(json.dumps(log.recipe))["seed"] == log.config.seed
