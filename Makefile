@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: bench clean demo docs test test-all lint format
+.PHONY: bench clean demo docs format lint pages paper test test-all
 
 demo: $(VENV)/.dev  ## train on modular addition with SGD and with EGD, print a table, draw a figure
 	$(RUN) -m egd_optax.grokking demo
@@ -16,6 +16,12 @@ test-all: lint  ## all tests, the slow ones too
 
 bench: $(VENV)/.dev  ## time the polar methods and their peers, write a log and a figure
 	$(RUN) examples/benchmarks/polar.py
+
+paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from nothing), then make the pages
+	$(RUN) examples/grokking/paper.py
+
+pages: $(VENV)/.dev  ## make docs/grokking from the logs
+	$(RUN) examples/grokking/pages.py
 
 docs: $(VENV)/.docs  ## build the site strictly into site/
 	$(VENV)/bin/mkdocs build --strict

@@ -169,15 +169,20 @@ def readings(state: Any) -> list[dict[str, Spectrum]]:
         state: any optimizer state: chained, masked, partitioned, injected.
 
     Returns:
-        A dictionary from the leaf's path to its `Spectrum` for each monitor; empty without one.
-        Pass the state itself: of an `nnx.Optimizer`, its `opt_state`.
+        A dictionary from the leaf's path to its `Spectrum`, of arrays, for each monitor; empty
+        without one. Pass the state itself: of an `nnx.Optimizer`, its `opt_state`.
     """
 
     def is_monitor(node):
         return isinstance(node, SpectrumMonitorState)
 
-    found = jax.tree.leaves(state, is_leaf=is_monitor)
-    return [node.spectra for node in found if is_monitor(node)]
+    found = filter(is_monitor, jax.tree.leaves(state, is_leaf=is_monitor))
+    return [{path: _bare(figures) for path, figures in node.spectra.items()} for node in found]
+
+
+def _bare(figures: Spectrum) -> Spectrum:
+    """Return the figures as arrays: nnx keeps a variable around each."""
+    return Spectrum(*jax.tree.leaves(figures))
 
 
 # Eigenvalues of a Gram matrix have errors of a few eps sigma_1^2.

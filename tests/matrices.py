@@ -2,34 +2,95 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 SHAPES = {"square": (64, 64), "wide": (48, 160), "tall": (160, 48)}
+SCALES = {1e-30: {"tiny"}, 1.0: set(), 1e30: {"huge"}}
+RESOLVED = 2e-5  # the exact class promises directions from here on, relative to sigma_1
+# Decades of the random matrices' spectra and scales: what the dtype's promise and range allow.
+DECADES = {
+    np.float32: (4.5, 28),
+    np.float64: (12.5, 280),
+    np.complex64: (4.5, 28),
+    np.float16: (4.5, 3),
+    jnp.bfloat16: (4.5, 28),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A matrix, its rank where that is below min(m, n) by construction, and whether it is resolved.
+    """A matrix, or a stack with its `parts`, and what is stated of it before it is measured.
 
-    Unresolved: full rank, with directions below the 2e-5 sigma_1 that float32 methods promise.
+    `condition` is sigma_1 / sigma_rank, None where chance decides. `tags` are those of `TAGS`.
     """
 
     name: str
     matrix: np.ndarray
-    rank: int | None = None
-    resolved: bool = True
+    tags: set[str]
+    rank: int = 0
+    condition: float | None = None
+    parts: tuple["Case", ...] = ()
 
     def __repr__(self):
         return self.name
 
+    def slices(self, factors):
+        """Pairs of a case that is one matrix, and its part of `factors`."""
+        return zip(self.parts, factors, strict=True) if self.parts else [(self, factors)]
 
-def with_spectrum(shape, spectrum, seed=0):
-    """A float32 matrix with these singular values and random directions."""
+
+def relative_spectrum(matrix):
+    """Singular values over the largest, by float64; zeros for zero."""
+    s = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    return s / s[0] if s[0] > 0 else s
+
+
+def _any_resolved_gap_closes(s):
+    return bool(np.any(s[:-1] - s[1:] <= 1e-7, where=s[1:] >= RESOLVED))
+
+
+# Every tag and its truth, measured on the matrix itself; those of the spectrum take that.
+SHAPE_TAGS = {
+    "batched": lambda x: x.ndim == 3,
+    "square": lambda x: x.shape[-2] == x.shape[-1],
+    "wide": lambda x: x.shape[-2] < x.shape[-1],
+    "tall": lambda x: x.shape[-2] > x.shape[-1],
+    "row": lambda x: x.shape[-2] == 1,
+    "column": lambda x: x.shape[-1] == 1,
+}
+TAGS = {
+    "zero": lambda x: not x.any(),
+    "tiny": lambda x: 0 < np.abs(x).max() < 1e-25,
+    "huge": lambda x: np.abs(x).max() > 1e25,
+    "deficient": lambda x: relative_spectrum(x)[-1] <= 1e-7,
+    "unresolved": lambda x: 1e-7 < relative_spectrum(x)[-1] < RESOLVED,
+    "repeated": lambda x: _any_resolved_gap_closes(relative_spectrum(x)),
+}
+
+
+def _normal(rng, shape, dtype):
+    real = rng.standard_normal(shape)
+    complex_valued = np.issubdtype(dtype, np.complexfloating)
+    return real + 1j * rng.standard_normal(shape) if complex_valued else real
+
+
+def with_spectrum(shape, spectrum, seed=0, dtype=np.float32):
+    """A matrix with these singular values and random directions, formed in double precision."""
     rng = np.random.default_rng(seed)
     k = min(shape)
-    u = np.linalg.qr(rng.standard_normal((shape[0], k)))[0]
-    v = np.linalg.qr(rng.standard_normal((shape[1], k)))[0]
-    return ((u * np.asarray(spectrum)) @ v.T).astype(np.float32)
+    u, v = (np.linalg.qr(_normal(rng, (size, k), dtype))[0] for size in shape)
+    return ((u * np.asarray(spectrum)) @ v.conj().T).astype(dtype)
+
+
+def at_random(rng, shape, dtype):
+    """A matrix with spectrum, scale and, for every third, rank at random, rounded to `dtype`."""
+    depth, scales = DECADES[dtype]
+    spectrum = 10.0 ** rng.uniform(-rng.uniform(0, depth), 0, min(shape))
+    if rng.random() < 1 / 3:
+        spectrum[rng.integers(1, min(shape) + 1) :] = 0
+    spectrum *= 10.0 ** rng.uniform(-scales, scales) / spectrum.max()
+    return with_spectrum(shape, spectrum, rng, dtype)
 
 
 def product(shape, rank, seed=0, decades=1.0):
@@ -60,46 +121,59 @@ def spectra(k):
     }
 
 
+def _stated(name, matrix, spectrum, *tags):
+    """A case whose rank, condition and tags follow from the spectrum that it was built with."""
+    kept = np.asarray(spectrum)[np.asarray(spectrum) > 0]
+    condition = kept[0] / kept[-1]
+    said = {
+        "deficient": len(kept) < min(matrix.shape),
+        "unresolved": len(kept) == min(matrix.shape) and condition > 1 / RESOLVED,
+        "repeated": bool(np.any(np.diff(kept) == 0)),
+    }
+    tags = {*tags, *(tag for tag, holds in said.items() if holds)}
+    return Case(name, matrix, tags, len(kept), condition)
+
+
+def _full_rank():
+    """Every spectrum in every shape, and conditions up to 1 / eps."""
+    for kind, shape in SHAPES.items():
+        steep = {f"condition {c:g}": np.geomspace(1, 1 / c, min(shape)) for c in (1e6, 8e6)}
+        for name, spectrum in (spectra(min(shape)) | steep).items():
+            yield _stated(f"{name} {kind}", with_spectrum(shape, spectrum), spectrum, kind)
+
+
+def _deficient():
+    """Products of low rank at every scale; nothing repeats in them but the zeros."""
+    for kind, shape in SHAPES.items():
+        for rank in (1, 12):
+            for scale, tags in SCALES.items():
+                name = f"rank {rank} {kind} times {scale:g}"
+                matrix = np.float32(scale) * product(shape, rank)
+                yield Case(name, matrix, {kind, "deficient", *tags}, rank)
+
+
 def _special():
-    eye = np.eye(64, dtype=np.float32)
-    half = with_spectrum((64, 64), np.r_[np.logspace(0, -2, 32), np.zeros(32)])
+    eye, zeros = np.eye(64, dtype=np.float32), np.zeros((48, 160), np.float32)
+    decay, half = np.logspace(0, -4, 64), np.r_[np.logspace(0, -2, 32), np.zeros(32)]
+    blocks = np.kron(np.eye(8), np.ones((8, 8))).astype(np.float32)
     repeated = np.tile(with_spectrum((24, 160), np.logspace(0, -2, 24)), (2, 1))
-    sparse = np.zeros((48, 160), np.float32)
+    sparse = zeros.copy()
     sparse[3, 5] = -2.0
-    return [
-        Case("identity", eye),
-        Case("diagonal", eye * np.logspace(0, -4, 64).astype(np.float32)),
-        Case("blocks", np.kron(np.eye(8), np.ones((8, 8))).astype(np.float32), rank=8),
-        Case("row", with_spectrum((1, 40), [3.0])),
-        Case("column", with_spectrum((40, 1), [3.0])),
-        Case("one by one", np.float32([[-2.0]])),
-        Case("half zeros", half, rank=32),
-        Case("repeated rows", repeated, rank=24),
-        Case("single entry", sparse, rank=1),
-    ]
-
-
-def _unresolved():
-    """Condition up to 1/eps: below 2e-5 sigma_1 the exact class promises gains in [0, 1] only."""
-    return [
-        Case(f"condition {condition:g} {kind}", with_spectrum(shape, spectrum), resolved=False)
-        for kind, shape in SHAPES.items()
-        for condition in (1e6, 8e6)
-        for spectrum in [np.geomspace(1, 1 / condition, min(shape))]
-    ]
+    yield _stated("identity", eye, np.ones(64), "square")
+    yield _stated("diagonal", eye * decay.astype(np.float32), decay, "square")
+    yield _stated("blocks", blocks, np.full(8, 8.0), "square")
+    yield _stated("row", with_spectrum((1, 40), [3.0]), [3.0], "wide", "row")
+    yield _stated("column", with_spectrum((40, 1), [3.0]), [3.0], "tall", "column")
+    yield _stated("one by one", np.float32([[-2.0]]), [2.0], "square", "row", "column")
+    yield _stated("half zeros", with_spectrum((64, 64), half), half, "square")
+    yield _stated("repeated rows", repeated, 2**0.5 * np.logspace(0, -2, 24), "wide")
+    yield _stated("single entry", sparse, [2.0], "wide")
+    yield Case("zero", zeros, {"wide", "deficient", "zero"})
 
 
 def zoo():
-    """All cases."""
-    full_rank = [
-        Case(f"{name} {kind}", with_spectrum(shape, spectrum))
-        for kind, shape in SHAPES.items()
-        for name, spectrum in spectra(min(shape)).items()
-    ]
-    deficient = [
-        Case(f"rank {rank} {kind} times {scale:g}", scale * product(shape, rank), rank)
-        for kind, shape in SHAPES.items()
-        for rank in (1, 12)
-        for scale in (np.float32(1e-30), np.float32(1), np.float32(1e30))
-    ]
-    return full_rank + deficient + _special() + _unresolved()
+    """All cases; the last is a stack of all those of one shape, whatever their scales."""
+    cases = [*_full_rank(), *_deficient(), *_special()]
+    parts = tuple(case for case in cases if case.matrix.shape == SHAPES["wide"])
+    stack = np.stack([case.matrix for case in parts])
+    return [*cases, Case("stack of all the wide", stack, {"wide", "batched"}, parts=parts)]

@@ -7,6 +7,7 @@ import matrices
 import numpy as np
 import pytest
 import reference
+import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,12 +17,33 @@ from egd_optax.polar import _coefficients as coefficients
 EXACT = [polar.SVD(), polar.Gram(), polar.Auto()]
 ZOO = matrices.zoo()
 
-# Promises of the class by dtype: (share of sigma_1, largest |gain - 1| above it), null gain below
-# `null`, and orthogonality. LAPACK's SVD in the same dtype keeps them with room to spare.
+# Promises of the class by dtype: (share of sigma_1, largest |gain - 1| above it); (share, spectral
+# norm of the factor below it); no gain beyond 1 by more than `above`; orthogonality of the kept
+# directions. LAPACK's SVD in the same dtype keeps them with room to spare.
 PROMISE = {
-    np.float32: {"gains": [(1e-3, 1e-5), (2e-5, 2e-3)], "null": 1e-2, "orthogonality": 1e-4},
-    np.float64: {"gains": [(1e-6, 1e-11), (4e-14, 2e-3)], "null": 1e-2, "orthogonality": 1e-4},
+    np.float32: {
+        "gains": [(1e-3, 1e-5), (2e-5, 2e-3)],
+        "null": (1e-6, 1e-2),
+        "above": 1e-5,
+        "orthogonality": 1e-4,
+    },
+    np.float64: {
+        "gains": [(1e-6, 1e-11), (4e-14, 2e-3)],
+        "null": (1.9e-15, 1e-2),
+        "above": 1e-11,
+        "orthogonality": 1e-4,
+    },
 }
+# Cases of the zoo that a method fails: (repr(method), name of the case) -> why. Strict: an entry
+# that passes is an error. Only unresolved cases may stand here; none has to.
+KNOWN_FAILURES: dict[tuple[str, str], str] = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_blas_thread():
+    """The references are many small SVDs, which threads slow down, tenfold on busy cores."""
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(params=EXACT, ids=repr)
@@ -33,6 +55,15 @@ def factor(matrix, method):
     return np.asarray(jax.jit(polar.polar_factor, static_argnums=1)(jnp.asarray(matrix), method))
 
 
+def results(case, method):
+    """(case, factor, gain matrix, relative spectrum) of each matrix of a case; zero gives zero."""
+    for part, actual in case.slices(factor(case.matrix, method)):
+        if "zero" in part.tags:
+            np.testing.assert_array_equal(actual, part.matrix)
+        else:
+            yield part, actual, *reference.gain_matrix(part.matrix, actual)
+
+
 @pytest.mark.parametrize("case", ZOO, ids=repr)
 def test_polynomial_class_on_the_zoo(case):
     """Eight steps of Polar Express do what the composed polynomial does, to float32 round-off.
@@ -40,11 +71,10 @@ def test_polynomial_class_on_the_zoo(case):
     Known limit, tested as such: no rank tolerance, so what round-off leaves in a null direction is
     lifted by up to the polynomial's slope at zero, 1e4 for these rows.
     """
-    actual = factor(case.matrix, polar.NewtonSchulz())
-    gains, s = reference.gain_matrix(case.matrix, actual)
-    relative = s / np.linalg.norm(s)
-    expected = coefficients.compose(coefficients.TABLES["polar_express"].rows, relative)
-    np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3)
+    for part, _, gains, s in results(case, polar.NewtonSchulz()):
+        relative = s / np.linalg.norm(s)
+        expected = coefficients.compose(coefficients.TABLES["polar_express"].rows, relative)
+        np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3, err_msg=part.name)
 
 
 @pytest.mark.parametrize("case", ZOO, ids=repr)
@@ -55,61 +85,101 @@ def test_sketch_class_on_the_zoo(case, method):
     Where the spectrum is flat around the rank, which directions are leading is chance; with a gap
     they are found to 1e-2 (test_polar.py).
     """
-    actual = factor(case.matrix, method)
-    values = np.linalg.svd(actual.astype(np.float64), compute_uv=False)
-    assert np.isfinite(actual).all()
-    if method.tail == "drop":
-        assert values.max() <= 1 + 1e-5
-        assert np.sum(values > 1e-2) <= 6
-    gains, s = reference.gain_matrix(case.matrix, actual)
-    assert np.diag(gains).min() >= -1e-2
-    if len(s) > 6 and s[5] > 10 * s[6] and case.rank is None:
-        np.testing.assert_allclose(np.diag(gains)[:6], 1, rtol=0, atol=1e-2)
+    for part, actual, gains, s in results(case, method):
+        values = np.linalg.svd(actual.astype(np.float64), compute_uv=False)
+        assert np.isfinite(actual).all(), part
+        if method.tail == "drop":
+            assert values.max() <= 1 + 1e-5, part
+            assert np.sum(values > 1e-2) <= 6, part
+        assert np.diag(gains).min() >= -1e-2, part
+        if len(s) > 6 and s[5] > 10 * s[6] and "deficient" not in part.tags:
+            np.testing.assert_allclose(np.diag(gains)[:6], 1, rtol=0, atol=1e-2, err_msg=part.name)
 
 
-def assert_exact(matrix, actual, rank=None):
-    """Hold `actual` to the promise of the matrix's dtype; what is at stake is in the message."""
-    promise = PROMISE[matrix.dtype.type]
-    gains, s = reference.gain_matrix(matrix, actual)
-    rank = len(s) if rank is None else rank
-    error = np.abs(np.diag(gains) - 1)[:rank]
+def assert_exact(matrix, actual, name="", rounding=0.0):
+    """Hold every direction of `actual` to the promise of the matrix's precision.
+
+    What is neither promised nor null keeps a gain within [0, 1]. `rounding` is the unit round-off
+    of a factor that was shortened to 16 bits. A complex gain counts by its real part.
+    """
+    promise = PROMISE[np.float64 if matrix.dtype == np.float64 else np.float32]
+    gains, s = complex_gain_matrix(matrix, actual)
+    each = np.real(np.diag(gains))
+    noise, null = promise["null"]
+    assert each.min() >= -null, f"{name}: a gain below 0"
+    assert each.max() <= 1 + promise["above"] + rounding, f"{name}: a gain above 1"
     for share, bound in promise["gains"]:
-        assert error[s[:rank] >= share].max(initial=0) <= bound, f"gains above {share:g} sigma_1"
-    if rank < len(s):
-        assert np.linalg.norm(gains[rank:, rank:], 2) <= promise["null"], "null directions"
-    kept = gains[:rank][s[:rank] >= promise["gains"][-1][0]]
-    identity = np.eye(len(kept))
-    np.testing.assert_allclose(kept @ kept.T, identity, rtol=0, atol=promise["orthogonality"])
+        worst = np.abs(each - 1)[s >= share].max()
+        assert worst <= bound + rounding, f"{name}: gains above {share:g} sigma_1"
+    below = gains[s < noise][:, s < noise]
+    assert np.linalg.norm(below, 2) <= null if below.size else True, f"{name}: null directions"
+    kept = gains[s >= share]
+    error = np.abs(kept @ kept.conj().T - np.eye(len(kept))).max()
+    assert error <= promise["orthogonality"] + 2 * rounding, f"{name}: orthogonality"
+
+
+def complex_gain_matrix(matrix, actual):
+    """The reference's gain matrix, of complex matrices as well."""
+    if not np.iscomplexobj(matrix):
+        return reference.gain_matrix(matrix, actual)
+    u, s, vh = np.linalg.svd(matrix.astype(np.complex128), full_matrices=False)
+    return u.conj().T @ actual.astype(np.complex128) @ vh.conj().T, s / s.max()
 
 
 @pytest.mark.parametrize("case", ZOO, ids=repr)
-def test_zoo(method, case):
-    assert_exact(case.matrix, factor(case.matrix, method), case.rank)
+def test_zoo(method, case, request):
+    if reason := KNOWN_FAILURES.get((repr(method), case.name)):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    for part, actual, _, _ in results(case, method):
+        assert_exact(part.matrix, actual, part.name)
+
+
+def test_known_failures_are_cases_of_the_zoo_and_say_why():
+    for (method, name), reason in KNOWN_FAILURES.items():
+        assert method in map(repr, EXACT)
+        assert any(case.name == name and "unresolved" in case.tags for case in ZOO)
+        assert len(reason) > 20
 
 
 def test_zoo_is_what_it_says():
-    """A wrong ruler measures nothing: ranks and least singular values of the cases themselves."""
+    """A wrong ruler measures nothing: every tag, rank and condition, measured on the case itself.
+
+    A condition is rounded with the matrix: the entries' round-off moves sigma_n by 1e-8 sigma_1.
+    """
+    assert len({case.name for case in ZOO}) == len(ZOO)
+    truths = matrices.SHAPE_TAGS | matrices.TAGS
+    assert set.union(*(case.tags for case in ZOO)) == set(truths)
     for case in ZOO:
-        s = np.linalg.svd(case.matrix.astype(np.float64), compute_uv=False)
-        rank = len(s) if case.rank is None else case.rank
-        assert (s[rank - 1] >= 2e-5 * s[0]) == case.resolved, case
-        assert case.rank is None or s[rank:].max(initial=0) <= 1e-6 * s[0], case
+        known = matrices.SHAPE_TAGS if case.parts else truths
+        assert {tag for tag, holds in known.items() if holds(case.matrix)} == case.tags, case
+        if not case.parts:
+            s = matrices.relative_spectrum(case.matrix)
+            assert np.sum(s > 1e-7) == case.rank, case
+        if case.condition is not None:
+            np.testing.assert_allclose(s[case.rank - 1], 1 / case.condition, rtol=1e-4, atol=2e-8)
 
 
-@pytest.mark.parametrize("source", [captured.modular_network, captured.transformer])
+def test_the_stack_of_the_zoo_spans_scales_and_ranks():
+    parts = ZOO[-1].parts
+    assert {"tiny", "huge", "zero", "deficient", "unresolved"} <= set.union(
+        *(p.tags for p in parts)
+    )
+    np.testing.assert_array_equal(ZOO[-1].matrix, [part.matrix for part in parts])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        captured.modular_network,
+        captured.transformer,
+        pytest.param(captured.recipe, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("optax_promotes")
 def test_captured_gradients(method, source):
     """Real ones: what lies below 2e-5 sigma_1 may go either way, the rest is promised."""
     for name, matrix in source().items():
-        gains, s = reference.gain_matrix(matrix, factor(matrix, method))
-        assert np.diag(gains).min() > -1e-2, name
-        assert np.diag(gains).max() < 1 + 1e-5, name
-        assert_exact_above(gains, s, name)
-
-
-def assert_exact_above(gains, s, name):
-    for share, bound in PROMISE[np.float32]["gains"]:
-        assert np.abs(np.diag(gains) - 1)[s >= share].max() <= bound, name
+        assert_exact(matrix, factor(matrix, method), name)
 
 
 def test_float64_is_tighter(method):
@@ -121,7 +191,7 @@ def test_float64_is_tighter(method):
             matrix = (u * spectrum) @ v.T
             assert_exact(matrix, factor(matrix, method))
         low = rng.standard_normal((48, 12)) @ rng.standard_normal((12, 160))
-        assert_exact(low, factor(low, method), rank=12)
+        assert_exact(low, factor(low, method))
 
 
 def test_largest_value_hidden_from_the_power_iteration(method):
@@ -181,23 +251,33 @@ def test_algebra_of_the_polar_factor(spectrum, seed, scale):
     np.testing.assert_allclose(turned, left @ expected @ right, rtol=0, atol=1e-2)
 
 
+def hold_to_the_promise(shape, dtype, seeds):
+    """Every exact method on random matrices of `dtype`: no NaN, no gain outside the promise."""
+    short = np.finfo(np.float32).bits > jnp.finfo(dtype).bits
+    rounding = float(jnp.finfo(dtype).eps) / 2 if short else 0.0
+    with jax.enable_x64(dtype is np.float64):
+        for seed in seeds:
+            matrix = matrices.at_random(np.random.default_rng(seed), shape, dtype)
+            for method in EXACT:
+                actual = factor(matrix, method)
+                name = f"{method} on {shape} from seed {seed}"
+                assert actual.dtype == matrix.dtype
+                assert np.isfinite(actual).all(), name
+                precise = (x.astype(np.float32) if short else x for x in (matrix, actual))
+                assert_exact(*precise, name, rounding)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_a_thousand_random_matrices(method, dtype):
-    """Shapes, spectra, ranks and scales at random: no NaN, no gain outside the promise."""
-    rng = np.random.default_rng(0)
-    shapes = [(1, 7), (16, 16), (24, 64), (64, 24), (96, 96), (48, 200)]
-    for trial in range(1000):
-        shape = shapes[trial % len(shapes)]
-        k = min(shape)
-        rank = int(rng.integers(1, k + 1)) if trial % 3 == 0 else k
-        spectrum = 10.0 ** rng.uniform(-rng.uniform(0, 4.5), 0, k)
-        spectrum = np.where(np.arange(k) < rank, spectrum, 0) / spectrum[:rank].max()
-        scale = np.float32(10.0 ** rng.uniform(-28, 28))
-        matrix = matrices.with_spectrum(shape, spectrum, trial) * scale
-        matrix = np.asarray(jnp.asarray(matrix, dtype).astype(jnp.float32))
-        actual = factor(matrix, method)
-        assert np.isfinite(actual).all(), trial
-        gains, s = reference.gain_matrix(matrix, actual)
-        assert_exact_above(gains, s, trial)
-        assert np.abs(np.diag(gains)[s < 1e-6]).max(initial=0) <= 1e-2, trial
+@pytest.mark.parametrize("dtype", matrices.DECADES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("shape", [(1, 7), (16, 16), (24, 64), (64, 24), (97, 97), (48, 200)])
+def test_a_thousand_random_matrices_of_each_dtype(shape, dtype):
+    """Shapes, spectra, ranks and scales at random: 5 dtypes, 6 shapes, 170 matrices each."""
+    hold_to_the_promise(shape, dtype, range(170))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", matrices.DECADES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(("shape", "count"), [((260, 300), 6), ((601, 700), 2)])
+def test_large_random_matrices_of_each_dtype(shape, count, dtype):
+    """Sizes that the blocks of `Gram` divide unevenly; few, for the reference takes seconds."""
+    hold_to_the_promise(shape, dtype, range(1000, 1000 + count))

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from flax import nnx
 
 from egd_optax import diagnostics, egd, matching, polar, scale_by_egd
 
@@ -78,6 +79,22 @@ def test_monitor_measures_every_k_updates():
         _, state = jax.jit(monitor.update)([(step + 1.0) * MATRIX], state)
         norms.append(state.spectra["0"].norm.item() / np.linalg.norm(MATRIX))
     np.testing.assert_allclose(norms, [1, 1, 1, 4, 4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, nnx.jit], ids=["eager", "jit"])
+def test_readings_of_an_nnx_optimizer_are_arrays(transform):
+    """Its state holds variables; what is read back are the arrays that plain Optax would give."""
+    monitor = diagnostics.spectrum_monitor()
+    model = nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0))
+    trainer = nnx.Optimizer(model, optax.chain(monitor, optax.sgd(0.1)), wrt=nnx.Param)
+    grads = {"kernel": jnp.diag(jnp.array([4.0, 2.0, 1.0, 1.0]))[:3]}
+    transform(lambda model, trainer, grads: trainer.update(model, grads))(
+        model, trainer, nnx.State({"kernel": nnx.Param(grads["kernel"])})
+    )
+    _, state = monitor.update(grads, monitor.init(grads))
+    (actual,), (expected,) = diagnostics.readings(trainer.opt_state), diagnostics.readings(state)
+    assert all(type(value) is type(grads["kernel"]) for value in actual["kernel"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
 
 
 def test_no_monitor_no_readings():

@@ -14,7 +14,7 @@ class Auto(Stateless):
     """Exact polar factor by `Gram`, or by `SVD` for small matrices on CPU.
 
     Accuracy class: exact, whatever is picked. Accelerators never get an SVD; CPUs get one up to
-    24 rows, about where the benchmark's curves cross (examples/benchmarks/logs/cpu-small.jsonl).
+    1024 entries, about where the curves cross (examples/benchmarks/logs/cpu-small.jsonl).
 
     Args:
         rtol: rank tolerance relative to the largest singular value, in [0, 0.5).
@@ -31,8 +31,9 @@ class Auto(Stateless):
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         gram, svd = Gram(self.rtol).factor, SVD(self.rtol).factor
-        on_cpu = svd if min(matrix.shape) <= _SMALL else gram
+        on_cpu = svd if matrix.size <= _SMALL else gram
         return jax.lax.platform_dependent(matrix, cpu=on_cpu, default=gram)
 
 
-_SMALL = 24
+# Entries, not rows: the two are about level at 32x32, 24x36 and 16x64, and Gram gains with aspect.
+_SMALL = 1024
