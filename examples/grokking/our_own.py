@@ -1,0 +1,149 @@
+"""Controls and questions of our own, most of them on addition modulo 97."""
+
+import dataclasses
+
+from rows import Experiment, changed, sketch
+
+from egd_optax.grokking import RECIPES
+
+
+def both() -> Experiment:
+    changes = {"matrices": "all", "method": "auto", "switch_off": None, "epochs": 60}
+    rows = [
+        changed(RECIPES[f"{op}-{p}"], f"{op}-{p}", f"{op}, p = {p}", 5, **changes)
+        for p in (79, 97, 127)
+        for op in ("addition", "multiplication")
+    ]
+    return Experiment("both", "Both matrices whitened", tuple(rows))
+
+
+def peers() -> Experiment:
+    """Addition modulo 97 with tuned peers: six settings each."""
+    base = dataclasses.replace(RECIPES["addition-97"], method="auto", matrices="all")
+    base = dataclasses.replace(base, switch_off=None, epochs=100)
+    adam = {"gradient": "raw", "optimizer": "adam", "decay": "decoupled"}
+    muon = {"gradient": "raw", "optimizer": "muon", "decay": "decoupled"}
+    kinds = {
+        "egd": ("EGD, both matrices", {}, (0.35, 0.7, 1.0), (3e-5, 1e-4)),
+        "adamw": ("AdamW", adam, (0.003, 0.01, 0.03), (0.3, 1.0)),
+        "muon": ("Muon", muon, (0.02, 0.05, 0.2), (0.03, 0.1)),
+        "grokfast": (
+            "Grokfast and AdamW",
+            adam | {"gradient": "grokfast_ema"},
+            (0.003, 0.01, 0.03),
+            (0.3, 1.0),
+        ),
+    }
+    rows = [
+        changed(
+            base,
+            f"{name}-lr{rate:g}-wd{decay:g}",
+            label,
+            learning_rate=rate,
+            weight_decay=decay,
+            **changes,
+        )
+        for name, (label, changes, rates, decays) in kinds.items()
+        for rate in rates
+        for decay in decays
+    ]
+    return Experiment("peers", "Addition modulo 97 against tuned peers", tuple(rows))
+
+
+def spectra() -> Experiment:
+    base = RECIPES["addition-97"]
+    early = (0, 1, 2, 5, 10, 20, 40, 60, 80, 100, 120, 150)
+    late = (0, 10, 30, 100, 300, 1_000, 2_000, 3_000, 4_000, 5_000)
+    egd = {"epochs": 160, "target": None, "switch_off": None, "spectra_at": early}
+    rows = (
+        changed(base, "sgd", "SGD", 1, gradient="raw", measure_every=10, target=None, epochs=6_000,
+             spectra_at=late),
+        changed(base, "egd", "EGD, coupled decay", 1, **egd),
+        changed(base, "egd-decoupled", "EGD, decoupled decay", 1, decay="decoupled", **egd),
+    )  # fmt: skip
+    return Experiment("spectra", "The gradient's spectrum in the course of training", rows)
+
+
+def decay() -> Experiment:
+    base = dataclasses.replace(RECIPES["addition-97"], epochs=300)
+    coupled = [(0.0, 1), (1e-5, 1), (1e-4, 3), (3e-4, 1), (1e-3, 1)]
+    decoupled = [(1e-4, 3), (1e-3, 1), (1e-2, 1), (1e-1, 1)]
+    rows = [
+        changed(
+            base, f"{kind}-{decay:g}", f"{kind}, {decay:g}", seeds, decay=kind, weight_decay=decay
+        )
+        for kind, settings in (("coupled", coupled), ("decoupled", decoupled))
+        for decay, seeds in settings
+    ]
+    return Experiment("decay", "Coupled and decoupled decay, addition modulo 97", tuple(rows))
+
+
+def switch() -> Experiment:
+    base = dataclasses.replace(RECIPES["addition-97"], epochs=400, epochs_after_target=60)
+    rows = [
+        changed(base, "never", "never", switch_off=None),
+        changed(base, "0.95-unlatched", "above 95 %, not latched (the published code)"),
+        *(
+            changed(base, f"{at:g}-latched", f"above {at:.0%}, latched", switch_off=at, latch=True)
+            for at in (0.3, 0.7, 0.95, 0.99)
+        ),
+    ]
+    return Experiment("switch", "When EGD is switched off, addition modulo 97", tuple(rows))
+
+
+def floor() -> Experiment:
+    base = dataclasses.replace(RECIPES["addition-97"], epochs=400)
+    rows = [
+        changed(base, "relative", "relative tolerance 1e-5 (ours)"),
+        *(
+            changed(base, f"{floor:g}", f"absolute floor {floor:g}", floor=floor)
+            for floor in (1e-8, 1e-6, 1e-5, 1e-4)
+        ),
+    ]
+    return Experiment("floor", "Absolute floor or relative tolerance", tuple(rows))
+
+
+def power() -> Experiment:
+    base = dataclasses.replace(RECIPES["addition-97"], epochs=300, switch_off=None)
+    settings = {1.0: (0.7, 7.0, 70.0), 0.5: (0.7, 7.0, 70.0), 0.0: (0.35, 0.7, 1.4)}
+    settings[-0.5] = (0.07, 7e-3, 7e-4)
+    rows = [
+        changed(base, f"{q:g}-lr{rate:g}", f"q = {q:g}", 1, power=q, learning_rate=rate)
+        for q, rates in settings.items()
+        for rate in rates
+    ]
+    return Experiment("power", "Fractional whitening U S^q V^T, addition modulo 97", tuple(rows))
+
+
+def methods() -> Experiment:
+    base = dataclasses.replace(RECIPES["addition-97"], epochs=400)
+    rows = (
+        changed(base, "svd", "SVD", 6),
+        changed(base, "gram", "Gram", 6, method="gram"),
+        changed(base, "newton_schulz", "Newton-Schulz, 8 steps", method="newton_schulz"),
+        changed(base, "streaming128", "Streaming, rank 128", method="streaming", rank=128),
+        changed(base, "every2", "SVD, every 2nd step", every=2),
+        changed(base, "every4", "SVD, every 4th step", every=4),
+        changed(base, "blend100", "SVD, blended in over 100 steps", blend_steps=100),
+        changed(base, "blend400", "SVD, blended in over 400 steps", blend_steps=400),
+    )
+    return Experiment("methods", "How the whitening is done, addition modulo 97", rows)
+
+
+def parity_seeds() -> Experiment:
+    """Parity k = 3 and 4 is learnt or not depending on the seed: ten of them, and what helps."""
+    rows = []
+    for k in (3, 4):
+        base = dataclasses.replace(RECIPES[f"parity-{k}"], epochs=300)
+        sgd = {"gradient": "raw", "epochs": 2_000, "measure_every": 10}
+        average = {"momentum": 0.98, "learning_rate": 0.02}
+        rows += [
+            changed(base, f"k{k}-sgd", f"k = {k}, SGD", 10, **sgd),
+            changed(base, f"k{k}-egd", f"k = {k}, EGD", 10),
+            changed(base, f"k{k}-egd-sketch30", f"k = {k}, EGD, sketch 30", 10, **sketch(30)),
+            changed(base, f"k{k}-egd-half", f"k = {k}, EGD, half the learning rate", 5,
+                 learning_rate=base.learning_rate / 2),
+            changed(base, f"k{k}-egd-batch128", f"k = {k}, EGD, batches of 128", 5, batch_size=128),
+            changed(base, f"k{k}-egd-average", f"k = {k}, EGD of a moving average", 5, **average),
+        ]  # fmt: skip
+    return Experiment("parity-seeds", "Parity k = 3 and 4, seed by seed", tuple(rows))
