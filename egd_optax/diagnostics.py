@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from egd_optax._matrix_view import Axes, check_axes, matrix_views
+from egd_optax._selection import by_path
 from egd_optax.polar._linalg import adjoint, gram, product
 from egd_optax.polar._method import check_at_least, check_rtol
 from egd_optax.polar._oriented import orient, resolve_rtol
@@ -142,7 +143,7 @@ def spectrum_monitor(
 
     def init(params):
         nothing = {view.path: _empty(view.batch) for view in matrix_views(params, axes)}
-        return SpectrumMonitorState(jnp.zeros((), jnp.int32), nothing)
+        return SpectrumMonitorState(jnp.zeros((), jnp.int32), by_path(params, nothing))
 
     def measure(leaves, views):
         one = jax.vmap(lambda matrix: _spectrum(matrix, rtol))

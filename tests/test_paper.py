@@ -81,7 +81,7 @@ def start(folder):
 def test_a_killed_command_goes_on_where_it_was(tmp_path):
     first, second = (tmp_path / "tiny" / f"{n}-sgd-seed0.jsonl" for n in (3, 2_000))
     running = start(tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (second.exists() and second.read_text().count("\n") > 20):
         assert running.poll() is None
         assert time.monotonic() < deadline
@@ -90,7 +90,7 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path):
     running.wait()
     before = first.read_bytes()
     assert not read_log(second).finished
-    assert start(tmp_path).wait(timeout=120) == 0
+    assert start(tmp_path).wait(timeout=300) == 0
     assert first.read_bytes() == before
     assert all(read_log(path).finished for path in (tmp_path / "tiny").glob("*.jsonl"))
     assert second.with_suffix(".unfinished").exists()
@@ -99,11 +99,21 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path):
 def test_a_cut_off_last_line_is_reported_and_the_run_done_again(tiny, capsys):
     path = write(tiny, "3-sgd", TINY)
     assert [job.label for job in paper.jobs(["tiny"], tiny)] == ["tiny: 4, seed 0"]
-    path.write_text(path.read_text()[:-30])
-    assert len(list(paper.jobs(["tiny"], tiny))) == 2
-    assert "is cut off" in capsys.readouterr().out
-    assert not path.exists()
-    assert path.with_suffix(".unfinished").exists()
+    path.write_text(cut := path.read_text()[:-30])
+    again, _ = paper.jobs(["tiny"], tiny)
+    assert "the last, is cut off and left out; it is run again" in capsys.readouterr().out
+    assert path.read_text() == cut  # asking changes nothing
+    assert paper.run(again) == "done"
+    assert path.with_suffix(".unfinished").read_text() == cut
+
+
+def test_a_run_that_diverges_is_not_run_again(tiny, monkeypatch):
+    row = paper.EXPERIMENTS["tiny"].rows[0]
+    wild = dataclasses.replace(row, config=dataclasses.replace(row.config, learning_rate=1e30))
+    monkeypatch.setattr(paper, "EXPERIMENTS", {"tiny": experiments.Experiment("tiny", "", (wild,))})
+    (job,) = paper.jobs(["tiny"], tiny)
+    assert paper.run(job) == "diverged"
+    assert not list(paper.jobs(["tiny"], tiny))
 
 
 def test_a_log_of_another_recipe_is_refused(tiny):

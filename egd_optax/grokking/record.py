@@ -14,7 +14,7 @@ import jax
 
 from egd_optax.grokking.config import Config
 from egd_optax.grokking.spectra import Spectrum
-from egd_optax.grokking.train import Epoch, Result
+from egd_optax.grokking.train import Epoch, Result, TrainingDiverged
 
 PACKAGES = ("egd_optax", "jax", "jaxlib", "optax", "flax", "numpy")
 
@@ -142,8 +142,13 @@ class Log:
 
     @property
     def finished(self) -> bool:
-        """Whether the run ended by itself."""
-        return self.ending is not None and self.ending["kind"] == "result"
+        """Whether the run ended by itself, or diverged as it always will."""
+        return self.diverged or (self.ending or {}).get("kind") == "result"
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because its loss was not finite."""
+        return (self.ending or {}).get("reason", "").startswith(TrainingDiverged.__name__)
 
 
 def read_log(path: Path) -> Log:

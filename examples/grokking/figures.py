@@ -28,7 +28,8 @@ def toy(path: Path) -> None:
 def accuracy(path: Path, name: str, *rows: str) -> None:
     """Draw train and test accuracy of the first seeds of some rows."""
     found = outcomes(name)
-    plot_runs([found[row].logs[0] for row in rows if found[row].logs], path)
+    if logs := [found[row].logs[0] for row in rows if found[row].logs]:
+        plot_runs(logs, path)
 
 
 def published(path: Path, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rows import Experiment, changed, sketch
+from rows import Experiment, changed
 
 from egd_optax.grokking import RECIPES
 
@@ -18,19 +18,19 @@ def both() -> Experiment:
 
 
 def peers() -> Experiment:
-    """Addition modulo 97 with tuned peers: six settings each."""
+    """Addition modulo 97 with tuned peers: four settings each."""
     base = dataclasses.replace(RECIPES["addition-97"], method="auto", matrices="all")
     base = dataclasses.replace(base, switch_off=None, epochs=100)
     adam = {"gradient": "raw", "optimizer": "adam", "decay": "decoupled"}
     muon = {"gradient": "raw", "optimizer": "muon", "decay": "decoupled"}
     kinds = {
-        "egd": ("EGD, both matrices", {}, (0.35, 0.7, 1.0), (3e-5, 1e-4)),
-        "adamw": ("AdamW", adam, (0.003, 0.01, 0.03), (0.3, 1.0)),
-        "muon": ("Muon", muon, (0.02, 0.05, 0.2), (0.03, 0.1)),
+        "egd": ("EGD, both matrices", {}, (0.7, 1.0), (3e-5, 1e-4)),
+        "adamw": ("AdamW", adam, (0.01, 0.03), (0.3, 1.0)),
+        "muon": ("Muon", muon, (0.05, 0.2), (0.03, 0.1)),
         "grokfast": (
             "Grokfast and AdamW",
             adam | {"gradient": "grokfast_ema"},
-            (0.003, 0.01, 0.03),
+            (0.01, 0.03),
             (0.3, 1.0),
         ),
     }
@@ -97,7 +97,7 @@ def floor() -> Experiment:
         changed(base, "relative", "relative tolerance 1e-5 (ours)"),
         *(
             changed(base, f"{floor:g}", f"absolute floor {floor:g}", floor=floor)
-            for floor in (1e-8, 1e-6, 1e-5, 1e-4)
+            for floor in (1e-6, 1e-5, 1e-4)
         ),
     ]
     return Experiment("floor", "Absolute floor or relative tolerance", tuple(rows))
@@ -105,8 +105,8 @@ def floor() -> Experiment:
 
 def power() -> Experiment:
     base = dataclasses.replace(RECIPES["addition-97"], epochs=300, switch_off=None)
-    settings = {1.0: (0.7, 7.0, 70.0), 0.5: (0.7, 7.0, 70.0), 0.0: (0.35, 0.7, 1.4)}
-    settings[-0.5] = (0.07, 7e-3, 7e-4)
+    settings = {1.0: (0.7, 7.0), 0.5: (2.0, 7.0, 20.0), 0.0: (0.35, 0.7, 1.4)}
+    settings[-0.5] = (0.07, 0.02, 7e-3)
     rows = [
         changed(base, f"{q:g}-lr{rate:g}", f"q = {q:g}", 1, power=q, learning_rate=rate)
         for q, rates in settings.items()
@@ -118,8 +118,8 @@ def power() -> Experiment:
 def methods() -> Experiment:
     base = dataclasses.replace(RECIPES["addition-97"], epochs=400)
     rows = (
-        changed(base, "svd", "SVD", 6),
-        changed(base, "gram", "Gram", 6, method="gram"),
+        changed(base, "svd", "SVD", 5),
+        changed(base, "gram", "Gram", 5, method="gram"),
         changed(base, "newton_schulz", "Newton-Schulz, 8 steps", method="newton_schulz"),
         changed(base, "streaming128", "Streaming, rank 128", method="streaming", rank=128),
         changed(base, "every2", "SVD, every 2nd step", every=2),
@@ -140,10 +140,6 @@ def parity_seeds() -> Experiment:
         rows += [
             changed(base, f"k{k}-sgd", f"k = {k}, SGD", 10, **sgd),
             changed(base, f"k{k}-egd", f"k = {k}, EGD", 10),
-            changed(base, f"k{k}-egd-sketch30", f"k = {k}, EGD, sketch 30", 10, **sketch(30)),
-            changed(base, f"k{k}-egd-half", f"k = {k}, EGD, half the learning rate", 5,
-                 learning_rate=base.learning_rate / 2),
-            changed(base, f"k{k}-egd-batch128", f"k = {k}, EGD, batches of 128", 5, batch_size=128),
             changed(base, f"k{k}-egd-average", f"k = {k}, EGD of a moving average", 5, **average),
         ]  # fmt: skip
     return Experiment("parity-seeds", "Parity k = 3 and 4, seed by seed", tuple(rows))

@@ -187,12 +187,14 @@ def spread(outcome: Outcome) -> str:
         return "not run"
     shown = [count(value, outcome.cap) for value in (min(outcome.reached), max(outcome.reached))]
     median = count(outcome.median, outcome.cap)
-    return median if len(outcome.logs) == 1 else f"{median} ({shown[0]} to {shown[1]})"
+    spread = median if len(outcome.logs) == 1 else f"{median} ({shown[0]} to {shown[1]})"
+    return spread + (f", {outcome.diverged} diverged" if outcome.diverged else "")
 
 
 def each(outcome: Outcome) -> str:
     """Return every seed's count, in order of size."""
-    return ", ".join(count(v, outcome.cap) for v in sorted(outcome.reached)) or "not run"
+    shown = ", ".join(count(value, outcome.cap) for value in sorted(outcome.reached)) or "not run"
+    return shown + (f" ({outcome.diverged} diverged)" if outcome.diverged else "")
 
 
 def count(value: float | None, cap: float = math.nan, digits: int = 0) -> str:
@@ -229,9 +231,9 @@ def toy_figures() -> dict[str, str]:
 def figure(folder: Path, name: str, alt: str, *arguments: str) -> str:
     """Draw a figure of figures.py and return the Markdown that shows it."""
     draw: Callable[..., None] = getattr(figures, name)
-    file = "-".join((name, *arguments)).replace("_", "-") + ".png"
+    file = "-".join((name, *arguments[:1])).replace("_", "-") + ".png"
     draw(folder / file, *arguments)
-    return f"![{alt}]({file})"
+    return f"![{alt}]({file})" if (folder / file).exists() else "(no log yet to draw)"
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

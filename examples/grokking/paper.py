@@ -22,7 +22,7 @@ from experiments import EXPERIMENTS, LOGS
 from pace import run_pace
 from tqdm import tqdm
 
-from egd_optax.grokking import Config, read_log
+from egd_optax.grokking import Config, TrainingDiverged, read_log
 from egd_optax.grokking.record import LogError
 from egd_optax.grokking.session import train_logged
 from egd_optax.grokking.toy_figure import run_toy
@@ -43,7 +43,7 @@ class Job:
 
 
 def jobs(names: Sequence[str], logs: Path) -> Iterator[Job]:
-    """Yield what has no finished log yet; move unfinished logs out of the way.
+    """Yield what has no finished log yet.
 
     Raises:
         LogError: a finished log belongs to another recipe.
@@ -60,16 +60,22 @@ def jobs(names: Sequence[str], logs: Path) -> Iterator[Job]:
 
 
 def run(job: Job) -> str:
-    """Train one job, in a process of its own."""
-    train_logged(job.config, job.path, job.label, bar=False)
-    return job.label
+    """Train one job, in a process of its own; an unfinished log is kept under another ending."""
+    if job.path.exists():
+        job.path.replace(job.path.with_suffix(".unfinished"))
+    try:
+        train_logged(job.config, job.path, job.label, bar=False)
+    except TrainingDiverged:
+        return "diverged"
+    return "done"
 
 
-def run_all(todo: Sequence[Job], processes: int) -> None:
-    """Run the longest first, `processes` at a time, each on its own core, with a bar of seconds."""
+def run_all(todo: Sequence[Job], processes: int) -> list[str]:
+    """Run the longest first, `processes` at a time, each on its own core; return what failed."""
     context = multiprocessing.get_context("spawn")
     place = context.Value("i", 0)
     started = time.perf_counter()
+    failed = []
     with (
         concurrent.futures.ProcessPoolExecutor(
             processes, context, _settle, (place, processes, os.getpid())
@@ -79,15 +85,15 @@ def run_all(todo: Sequence[Job], processes: int) -> None:
         futures = {pool.submit(run, job): job for job in sorted(todo, key=lambda job: -job.seconds)}
         try:
             for future in concurrent.futures.as_completed(futures):
-                error = future.exception()
-                done = f"failed: {error}" if error else "done"
-                tqdm.write(
-                    f"{time.perf_counter() - started:7.0f} s  {futures[future].label}: {done}"
-                )
+                label, error = futures[future].label, future.exception()
+                outcome = f"failed: {error}" if error else future.result()
+                failed += [label] if error else []
+                tqdm.write(f"{time.perf_counter() - started:7.0f} s  {label}: {outcome}")
                 bar.update()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return failed
 
 
 def main(
@@ -120,36 +126,29 @@ def main(
     )
     if dry_run:
         return
-    if todo:
-        run_all(todo, processes)
+    failed = run_all(todo, processes) if todo else []
     for name, path in others.items():
         print(f"{name} ...")
         OTHERS[name][0](path)
     if logs == LOGS:
         pages.render()
         print(f"written: {pages.DOCS}")
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {'; '.join(failed)}")
 
 
 def _finished(path: Path, config: Config) -> bool:
-    if not path.exists():
+    """Say whether the run is on record; warn of a log that is cut off."""
+    if not path.exists() or not path.stat().st_size:
         return False
-    try:
-        log = read_log(path)
-    except LogError as error:
-        if path.stat().st_size:
-            raise
-        print(f"{path} is empty and started again ({error})")
-        path.unlink()
-        return False
+    log = read_log(path)
+    for problem in log.problems:
+        print(f"warning: {problem}; it is run again")
     if log.finished and log.config != config:
         raise LogError(
             f"the log must belong to the run that the experiment asks for, and {path} has another "
             "recipe; move it away"
         )
-    for problem in log.problems:
-        print(f"warning: {problem}")
-    if not log.finished:
-        path.replace(path.with_suffix(".unfinished"))
     return log.finished
 
 

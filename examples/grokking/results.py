@@ -43,14 +43,19 @@ class Outcome:
         return self._published[0]
 
     @property
+    def diverged(self) -> int:
+        """Number of seeds whose loss was not finite in the end; they count as never there."""
+        return sum(log.diverged for log in self.logs)
+
+    @property
     def test(self) -> float:
         """Median of the last test accuracies."""
-        return self._median(log.epochs[-1].test_accuracy for log in self.logs)
+        return self._median(log.epochs[-1].test_accuracy for log in self.logs if log.epochs)
 
     @property
     def train(self) -> float:
         """Median of the last train accuracies."""
-        return self._median(log.epochs[-1].train_accuracy for log in self.logs)
+        return self._median(log.epochs[-1].train_accuracy for log in self.logs if log.epochs)
 
     @property
     def area(self) -> float:
