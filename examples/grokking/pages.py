@@ -47,6 +47,8 @@ def render(folder: Path = DOCS) -> None:
         "percent": percent,
         "ratio": ratio,
         "speedups": speedups,
+        "each": each,
+        "hours": hours,
         "paces": paces(),
         "toy": toy_figures,
     }
@@ -216,6 +218,12 @@ def ratio(above: float | None, below: float | None, digits: int = 1) -> str:
 def percent(value: float) -> str:
     """Return a share as per cent; a dash where there is none."""
     return NONE if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def hours() -> str:
+    """Return the hours of training in all logs together."""
+    logs = (log for name in EXPERIMENTS for one in outcomes(name).values() for log in one.logs)
+    return f"{sum(log.epochs[-1].seconds for log in logs if log.epochs) / 3600:.0f}"
 
 
 def toy_figures() -> dict[str, str]:
