@@ -66,8 +66,8 @@ def spectra() -> Experiment:
 
 def decay() -> Experiment:
     base = dataclasses.replace(RECIPES["addition-97"], epochs=300)
-    coupled = [(0.0, 1), (1e-5, 1), (1e-4, 3), (3e-4, 1), (1e-3, 1)]
-    decoupled = [(1e-4, 3), (1e-3, 1), (1e-2, 1), (1e-1, 1)]
+    coupled = [(0.0, 1), (1e-5, 1), (1e-4, 3), (1e-3, 1)]
+    decoupled = [(1e-4, 2), (1e-2, 1), (1e-1, 1)]
     rows = [
         changed(
             base, f"{kind}-{decay:g}", f"{kind}, {decay:g}", seeds, decay=kind, weight_decay=decay
@@ -85,7 +85,7 @@ def switch() -> Experiment:
         changed(base, "0.95-unlatched", "above 95 %, not latched (the published code)"),
         *(
             changed(base, f"{at:g}-latched", f"above {at:.0%}, latched", switch_off=at, latch=True)
-            for at in (0.3, 0.7, 0.95, 0.99)
+            for at in (0.3, 0.95)
         ),
     ]
     return Experiment("switch", "When EGD is switched off, addition modulo 97", tuple(rows))
@@ -97,7 +97,7 @@ def floor() -> Experiment:
         changed(base, "relative", "relative tolerance 1e-5 (ours)"),
         *(
             changed(base, f"{floor:g}", f"absolute floor {floor:g}", floor=floor)
-            for floor in (1e-6, 1e-5, 1e-4)
+            for floor in (1e-6, 1e-4)
         ),
     ]
     return Experiment("floor", "Absolute floor or relative tolerance", tuple(rows))
@@ -105,7 +105,7 @@ def floor() -> Experiment:
 
 def power() -> Experiment:
     base = dataclasses.replace(RECIPES["addition-97"], epochs=300, switch_off=None)
-    settings = {1.0: (0.7, 7.0), 0.5: (2.0, 7.0, 20.0), 0.0: (0.35, 0.7, 1.4)}
+    settings = {0.5: (2.0, 7.0, 20.0), 0.0: (0.7,)}
     settings[-0.5] = (0.07, 0.02, 7e-3)
     rows = [
         changed(base, f"{q:g}-lr{rate:g}", f"q = {q:g}", 1, power=q, learning_rate=rate)
@@ -120,12 +120,11 @@ def methods() -> Experiment:
     rows = (
         changed(base, "svd", "SVD", 5),
         changed(base, "gram", "Gram", 5, method="gram"),
-        changed(base, "newton_schulz", "Newton-Schulz, 8 steps", method="newton_schulz"),
-        changed(base, "streaming128", "Streaming, rank 128", method="streaming", rank=128),
-        changed(base, "every2", "SVD, every 2nd step", every=2),
-        changed(base, "every4", "SVD, every 4th step", every=4),
-        changed(base, "blend100", "SVD, blended in over 100 steps", blend_steps=100),
-        changed(base, "blend400", "SVD, blended in over 400 steps", blend_steps=400),
+        changed(base, "newton_schulz", "Newton-Schulz, 8 steps", 2, method="newton_schulz"),
+        changed(base, "streaming128", "Streaming, rank 128", 2, method="streaming", rank=128),
+        changed(base, "every2", "SVD, every 2nd step", 1, every=2),
+        changed(base, "every4", "SVD, every 4th step", 1, every=4),
+        changed(base, "blend400", "SVD, blended in over 400 steps", 1, blend_steps=400),
     )
     return Experiment("methods", "How the whitening is done, addition modulo 97", rows)
 
@@ -135,11 +134,11 @@ def parity_seeds() -> Experiment:
     rows = []
     for k in (3, 4):
         base = dataclasses.replace(RECIPES[f"parity-{k}"], epochs=300)
-        sgd = {"gradient": "raw", "epochs": 2_000, "measure_every": 10}
+        sgd = {"gradient": "raw", "epochs": 1_000, "measure_every": 10}
         average = {"momentum": 0.98, "learning_rate": 0.02}
         rows += [
             changed(base, f"k{k}-sgd", f"k = {k}, SGD", 10, **sgd),
             changed(base, f"k{k}-egd", f"k = {k}, EGD", 10),
-            changed(base, f"k{k}-egd-average", f"k = {k}, EGD of a moving average", 5, **average),
+            changed(base, f"k{k}-egd-average", f"k = {k}, EGD of a moving average", 3, **average),
         ]  # fmt: skip
     return Experiment("parity-seeds", "Parity k = 3 and 4, seed by seed", tuple(rows))
