@@ -49,7 +49,7 @@ def test_modular_split_is_a_partition_of_the_right_table(operation, p):
     ],
 )
 def test_modular_split_is_that_of_the_first_version(task, digest):
-    """The evidence's logs name seeds; a seed keeps its split."""
+    """The committed logs name seeds; a seed keeps its split."""
     sha = hashlib.sha256()
     for array in map(np.asarray, jax.tree.leaves(task.split(jax.random.key(0)))):
         sha.update(str((array.shape, array.dtype)).encode() + array.tobytes())

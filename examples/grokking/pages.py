@@ -49,7 +49,9 @@ def render(folder: Path = DOCS) -> None:
         "speedups": speedups,
         "each": each,
         "hours": hours,
-        "paces": paces(),
+        "pace": lambda name: paces().get(name, math.nan),
+        "min": min,
+        "max": max,
         "toy": toy_figures,
     }
     for template in sorted(TEMPLATES.glob("*.md")):
