@@ -1,14 +1,15 @@
 """The whole optimizer in one call: decay, momentum, whitening, learning rate, and the rest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 
-from egd_optax._matrix_view import Axes, matrix_views
+from egd_optax._matrix_view import Axes, MatrixAxes, matrix_views
+from egd_optax._rules import NO_MATRIX
 from egd_optax._scaling import Scale
-from egd_optax._selection import matching
+from egd_optax._selection import is_placeholder, matching
 from egd_optax._transform import scale_by_egd
 from egd_optax.polar._method import PolarMethod, check_choice
 
@@ -42,10 +43,13 @@ def egd(
             different algorithms: with EGD it is the coupled term that lowers the rank.
         matrices: the leaves to whiten: a path pattern (see `matching`), a tree of bools, or a
             function from the parameters to one. None: all leaves of two axes or more, but those
-            that `axes` gives None. What is not selected, or is no matrix, belongs to `others`.
+            that `axes` gives None and, unless a pattern or function in `axes` names them, those
+            that Flax calls bias, scale or embedding (the last part of the path), whatever their
+            axes. What is not selected, or is no matrix, belongs to `others`.
             Under `optax.inject_hyperparams`, which takes functions for schedules, use a pattern
             or name the argument in `static_args`.
-        axes: which axes of a leaf make the matrix; see `scale_by_egd`.
+        axes: which axes of a leaf make the matrix; see `scale_by_egd`, and `propose_axes` for a
+            Flax model's.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, momentum and decay.
@@ -83,6 +87,7 @@ def egd(
     before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
     remember = nothing if momentum is None else optax.trace(momentum, nesterov)
     learn = optax.scale_by_learning_rate(learning_rate)
+    axes = _unless_named(axes) if matrices is None else axes
     whiten = scale_by_egd(method, axes=axes, scale=scale)
     return optax.partition(
         {
@@ -93,8 +98,19 @@ def egd(
     )
 
 
+def _unless_named(axes: Axes) -> Axes:
+    """Return axes that leave out biases, scales and embeddings, unless they are named."""
+    if isinstance(axes, MatrixAxes):
+        return {NO_MATRIX: None, "": axes}
+    if axes is None or isinstance(axes, Mapping):
+        return {**(axes or {}), NO_MATRIX: None}
+    return axes
+
+
 def _labels(matrices: Any, axes: Axes, params: Any) -> Any:
     """Return the tree of "matrices", what is selected and has a matrix view, and "others"."""
+    if is_placeholder(params):
+        return params
     selected = jax.tree.map(
         lambda leaf, chosen: leaf if chosen else 0, params, _mask(matrices, params)
     )
@@ -112,7 +128,8 @@ def _mask(matrices: Any, params: Any) -> Any:
         return jax.tree.map(lambda leaf: True, params)
     if isinstance(matrices, str):
         return matching(matrices)(params)
-    return matrices(params) if callable(matrices) else matrices
+    function = callable(matrices) and jax.tree_util.all_leaves([matrices])  # Equinox calls modules
+    return matrices(params) if function else matrices
 
 
 def _check_numbers(momentum: Any, nesterov: bool, weight_decay: Any) -> None:

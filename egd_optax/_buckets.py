@@ -18,7 +18,7 @@ class Bucket:
 
     def gather(self, leaves: list[jax.Array]) -> jax.Array:
         """Return the stack of this bucket's leaves."""
-        return _concatenate([view.to_stack(_replicated(leaves[view.index])) for view in self.views])
+        return _concatenate([view.to_stack(replicated(leaves[view.index])) for view in self.views])
 
     def gather_states(self, states: dict[str, Any]) -> Any:
         """Return the states of this bucket's leaves, each array with leading axis k."""
@@ -59,7 +59,7 @@ def restore(update: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(like), update.astype(like.dtype), like)
 
 
-def _replicated(leaf: jax.Array) -> jax.Array:
+def replicated(leaf: jax.Array) -> jax.Array:
     """Return the leaf on every device where its sharding is part of its type.
 
     Explicit sharding leaves the choice to the program, and a decomposition needs whole matrices.

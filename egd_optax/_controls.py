@@ -26,7 +26,7 @@ def normalize_columns(floor: float = 0.01) -> optax.GradientTransformation:
     References:
         Pasand, Dohmatob 2025, arXiv 2510.04930, section 5.
     """
-    if not floor > 0:
+    if isinstance(floor, int | float) and not floor > 0:
         raise ValueError(f"floor must be positive, got {floor!r}; the paper has 0.01.")
 
     def normalize(leaf: jax.Array) -> jax.Array:
@@ -34,7 +34,7 @@ def normalize_columns(floor: float = 0.01) -> optax.GradientTransformation:
             return leaf
         precise = leaf.astype(working_dtype(leaf.dtype))
         unit = jnp.maximum(jnp.max(jnp.abs(precise), axis=0, keepdims=True), floor)
-        norms = unit * jnp.linalg.norm(precise / unit, axis=0, keepdims=True)
+        norms = unit * jnp.linalg.norm(precise / unit.astype(precise.dtype), axis=0, keepdims=True)
         return leaf / jnp.maximum(norms, floor).astype(leaf.dtype)
 
     return optax.stateless_with_tree_map(lambda leaf, _: normalize(leaf))

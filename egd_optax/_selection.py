@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 PyTree = Any
 
@@ -25,6 +26,28 @@ def is_matrix_like(leaf: Any) -> bool:
     return (
         getattr(leaf, "ndim", 0) >= 2 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.inexact)
     )
+
+
+def is_placeholder(params: PyTree) -> bool:
+    """Return whether it is `optax.tree.map_params` that asks: it hands `init` one node, no leaf."""
+    return isinstance(params, _PLACEHOLDER)
+
+
+def by_path(params: PyTree, states: dict[str, Any]) -> Any:
+    """Return the states of the leaves by path, or one leaf that stands for them.
+
+    `optax.tree.map_params` has to see that they are not parameters, whatever their paths.
+    """
+    return jnp.zeros(()) if is_placeholder(params) else states
+
+
+def _placeholder_type() -> type:
+    seen: list[type] = []
+    optax.tree_utils.tree_map_params(lambda params: seen.append(type(params)), lambda _: _, None)
+    return seen[0]
+
+
+_PLACEHOLDER = _placeholder_type()
 
 
 def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[PyTree], PyTree]:

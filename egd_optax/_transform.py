@@ -9,14 +9,15 @@ import optax
 from egd_optax._buckets import plan_buckets, restore
 from egd_optax._matrix_view import Axes, MatrixView, check_axes, matrix_views
 from egd_optax._scaling import Scale, check_scale, scale_factor
+from egd_optax._selection import by_path
 from egd_optax.polar._apply import as_method, init_stack, update_stack
-from egd_optax.polar._method import PolarMethod, check_at_least
+from egd_optax.polar._method import PolarMethod, Stateless, check_at_least
 
 MAX_STACK = 2**26
 
 
 class ScaleByEGDState(NamedTuple):
-    """The method's state for each whitened leaf, by path; empty trees for stateless methods."""
+    """The method's state for each whitened leaf, by path; nothing for stateless methods."""
 
     method: dict[str, Any]
 
@@ -77,43 +78,47 @@ def scale_by_egd(
     limit = MAX_STACK if max_stack is None else max_stack
     check_at_least("max_stack", limit, 1)
 
+    stateless = isinstance(method, Stateless)
+
     def init(params: optax.Params) -> ScaleByEGDState:
-        leaves = jax.tree.leaves(params)
-        return ScaleByEGDState(
-            {
-                view.path: init_stack(
-                    method,
-                    jax.ShapeDtypeStruct((view.batch, view.m, view.n), leaves[view.index].dtype),
-                )
-                for view in matrix_views(params, axes)
-            }
-        )
+        leaves, views = jax.tree.leaves(params), matrix_views(params, axes)
+        if stateless:
+            return ScaleByEGDState({})
+        states = {
+            view.path: init_stack(
+                method,
+                jax.ShapeDtypeStruct((view.batch, view.m, view.n), leaves[view.index].dtype),
+            )
+            for view in views
+        }
+        return ScaleByEGDState(by_path(params, states))
 
     def update(updates, state, params=None):
         del params
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, axes)
-        _check_state(views, state)
+        before = dict.fromkeys((view.path for view in views), ()) if stateless else state.method
+        _check_state(views, before)
         whitened, states = list(leaves), {}
         for bucket in plan_buckets(views, leaves, limit):
             stack = bucket.gather(leaves)
-            factors, new_state = update_stack(method, stack, bucket.gather_states(state.method))
+            factors, new_state = update_stack(method, stack, bucket.gather_states(before))
             factors = factors * scale_factor(scale, *stack.shape[1:])
             parts = bucket.split((factors, new_state))
             for view, (part, part_state) in zip(bucket.views, parts, strict=True):
                 leaf = leaves[view.index]
                 whitened[view.index] = restore(view.to_leaf(part, like=leaf), like=leaf)
                 states[view.path] = part_state
-        return jax.tree.unflatten(structure, whitened), ScaleByEGDState(states)
+        return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else states)
 
     return optax.GradientTransformation(init, update)
 
 
-def _check_state(views: list[MatrixView], state: ScaleByEGDState) -> None:
-    """Raise ValueError unless the state was made for the leaves of these updates."""
-    unknown = [view.path for view in views if view.path not in state.method]
+def _check_state(views: list[MatrixView], states: dict[str, Any]) -> None:
+    """Raise ValueError unless the states were made for the leaves of these updates."""
+    unknown = [view.path for view in views if view.path not in states]
     if unknown:
         raise ValueError(
-            f"The state knows no leaf {unknown[0]!r}, only {sorted(state.method)}: it was made for "
+            f"The state knows no leaf {unknown[0]!r}, only {sorted(states)}: it was made for "
             "other parameters. Call `init` with the parameters that these updates belong to."
         )

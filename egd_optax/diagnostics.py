@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from egd_optax._buckets import replicated
 from egd_optax._matrix_view import Axes, check_axes, matrix_views
 from egd_optax._selection import by_path
 from egd_optax.polar._linalg import adjoint, gram, product
@@ -147,7 +148,7 @@ def spectrum_monitor(
 
     def measure(leaves, views):
         one = jax.vmap(lambda matrix: _spectrum(matrix, rtol))
-        return {view.path: one(view.to_stack(leaves[view.index])) for view in views}
+        return {view.path: one(view.to_stack(replicated(leaves[view.index]))) for view in views}
 
     def update(updates, state, params=None):
         del params
@@ -191,8 +192,9 @@ _GRAM_RESOLUTION = 4.0
 
 
 def _empty(batch: int) -> Spectrum:
-    unknown = jnp.full((batch,), jnp.nan, jnp.float32)
-    return Spectrum(jnp.zeros((batch,), jnp.float32), unknown, unknown, unknown)
+    values = {"norm": 0.0, "rank": jnp.nan, "condition": jnp.nan, "stable_rank": jnp.nan}
+    # An array each: one buffer in several places could not be donated.
+    return Spectrum(**{name: jnp.full(batch, value, "float32") for name, value in values.items()})
 
 
 def _spectrum(matrix: jax.Array, rtol: float | None) -> Spectrum:

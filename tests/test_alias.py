@@ -8,7 +8,8 @@ import optax
 import pytest
 import reference
 
-from egd_optax import egd, matching, normalize_columns, polar, scale_by_egd
+from egd_optax import MatrixAxes, egd, matching, normalize_columns, polar, scale_by_egd
+from egd_optax._selection import leaf_path
 
 RNG = np.random.default_rng(0)
 PARAMS = {"kernel": RNG.standard_normal((6, 9)), "bias": RNG.standard_normal(9)}
@@ -31,14 +32,13 @@ def run(optimizer, grads=GRADS):
 def transcription(learning_rate, weight_decay, coupled, momentum=0.0, nesterov=False):
     """The same steps in float64 NumPy, straight from the docstring of `egd`."""
     params, memory = dict(PARAMS), dict.fromkeys(PARAMS, 0.0)
-    for step, gradient in enumerate(GRADS):
-        rate = learning_rate(step) if callable(learning_rate) else learning_rate
+    for gradient in GRADS:
         for name, w in params.items():
             g = gradient[name] + coupled * weight_decay * w
             memory[name] = momentum * memory[name] + g
             direction = g + momentum * memory[name] if nesterov else memory[name]
             direction = reference.polar64(direction) if w.ndim == 2 else direction
-            params[name] = w - rate * (direction + (not coupled) * weight_decay * w)
+            params[name] = w - learning_rate * (direction + (not coupled) * weight_decay * w)
     return params
 
 
@@ -55,12 +55,6 @@ def transcription(learning_rate, weight_decay, coupled, momentum=0.0, nesterov=F
 def test_egd_equals_a_numpy_transcription(arguments, expected):
     actual = run(egd(0.3, method=polar.SVD(), **arguments))
     chex.assert_trees_all_close(actual, as32(transcription(*expected)), atol=2e-5)
-
-
-def test_egd_takes_a_schedule():
-    schedule = optax.linear_schedule(0.3, 0.1, 2)
-    actual = run(egd(schedule, method=polar.SVD()))
-    chex.assert_trees_all_close(actual, as32(transcription(schedule, 0.0, True)), atol=2e-5)
 
 
 def test_moving_average_and_heavy_ball_are_the_same_before_whitening():
@@ -92,11 +86,28 @@ def test_leaves_without_axes_belong_to_others():
         egd(0.1, others="adam")
 
 
-def test_egd_under_inject_hyperparams_follows_the_injected_rate():
-    optimizer = optax.inject_hyperparams(egd)(
-        learning_rate=0.3, weight_decay=0.1, momentum=0.9, method=polar.SVD(), matrices="kernel"
-    )
-    chex.assert_trees_all_close(run(optimizer), as32(transcription(0.3, 0.1, True, 0.9)), atol=2e-5)
+def test_leaves_that_flax_calls_bias_scale_or_embedding_belong_to_others():
+    """Whatever their axes, unless the user names them; `scale_by_egd` stays literal."""
+    tables = {"bias": (3, 4), "norm": {"scale": (2, 3, 4)}, "embedding": (5, 4)}
+    params = {"kernel": (2, 4), "bias_kernel": (2, 4), **tables}
+    params = jax.tree.map(jnp.ones, params, is_leaf=lambda x: isinstance(x, tuple))
+    rest = {"bias", "norm/scale", "embedding"}
+
+    def whitened(**arguments):
+        optimizer = egd(0.1, others=optax.set_to_zero(), **arguments)
+        updates, _ = optimizer.update(params, optimizer.init(params))
+        leaves = jax.tree_util.tree_leaves_with_path(updates)
+        return {leaf_path(path) for path, leaf in leaves if np.any(leaf)}
+
+    last_two = MatrixAxes(-2, -1)
+    assert whitened() == whitened(axes=last_two) == {"kernel", "bias_kernel"}
+    named = whitened(axes={"embedding": MatrixAxes(0, 1), "^kernel": None})
+    assert named == {"embedding", "bias_kernel"}
+    assert whitened(axes=lambda path, leaf: last_two) == {"kernel", "bias_kernel"} | rest
+    assert whitened(matrices="^(bias|embedding)$") == {"bias", "embedding"}
+    embedding, literal = {"embedding": 2 * jnp.eye(2)}, scale_by_egd()
+    updates, _ = literal.update(embedding, literal.init(embedding))
+    np.testing.assert_allclose(updates["embedding"], jnp.eye(2), atol=1e-6)
 
 
 def test_matching_selects_by_path():

@@ -88,6 +88,8 @@ def test_config_survives_json(name):
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"power": 0.5}, "power and floor belong to the svd method, got power=0.5"),
         ({"method": "svd", "floor": 0.0}, "floor must be positive and finite, got 0.0"),
+        ({"gradient": "raw", "every": 2}, "every belong to the whitening, got gradient 'raw'"),
+        ({"method": "svd", "power": 0.5, "floor": 1.0}, "power and floor are two ways"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ({"measure_every": 2}, "epochs must be a multiple of measure_every, got 3"),
         ({"phases": 2, "target": None}, "phases must divide the epochs, got 2 with 3"),
@@ -274,6 +276,7 @@ def test_every_optimizer_trains(fields):
         {"method": "svd", "power": 0.5, "every": 2, "blend_steps": 2, "optimizer": "radam"},
         {"gradient": "raw", "optimizer": "muon"},
         {"gradient": "grokfast_ma"},
+        {"gradient": "norm"},
     ],
 )
 def test_every_option_reaches_the_training(fields, optax_promotes):

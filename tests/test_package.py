@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(egd_optax.__file__).parent
 LAYERS = [
     ("polar",),
     ("_matrix_view", "_selection"),
-    ("_buckets", "_scaling", "diagnostics"),
+    ("_buckets", "_rules", "_scaling", "diagnostics"),
     ("_transform",),
     ("_wrappers", "_controls", "_grokfast", "_alias"),
     ("models",),

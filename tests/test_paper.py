@@ -98,9 +98,11 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path):
 
 def test_a_cut_off_last_line_is_reported_and_the_run_done_again(tiny, capsys):
     path = write(tiny, "3-sgd", TINY)
-    assert [job.label for job in paper.jobs(["tiny"], tiny)] == ["tiny: 4, seed 0"]
+    assert [job.label for job in paper.jobs(paper.EXPERIMENTS.values(), tiny)] == [
+        "tiny: 4, seed 0"
+    ]
     path.write_text(cut := path.read_text()[:-30])
-    again, _ = paper.jobs(["tiny"], tiny)
+    again, _ = paper.jobs(paper.EXPERIMENTS.values(), tiny)
     assert "the last, is cut off and left out; it is run again" in capsys.readouterr().out
     assert path.read_text() == cut  # asking changes nothing
     assert paper.run(again) == "done"
@@ -111,15 +113,15 @@ def test_a_run_that_diverges_is_not_run_again(tiny, monkeypatch):
     row = paper.EXPERIMENTS["tiny"].rows[0]
     wild = dataclasses.replace(row, config=dataclasses.replace(row.config, learning_rate=1e30))
     monkeypatch.setattr(paper, "EXPERIMENTS", {"tiny": experiments.Experiment("tiny", "", (wild,))})
-    (job,) = paper.jobs(["tiny"], tiny)
+    (job,) = paper.jobs(paper.EXPERIMENTS.values(), tiny)
     assert paper.run(job) == "diverged"
-    assert not list(paper.jobs(["tiny"], tiny))
+    assert not list(paper.jobs(paper.EXPERIMENTS.values(), tiny))
 
 
 def test_a_log_of_another_recipe_is_refused(tiny):
     write(tiny, "3-sgd", dataclasses.replace(TINY, learning_rate=0.1))
     with pytest.raises(LogError, match=r"3-sgd-seed0.jsonl has another recipe; move it away"):
-        list(paper.jobs(["tiny"], tiny))
+        list(paper.jobs(paper.EXPERIMENTS.values(), tiny))
 
 
 def test_the_time_is_said_before_anything_runs(tiny, capsys, monkeypatch):
@@ -128,6 +130,13 @@ def test_the_time_is_said_before_anything_runs(tiny, capsys, monkeypatch):
     assert "2 to do, about 1 minutes" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"the experiments are tiny, .*; got T99"):
         paper.main(("T99",), logs=tiny)
+
+
+def test_a_folder_adds_the_tables_of_images(tiny, capsys):
+    paper.main(("mnist",), logs=tiny, data=tiny, dry_run=True)
+    assert "6 to do" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="got cifar10"):
+        paper.main(("cifar10",), logs=tiny, dry_run=True)
 
 
 def test_outcomes_count_runs_that_never_got_there(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from egd_optax.grokking.tasks import TASKS, ModularArithmetic, SparseParity, Task
 
-GradientName = Literal["raw", "egd", "column_norm", "grokfast_ema", "grokfast_ma"]
+GradientName = Literal["raw", "egd", "column_norm", "norm", "grokfast_ema", "grokfast_ma"]
 OptimizerName = Literal["sgd", "adam", "radam", "rmsprop", "muon"]
 MatricesName = Literal["first", "all", "feed_forward"]
 MethodName = Literal["auto", "svd", "gram", "newton_schulz", "randomized", "streaming"]
@@ -60,10 +60,10 @@ class Config:
         width: number of hidden units, or width of the transformer's residual stream.
         init_scale: factor on every initial value of the network.
         gradient: what becomes of the gradient first: nothing (raw), chosen matrices are whitened
-            (egd) or divided by the norms of their columns (column_norm), or slow components are
-            amplified (grokfast_ema, grokfast_ma).
-        matrices: which gradients egd and column_norm change: `first` is hidden/kernel, as in the
-            paper; `all` every kernel of two axes; `feed_forward` the transformer's four.
+            (egd), divided by the norms of their columns (column_norm) or scaled to the length of
+            a whitened one (norm), or slow components are amplified (grokfast_ema, grokfast_ma).
+        matrices: which gradients egd, column_norm and norm change: `first` is hidden/kernel, as
+            in the paper; `all` every kernel of two axes; `feed_forward` the transformer's four.
         method: how the polar factor is computed; `auto` is exact.
         rank: directions that the sketches (randomized, streaming) keep; for them only.
         power: exponent q of the singular values in U S^q V^T; 0 whitens. Other than 0: svd only.
@@ -141,7 +141,11 @@ class Config:
     def label(self) -> str:
         """Short name of the run, for file names and legends."""
         method = self.method if self.rank is None else f"{self.method}{self.rank}"
-        details = {"egd": f"-{self.matrices}-{method}", "column_norm": f"-{self.matrices}"}
+        details = {
+            "egd": f"-{self.matrices}-{method}",
+            "column_norm": f"-{self.matrices}",
+            "norm": f"-{self.matrices}",
+        }
         parts = [f"{self.task.name}-{self.gradient}{details.get(self.gradient, '')}"]
         return "-".join([*parts, self.optimizer, f"seed{self.seed}"])
 
@@ -197,6 +201,22 @@ def _check_method(config: Config) -> None:
         raise ValueError(
             f"rank belongs to the {' and '.join(SKETCHES)} methods, got rank={config.rank} with "
             f"method {config.method!r}; drop the rank or choose one of them"
+        )
+    if config.power != 0 and config.floor is not None:
+        raise ValueError(
+            f"power and floor are two ways to treat the singular values, got power={config.power} "
+            f"with floor={config.floor}; choose one"
+        )
+    options = {"momentum": 0.0, "every": 1, "blend_steps": 0}
+    idle = [name for name, off in options.items() if getattr(config, name) != off]
+    if config.gradient != "egd" and idle:
+        raise ValueError(
+            f"{', '.join(idle)} belong to the whitening, got gradient {config.gradient!r}; "
+            "choose egd or leave them out"
+        )
+    if config.gradient == "norm" and config.matrices != "first":
+        raise ValueError(
+            f"norm scales one matrix, the first, got matrices={config.matrices!r}; choose first"
         )
     if config.method != "svd" and (config.power != 0 or config.floor is not None):
         raise ValueError(

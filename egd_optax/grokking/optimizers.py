@@ -29,6 +29,10 @@ GRADIENTS: dict[str, Callable[[Config], optax.GradientTransformation]] = {
     "raw": lambda config: optax.identity(),
     "egd": lambda config: _whitening(config),
     "column_norm": lambda config: egd_optax.normalize_columns(),
+    # Whitened, a matrix of rank r has the Frobenius norm sqrt(r): the same length, no equal speeds.
+    "norm": lambda config: optax.normalize_by_update_norm(
+        min(config.task.in_features, config.width) ** 0.5
+    ),
     "grokfast_ema": lambda config: egd_optax.grokfast_ema(),
     "grokfast_ma": lambda config: egd_optax.grokfast_ma(),
 }
@@ -89,7 +93,7 @@ def _whitening(config: Config) -> optax.GradientTransformation:
 def _change(config: Config) -> optax.GradientTransformation:
     """Change the gradient, until the switch-off if there is one."""
     change = GRADIENTS[config.gradient](config)
-    if config.gradient in ("egd", "column_norm"):
+    if config.gradient in ("egd", "column_norm", "norm"):
         change = optax.masked(change, egd_optax.matching(MATRICES[config.matrices]))
     if config.switch_off is None or config.gradient == "raw":
         return change

@@ -56,7 +56,9 @@ def check_figure(path: Path) -> None:
 def _draw_run(axes: Axes, log: Log, color: str) -> None:
     numbers = [epoch.epoch for epoch in log.epochs]
     reached = first_at_target(log.epochs, log.config.target)
-    outcome = f"not in {len(numbers)} epochs" if reached is None else f"epoch {reached.epoch}"
+    outcome = (
+        f"not in {max(numbers, default=0)} epochs" if reached is None else f"epoch {reached.epoch}"
+    )
     train = [epoch.train_accuracy for epoch in log.epochs]
     test = [epoch.test_accuracy for epoch in log.epochs]
     axes.plot(numbers, train, color=color, linewidth=0.9, linestyle="--", alpha=0.7)

@@ -72,13 +72,14 @@ class RunLog:
     def __init__(self, path: Path, config: Config, label: str | None = None):
         self.path = Path(path)
         check_writable(self.path)
+        first = provenance(config, label)  # starts JAX, before there is a file to be left empty
         try:
             self._file = self.path.open("x", encoding="utf-8")
         except FileExistsError as error:
             raise FileExistsError(
                 f"a log is never overwritten, and {path} exists; choose another path"
             ) from error
-        self._write(provenance(config, label))
+        self._write(first)
 
     def __enter__(self) -> "RunLog":
         return self

@@ -24,6 +24,7 @@ EXPERIMENTS = {
         our_own.spectra(),
         our_own.decay(),
         our_own.switch(),
+        our_own.length(),
         our_own.floor(),
         our_own.power(),
         our_own.methods(),

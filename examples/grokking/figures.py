@@ -65,8 +65,11 @@ def spectra(path: Path) -> None:
 
 
 def condition(path: Path) -> None:
-    """Draw how the condition number, with and without the decay term, changes over the epochs."""
-    _panels(path, _draw_condition, "largest / smallest singular value")
+    """Draw how the condition number, with and without the decay term, changes over the epochs.
+
+    Over the range: both one-hots of an input sum to 1, so one direction has no gradient ever.
+    """
+    _panels(path, _draw_condition, "largest / second smallest singular value")
 
 
 def progress(path: Path) -> None:
@@ -92,7 +95,7 @@ def _draw_spectra(axes: Axes, log: Log) -> None:
         axes.semilogy(ranks, spectrum.decayed, color=color, label=f"epoch {spectrum.epoch}")
         axes.semilogy(ranks, spectrum.gradient, color=color, linestyle=":", linewidth=1)
     axes.plot([], [], ":", color="0.4", label="without the decay term")
-    axes.set_ylim(1e-9, 1e-1)
+    axes.set_ylim(1e-11, 1e-1)
     axes.set_xlabel("index")
 
 
@@ -101,9 +104,9 @@ def _draw_condition(axes: Axes, log: Log) -> None:
     for kind, style in (("decayed", "-"), ("gradient", ":")):
         values = [getattr(spectrum, kind) for spectrum in log.spectra]
         label = "with the decay term" if kind == "decayed" else "without it"
-        ratios = [value[0] / max(value[-1], 1e-12) for value in values]
+        ratios = [value[0] / value[-2] for value in values]
         axes.loglog(epochs, ratios, style, color=COLORS[1], marker="o", markersize=3, label=label)
-    axes.set_ylim(1.0, 1e8)
+    axes.set_ylim(1.0, 1e4)
     axes.set_xlabel("epoch (the start at 0.5)")
 
 

@@ -1,10 +1,11 @@
 """The runs of the paper's tables 2 to 4 and 6 to 8."""
 
 import dataclasses
+from pathlib import Path
 
 from rows import Experiment, Row, changed, paper_rows, sketch
 
-from egd_optax.grokking import RECIPES
+from egd_optax.grokking import RECIPES, Config, Images
 
 EPOCHS_OF_A_PHASE = 20
 
@@ -61,12 +62,15 @@ def transformer() -> Experiment:
     """Multiplication modulo 97; where the decay joins is not in the text, so both ways are here."""
     base = dataclasses.replace(RECIPES["transformer-97"], epochs=280)
     plain = {"gradient": "raw", "measure_every": 2}
-    undecayed = plain | {"weight_decay": 0.0, "epochs": 160}
+    undecayed = {"weight_decay": 0.0, "epochs": 160, "measure_every": 2}
     coupled = {"decay": "coupled"}
     variant = "p=97"
     rows = (
-        Row("adam", "Adam, no decay", dataclasses.replace(base, **undecayed), 1,
+        Row("adam", "Adam, no decay", dataclasses.replace(base, gradient="raw", **undecayed), 1,
             (variant, "adam")),
+        Row("grokfast_ema-nodecay", "Grokfast-EMA, no decay",
+            dataclasses.replace(base, gradient="grokfast_ema", **undecayed), 1),
+        Row("egd-nodecay", "EGD, no decay", dataclasses.replace(base, **undecayed), 1),
         Row("adam-decay", "Adam, decay 0.005", dataclasses.replace(base, **plain), 2),
         Row("grokfast_ema", "Grokfast-EMA", dataclasses.replace(base, gradient="grokfast_ema"), 2,
             (variant, "grokfast")),
@@ -108,19 +112,44 @@ def digits() -> Experiment:
 
 
 def relabelled() -> Experiment:
-    base = RECIPES["digits-relabelled"]
-    rows = [
+    """T8 on the digits."""
+    rows = _phases(RECIPES["digits-relabelled"], (2, 5, 10))
+    return Experiment("T8", "Digits with re-shuffled labels", tuple(rows), "area")
+
+
+def from_folder(folder: Path) -> dict[str, Experiment]:
+    """Return tables 6 and 8 themselves, for whoever has the files of MNIST or CIFAR-10."""
+    digits = dataclasses.replace(RECIPES["mnist"], task=Images("mnist", 1_000, str(folder)))
+    kinds = {
+        "adamw": ("AdamW", {"gradient": "raw"}),
+        "grokfast": ("Grokfast", {"gradient": "grokfast_ema"}),
+        "egd_svd": ("EGD", {}),
+        **{f"egd_rsvd{rank}": (f"EGD, sketch {rank}", sketch(rank)) for rank in (16, 8, 4)},
+    }
+    rows = [changed(digits, name, label, 1, **changes) for name, (label, changes) in kinds.items()]
+    labels = RECIPES["cifar10-relabelled"]
+    labels = dataclasses.replace(labels, task=dataclasses.replace(labels.task, folder=str(folder)))
+    return {
+        "mnist": Experiment("mnist", "MNIST, few points", tuple(rows), "steps"),
+        "cifar10": Experiment(
+            "cifar10", "CIFAR-10, re-shuffled", tuple(_phases(labels, (2, 4, 5, 10), 1)), "area"
+        ),
+    }
+
+
+def _phases(base: Config, counts: tuple[int, ...], seeds: int = 3) -> list[Row]:
+    return [
         changed(
             base,
             f"{phases - 1}-{optimizer}-{gradient}",
             f"{phases - 1} shuffles, {optimizer}{' after EGD' if gradient == 'egd' else ''}",
+            seeds,
             phases=phases,
             epochs=EPOCHS_OF_A_PHASE * phases,
             optimizer=optimizer,
             gradient=gradient,
         )
-        for phases in (2, 5, 10)
+        for phases in counts
         for optimizer in ("adam", "radam", "rmsprop")
         for gradient in ("raw", "egd")
     ]
-    return Experiment("T8", "Digits with re-shuffled labels", tuple(rows), "area")

@@ -67,7 +67,7 @@ def spectra() -> Experiment:
 def decay() -> Experiment:
     base = dataclasses.replace(RECIPES["addition-97"], epochs=300)
     coupled = [(0.0, 1), (1e-5, 1), (1e-4, 3), (1e-3, 1)]
-    decoupled = [(1e-4, 2), (1e-2, 1), (1e-1, 1)]
+    decoupled = [(1e-4, 2), (1e-2, 3), (1e-1, 1)]
     rows = [
         changed(
             base, f"{kind}-{decay:g}", f"{kind}, {decay:g}", seeds, decay=kind, weight_decay=decay
@@ -83,12 +83,35 @@ def switch() -> Experiment:
     rows = [
         changed(base, "never", "never", switch_off=None),
         changed(base, "0.95-unlatched", "above 95 %, not latched (the published code)"),
+        changed(base, "0.3-unlatched", "above 30 %, not latched", switch_off=0.3),
         *(
-            changed(base, f"{at:g}-latched", f"above {at:.0%}, latched", switch_off=at, latch=True)
-            for at in (0.3, 0.95)
+            changed(
+                base,
+                f"{at:g}-latched",
+                f"above {100 * at:.0f} %, latched",
+                switch_off=at,
+                latch=True,
+            )
+            for at in (0.3, 0.95, 0.99)
         ),
     ]
     return Experiment("switch", "When EGD is switched off, addition modulo 97", tuple(rows))
+
+
+def length() -> Experiment:
+    """Is it the equal speeds, or only that a whitened step does not shrink with the gradient?"""
+    base = dataclasses.replace(RECIPES["addition-97"], epochs=400)
+    rows = [
+        changed(base, "egd", "EGD (the table of addition)", 1),
+        *(
+            changed(base, f"norm-{rate:g}", f"gradient scaled to EGD's length, {rate:g}", 2,
+                    gradient="norm", learning_rate=rate)
+            for rate in (0.07, 0.2, 0.7)
+        ),
+    ]  # fmt: skip
+    return Experiment(
+        "length", "Equal speeds or only equal length, addition modulo 97", tuple(rows)
+    )
 
 
 def floor() -> Experiment:

@@ -42,9 +42,12 @@ def render(folder: Path = DOCS) -> None:
         "area_table": area_table,
         "figure": lambda name, alt, *arguments: figure(folder, name, alt, *arguments),
         "outcome": lambda name, row: outcomes(name)[row],
-        "best": best,
         "count": count,
         "percent": percent,
+        "raised": raised,
+        "seconds": lambda name, row: count(outcomes(name)[row].seconds, digits=1),
+        "fewer_with_both": fewer_with_both,
+        "worst_deviation": worst_deviation,
         "ratio": ratio,
         "speedups": speedups,
         "each": each,
@@ -84,8 +87,8 @@ def paper_table(name: str) -> str:
                 spread(outcome),
                 count(outcome.published),
                 ratio(outcome.median, outcome.published, digits=2),
-                ratio(base.median, outcome.median),
-                ratio(base.published, outcome.published),
+                NONE if base is outcome else ratio(base.median, outcome.median),
+                NONE if base is outcome else ratio(base.published, outcome.published),
                 count(outcome.pace, digits=1),
                 count(outcome.seconds, digits=1),
                 count(outcome.published_seconds, digits=1),
@@ -95,12 +98,21 @@ def paper_table(name: str) -> str:
 
 
 def plain_table(name: str) -> str:
-    """Return a row for each row of the experiment: every seed, then the accuracies at the end."""
-    headings = ("run", f"{EXPERIMENTS[name].unit} to the target, each seed", "train", "test")
+    """Return every seed of each row, the accuracies at the end, and the pace if it was timed."""
+    unit = EXPERIMENTS[name].unit
+    headings = ["run", f"{unit} to the target, each seed", "train", "test", "ms per epoch"]
     rows = [
-        (outcome.row.label, each(outcome), percent(outcome.train), percent(outcome.test))
+        [
+            outcome.row.label,
+            each(outcome),
+            percent(outcome.train),
+            percent(outcome.test),
+            count(outcome.pace, digits=1),
+        ]
         for outcome in outcomes(name).values()
     ]
+    if all(row[-1] == NONE for row in rows):
+        headings, rows = headings[:-1], [row[:-1] for row in rows]
     return markdown(headings, rows)
 
 
@@ -117,7 +129,15 @@ def switch_table(name: str) -> str:
 def sweep_table(name: str) -> str:
     """Return each method's best setting, by the median, and the number of settings it had."""
     unit = EXPERIMENTS[name].unit
-    headings = ("method", "settings", "best: learning rate", "decay", "seeds", f"{unit}, median")
+    headings = (
+        "method",
+        "settings",
+        "best: learning rate",
+        "decay",
+        "seeds",
+        f"{unit}, median (range)",
+        "seconds",
+    )
     rows = []
     for label, group in by_label(name).items():
         winner = min(group, key=_rank)
@@ -130,6 +150,7 @@ def sweep_table(name: str) -> str:
                 f"{config.weight_decay:g}",
                 len(winner.logs),
                 spread(winner),
+                count(winner.seconds, digits=1),
             )
         )
     return markdown(headings, rows)
@@ -159,9 +180,33 @@ def area_table(name: str) -> str:
     return markdown(headings, rows)
 
 
-def best(name: str, label: str) -> Outcome:
-    """Return the outcome of a method's best setting."""
-    return min(by_label(name)[label], key=_rank)
+def worst_deviation(names: Sequence[str]) -> str:
+    """Return how far a median is off the paper's figure at most, over all rows of some tables."""
+    deviations = [
+        abs(outcome.median / outcome.published - 1)
+        for name in names
+        for outcome in outcomes(name).values()
+        if outcome.published and outcome.logs
+    ]
+    return percent(max(deviations))
+
+
+def fewer_with_both() -> str:
+    """Return how many times fewer epochs whitening both matrices needs than the first alone."""
+    tables = {"addition": "T2", "multiplication": "T3"}
+    gains = []
+    for name, outcome in outcomes("both").items():
+        operation, p = name.split("-")
+        gains.append(outcomes(tables[operation])[f"p{p}-egd_svd"].median / outcome.median)
+    return f"{min(gains):.0f} to {max(gains):.0f}"
+
+
+def raised(name: str) -> str:
+    """Return in how many of the pairs of rows EGD raised the area."""
+    found = outcomes(name)
+    plain = [key for key in found if key.endswith("-raw")]
+    count = sum(found[key.replace("-raw", "-egd")].area > found[key].area for key in plain)
+    return f"{count} of {len(plain)}"
 
 
 def by_label(name: str) -> dict[str, list[Outcome]]:
@@ -172,11 +217,11 @@ def by_label(name: str) -> dict[str, list[Outcome]]:
     return groups
 
 
-def speedups(name: str, method: str) -> list[float]:
-    """Return how many times fewer epochs than SGD a method needs, one number a variant."""
+def speedups(name: str, method: str, of: str = "median") -> list[float]:
+    """Return how many times fewer epochs than SGD a method needs, ours or `published`."""
     found = outcomes(name)
     chosen = [found[key] for key in found if key.endswith(f"-{method}")]
-    return [baseline(found, outcome).median / outcome.median for outcome in chosen]
+    return [getattr(baseline(found, one), of) / getattr(one, of) for one in chosen]
 
 
 def baseline(found: dict[str, Outcome], outcome: Outcome) -> Outcome:

@@ -11,18 +11,21 @@ import concurrent.futures
 import dataclasses
 import multiprocessing
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pages
 import tyro
-from experiments import EXPERIMENTS, LOGS
+from experiments import EXPERIMENTS, LOGS, Experiment
+from of_the_paper import from_folder
 from pace import run_pace
+from results import log_at
 from tqdm import tqdm
 
-from egd_optax.grokking import Config, TrainingDiverged, read_log
+from egd_optax.grokking import Config, TrainingDiverged
 from egd_optax.grokking.record import LogError
 from egd_optax.grokking.session import train_logged
 from egd_optax.grokking.toy_figure import run_toy
@@ -42,14 +45,13 @@ class Job:
     seconds: float
 
 
-def jobs(names: Sequence[str], logs: Path) -> Iterator[Job]:
+def jobs(experiments: Iterable[Experiment], logs: Path) -> Iterator[Job]:
     """Yield what has no finished log yet.
 
     Raises:
         LogError: a finished log belongs to another recipe.
     """
-    for name in names:
-        experiment = EXPERIMENTS[name]
+    for experiment in experiments:
         for row in experiment.rows:
             for config in row.runs():
                 path = experiment.log_of(row, config.seed, logs)
@@ -91,8 +93,8 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
                 tqdm.write(f"{time.perf_counter() - started:7.0f} s  {label}: {outcome}")
                 bar.update()
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            print("\ninterrupted; finished runs are kept, the others start again next time")
+            os._exit(130)  # the runs notice within a second, and end, too
     return failed
 
 
@@ -100,48 +102,60 @@ def main(
     names: tyro.conf.Positional[tuple[str, ...]] = (),
     processes: int = 2,
     logs: Path = LOGS,
+    data: Path | None = None,
     dry_run: bool = False,
 ) -> None:
     """Run what is missing, then make the pages.
 
     Args:
-        names: experiments; none means all of them.
+        names: experiments (T2, T3, T4, T6, T7, T8, both, peers, spectra, decay, switch, length,
+            floor, power, methods, parity-seeds, toy, pace); none means all of them.
         processes: runs at a time.
         logs: folder of the logs; the pages are made from the repository's own alone.
+        data: folder with the files of MNIST or CIFAR-10; adds the experiments mnist and cifar10.
         dry_run: only say what would be run, and how long it would take.
     """
-    known = [*EXPERIMENTS, *OTHERS]
+    table = EXPERIMENTS | ({} if data is None else from_folder(data))
+    known = [*table, *OTHERS]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise SystemExit(f"the experiments are {', '.join(known)}; got {', '.join(unknown)}")
     chosen = names or known
-    todo = list(jobs([name for name in chosen if name in EXPERIMENTS], logs))
+    todo = list(jobs([table[name] for name in chosen if name in table], logs))
     others = {name: logs / name / f"{name}.jsonl" for name in chosen if name in OTHERS}
     others = {name: path for name, path in others.items() if not path.exists()}
     seconds = sum(job.seconds for job in todo) / processes
     seconds += sum(OTHERS[name][1] for name in others)
+    guesses = sum(job.seconds == UNKNOWN_SECONDS for job in todo)
     print(
         f"{len(todo) + len(others)} to do, about {seconds / 60:.0f} minutes with {processes} runs "
-        "at a time, judging by the logs in the repository"
+        f"at a time, judging by the logs in the repository ({guesses} have none: a minute each)"
     )
     if dry_run:
         return
     failed = run_all(todo, processes) if todo else []
     for name, path in others.items():
         print(f"{name} ...")
-        OTHERS[name][0](path)
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        OTHERS[name][0](part)
+        part.replace(path)
     if logs == LOGS:
         pages.render()
         print(f"written: {pages.DOCS}")
+    else:
+        print(f"to see them: python -m egd_optax.grokking table {logs}/*/*.jsonl")
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {'; '.join(failed)}")
 
 
 def _finished(path: Path, config: Config) -> bool:
     """Say whether the run is on record; warn of a log that is cut off."""
-    if not path.exists() or not path.stat().st_size:
+    log = log_at(path)
+    if log is None:
+        if path.exists():
+            print(f"warning: {path} is cut off in its first line; it is run again")
         return False
-    log = read_log(path)
     for problem in log.problems:
         print(f"warning: {problem}; it is run again")
     if log.finished and log.config != config:
@@ -154,20 +168,23 @@ def _finished(path: Path, config: Config) -> bool:
 
 def _estimate(committed: Path) -> float:
     """Return the seconds that the committed log of this run says, with its compilation."""
-    if not committed.exists():
-        return UNKNOWN_SECONDS
-    ending = read_log(committed).ending or {}
+    log = log_at(committed)
+    ending = (log and log.ending) or {}
     return ending.get("seconds", UNKNOWN_SECONDS) + ending.get("compile_seconds", 0.0)
 
 
 def _settle(
     place: "multiprocessing.sharedctypes.Synchronized", processes: int, parent: int
 ) -> None:
-    """Take a core of one's own, before JAX counts them, and end with the parent."""
+    """Take a core of one's own, before JAX counts them, and end with the parent.
+
+    On one core a run does not depend on how many there are: the same seed gives the same log.
+    """
     with place.get_lock():
         index = place.value
         place.value += 1
-    if hasattr(os, "sched_setaffinity") and processes > 1:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[index % len(cores)]})
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

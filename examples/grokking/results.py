@@ -61,27 +61,33 @@ class Outcome:
     def area(self) -> float:
         """Median of the mean train accuracy over all epochs."""
         return self._median(
-            statistics.fmean(epoch.train_accuracy for epoch in log.epochs) for log in self.logs
+            statistics.fmean(epoch.train_accuracy for epoch in log.epochs)
+            for log in self.logs
+            if log.epochs
         )
 
     @property
     def worst_after(self) -> float:
         """Median of the lowest test accuracies after the target."""
         return self._median(
-            min(epoch.test_accuracy for epoch in log.epochs if epoch.epoch >= reached)
+            min(epoch.test_accuracy for epoch in log.epochs if epoch.epoch * self._unit >= reached)
             for log, reached in zip(self.logs, self.reached, strict=True)
             if math.isfinite(reached)
         )
 
     @property
     def pace(self) -> float:
-        """Milliseconds of an epoch's training, measured beside the others; not a number without."""
-        return paces().get(f"{self.experiment.name}/{self.row.name}", math.nan)
+        """Milliseconds of an epoch's training, measured beside the others; not a number without.
+
+        Multiplication (T3) has the shapes of addition (T2), and is not timed again.
+        """
+        table = "T2" if self.experiment.name == "T3" else self.experiment.name
+        return paces().get(f"{table}/{self.row.name}", math.nan)
 
     @property
     def seconds(self) -> float:
         """Seconds of training to the target: the median of the epochs times the pace."""
-        return self.median * self.pace / 1e3
+        return self.median / self._unit * self.pace / 1e3
 
     @property
     def published_seconds(self) -> float | None:
@@ -108,16 +114,22 @@ class Outcome:
 
 
 @functools.cache
-def outcomes(name: str, logs: Path = LOGS) -> dict[str, Outcome]:
+def outcomes(name: str) -> dict[str, Outcome]:
     """Return an experiment's outcomes by the row's name; unfinished runs are left out."""
     experiment = EXPERIMENTS[name]
     found = {}
     for row in experiment.rows:
-        paths = (experiment.log_of(row, seed, logs) for seed in range(row.seeds))
-        read = [read_log(path) for path in paths if path.exists()]
-        finished = tuple(log for log in read if log.finished)
+        read = (log_at(experiment.log_of(row, seed)) for seed in range(row.seeds))
+        finished = tuple(log for log in read if log is not None and log.finished)
         found[row.name] = Outcome(experiment, row, finished)
     return found
+
+
+def log_at(path: Path) -> Log | None:
+    """Read a log; None where there is none, or it was cut off within its first line."""
+    if not path.exists() or "\n" not in path.read_text(encoding="utf-8"):
+        return None
+    return read_log(path)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Experiment:
         return logs / self.name / f"{row.name}-seed{seed}.jsonl"
 
 
+@functools.cache
 def published() -> dict[tuple[str, str, str], tuple[float | None, float | None]]:
     """Return the paper's epochs (or steps) and seconds by (table, variant, method)."""
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
