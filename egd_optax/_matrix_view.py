@@ -143,6 +143,6 @@ def _axes_of(path: str, leaf: Any, axes: Axes) -> MatrixAxes | None:
         raise ValueError(
             f"Leaf {path!r} has shape {leaf.shape}; whitening needs to know which of its axes "
             f"make the matrix. Pass axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None "
-            "there to leave the leaf as it is."
+            "there to leave the leaf as it is; for a Flax model, axes=propose_axes(params)."
         )
     return MatrixAxes(0, 1)

@@ -27,6 +27,7 @@ LEFT_OUT = {
     r"(^|/)scale$": "scale: multiplied entry by entry, no matrix",
     HEAD: "output head: left out, as with Muon",
     r"embed[^/]*(/weight)?$": "embedding: a table, looked up row by row",
+    r"(^|/)pos(ition\w*)?(_\w+)?$": "positions: a table, looked up row by row",
     r"(depthwise|dw_?conv)[^/]*/kernel$": "depthwise: a filter for each channel, no matrix",
 }
 PROJECTION = r"(^|/)(query|key|value|[qkv](_proj)?)/[^/]+$"

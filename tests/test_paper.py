@@ -66,7 +66,7 @@ RUNNER = """
 import sys
 sys.path[:0] = [{examples!r}, {tests!r}]
 import experiments, paper, test_paper, pathlib
-paper.EXPERIMENTS = test_paper.table(3, 2_000, 4)
+paper.EXPERIMENTS = test_paper.table(3, 10_000, 4)
 paper.main(("tiny",), processes=1, logs=pathlib.Path({logs!r}))
 """
 
@@ -79,7 +79,7 @@ def start(folder):
 
 
 def test_a_killed_command_goes_on_where_it_was(tmp_path):
-    first, second = (tmp_path / "tiny" / f"{n}-sgd-seed0.jsonl" for n in (3, 2_000))
+    first, second = (tmp_path / "tiny" / f"{n}-sgd-seed0.jsonl" for n in (3, 10_000))
     running = start(tmp_path)
     deadline = time.monotonic() + 300
     while not (second.exists() and second.read_text().count("\n") > 20):
@@ -88,6 +88,7 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path):
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.wait()
+    time.sleep(1.0)  # the worker notices that it is alone
     before = first.read_bytes()
     assert not read_log(second).finished
     assert start(tmp_path).wait(timeout=300) == 0

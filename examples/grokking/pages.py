@@ -42,6 +42,7 @@ def render(folder: Path = DOCS) -> None:
         "area_table": area_table,
         "figure": lambda name, alt, *arguments: figure(folder, name, alt, *arguments),
         "outcome": lambda name, row: outcomes(name)[row],
+        "condition": condition,
         "count": count,
         "percent": percent,
         "raised": raised,
@@ -199,6 +200,17 @@ def fewer_with_both() -> str:
         operation, p = name.split("-")
         gains.append(outcomes(tables[operation])[f"p{p}-egd_svd"].median / outcome.median)
     return f"{min(gains):.0f} to {max(gains):.0f}"
+
+
+def condition(kind: str) -> str:
+    """Return least and most of the largest over the second smallest singular value on record."""
+    found = [
+        getattr(spectrum, kind)[0] / getattr(spectrum, kind)[-2]
+        for outcome in outcomes("spectra").values()
+        for log in outcome.logs
+        for spectrum in log.spectra
+    ]
+    return f"{min(found):.0f} to {max(found):.0f}"
 
 
 def raised(name: str) -> str:

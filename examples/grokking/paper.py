@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import pages
 import tyro
@@ -94,12 +95,14 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
                 bar.update()
         except KeyboardInterrupt:
             print("\ninterrupted; finished runs are kept, the others start again next time")
-            os._exit(130)  # the runs notice within a second, and end, too
+            os._exit(130)  # the runs notice, and end, too
     return failed
 
 
 def main(
-    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="EXPERIMENT ...")
+    ] = (),
     processes: int = 2,
     logs: Path = LOGS,
     data: Path | None = None,
@@ -132,6 +135,10 @@ def main(
         f"at a time, judging by the logs in the repository ({guesses} have none: a minute each)"
     )
     if dry_run:
+        for job in todo:
+            print(f"  {job.label}")
+        for name in others:
+            print(f"  {name}")
         return
     failed = run_all(todo, processes) if todo else []
     for name, path in others.items():
@@ -192,7 +199,7 @@ def _settle(
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(1.0)
+        time.sleep(0.2)
     os._exit(1)
 
 
