@@ -94,6 +94,10 @@ def test_config_survives_json(name):
         ({"measure_every": 2}, "epochs must be a multiple of measure_every, got 3"),
         ({"phases": 2, "target": None}, "phases must divide the epochs, got 2 with 3"),
         ({"phases": 3}, "a run with phases has no target to end at, got target=0.95"),
+        (
+            {"task": ModularArithmetic(p=7, encoding="tokens"), "spectra_at": (0,)},
+            "another network",
+        ),
         ({"spectra_at": (4,)}, "spectra_at must be multiples of measure_every up to epochs, got 4"),
     ],
 )

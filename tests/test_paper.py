@@ -10,9 +10,11 @@ import sys
 import time
 
 import experiments
+import numpy as np
 import pages
 import paper
 import pytest
+from of_the_paper import from_folder
 from results import Outcome, outcomes
 
 from egd_optax.grokking import Config, ModularArithmetic, session
@@ -129,15 +131,39 @@ def test_the_time_is_said_before_anything_runs(tiny, capsys, monkeypatch):
     monkeypatch.setattr(paper, "run_all", lambda *_: pytest.fail("training was started"))
     paper.main(("tiny",), logs=tiny, dry_run=True)
     assert "2 to do, about 1 minutes" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"the experiments are tiny, .*; got T99"):
-        paper.main(("T99",), logs=tiny)
 
 
-def test_a_folder_adds_the_tables_of_images(tiny, capsys):
-    paper.main(("mnist",), logs=tiny, data=tiny, dry_run=True)
-    assert "6 to do" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="got cifar10"):
-        paper.main(("cifar10",), logs=tiny, dry_run=True)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": ("T99",)}, "(and, with --data, mnist and cifar10); got T99"),
+        ({"processes": 0}, "processes must be at least 1, got 0"),
+        ({"logs": pathlib.Path(__file__)}, "logs must be a folder"),
+        ({"names": ("mnist",), "data": pathlib.Path("nowhere")}, "is not in the folder 'nowhere'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(tiny, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(paper, "run_all", lambda *_: pytest.fail("training was started"))
+    with pytest.raises(SystemExit) as stop:
+        paper.main(**({"logs": tiny} | arguments))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tiny.iterdir())
+
+
+def test_a_folder_of_mnist_is_trained_on(tiny, optax_promotes):
+    """A thousand images in the format of MNIST, through the experiment that a folder adds."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (1_000, 28, 28), dtype=np.uint8)
+    labels = (np.arange(1_000) % 10).astype(np.uint8)
+    data = tiny / "data"
+    data.mkdir()
+    np.savez(data / "mnist.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    egd = next(row for row in from_folder(data)["mnist"].rows if row.label == "EGD")
+    short = dataclasses.replace(egd.config, epochs=1, measure_every=1)
+    result = session.train_logged(short, tiny / "run.jsonl")
+    assert math.isfinite(result.history[0].train_loss)
+    assert short.steps_per_epoch == 5
 
 
 def test_outcomes_count_runs_that_never_got_there(tmp_path):

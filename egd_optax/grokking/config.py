@@ -276,7 +276,10 @@ def _check_epochs(config: Config) -> None:
                 f"spectra_at must be multiples of measure_every up to epochs, got {epoch} with "
                 f"measure_every={between}, epochs={config.epochs}; change it"
             )
-    if config.spectra_at and not isinstance(config.task, SparseParity | ModularArithmetic):
+    one_hots = getattr(config.task, "encoding", "one_hots") == "one_hots"
+    two_layers = isinstance(config.task, SparseParity | ModularArithmetic) and one_hots
+    if (config.spectra_at or config.gradient == "norm") and not two_layers:
         raise ValueError(
-            "spectra_at needs a network with hidden/kernel, got an image task; drop it"
+            "spectra_at and the gradient norm need the two-layer network's hidden/kernel, and the "
+            f"task {config.task.name} brings another network; drop them"
         )

@@ -12,6 +12,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,8 @@ from pace import run_pace
 from results import log_at
 from tqdm import tqdm
 
-from egd_optax.grokking import Config, TrainingDiverged
+from egd_optax.grokking import Config, Images, TrainingDiverged
+from egd_optax.grokking.images import load
 from egd_optax.grokking.record import LogError
 from egd_optax.grokking.session import train_logged
 from egd_optax.grokking.toy_figure import run_toy
@@ -118,15 +120,11 @@ def main(
         data: folder with the files of MNIST or CIFAR-10; adds the experiments mnist and cifar10.
         dry_run: only say what would be run, and how long it would take.
     """
-    table = EXPERIMENTS | ({} if data is None else from_folder(data))
-    known = [*table, *OTHERS]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise SystemExit(f"the experiments are {', '.join(known)}; got {', '.join(unknown)}")
-    chosen = names or known
-    todo = list(jobs([table[name] for name in chosen if name in table], logs))
-    others = {name: logs / name / f"{name}.jsonl" for name in chosen if name in OTHERS}
-    others = {name: path for name, path in others.items() if not path.exists()}
+    try:
+        todo, others = plan(names, processes, logs, data)
+    except (ValueError, OSError) as error:  # bad input, and nothing was run
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from error
     seconds = sum(job.seconds for job in todo) / processes
     seconds += sum(OTHERS[name][1] for name in others)
     guesses = sum(job.seconds == UNKNOWN_SECONDS for job in todo)
@@ -135,18 +133,11 @@ def main(
         f"at a time, judging by the logs in the repository ({guesses} have none: a minute each)"
     )
     if dry_run:
-        for job in todo:
-            print(f"  {job.label}")
-        for name in others:
-            print(f"  {name}")
+        print("\n".join(f"  {name}" for name in [*(job.label for job in todo), *others]))
         return
     failed = run_all(todo, processes) if todo else []
     for name, path in others.items():
-        print(f"{name} ...")
-        part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        OTHERS[name][0](part)
-        part.replace(path)
+        make_other(name, path)
     if logs == LOGS:
         pages.render()
         print(f"written: {pages.DOCS}")
@@ -154,6 +145,45 @@ def main(
         print(f"to see them: python -m egd_optax.grokking table {logs}/*/*.jsonl")
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {'; '.join(failed)}")
+
+
+def plan(
+    names: Sequence[str], processes: int, logs: Path, data: Path | None
+) -> tuple[list[Job], dict[str, Path]]:
+    """Return the runs and the other logs to make.
+
+    Raises:
+        ValueError: an unknown name, no process, or a finished log of another recipe.
+        OSError: logs is a file, or the data's files are not there.
+    """
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}; 2 is the default")
+    if logs.exists() and not logs.is_dir():
+        raise NotADirectoryError(f"logs must be a folder, and {logs} is a file; choose another")
+    table = EXPERIMENTS | ({} if data is None else from_folder(data))
+    known = [*table, *OTHERS]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"the experiments are {', '.join(known)} (and, with --data, mnist and cifar10); got "
+            f"{', '.join(unknown)}"
+        )
+    chosen = names or known
+    todo = list(jobs([table[name] for name in chosen if name in table], logs))
+    for task in {job.config.task for job in todo}:
+        if isinstance(task, Images) and task.folder is not None:
+            load(task.source, task.folder)
+    others = {name: logs / name / f"{name}.jsonl" for name in chosen if name in OTHERS}
+    return todo, {name: path for name, path in others.items() if not path.exists()}
+
+
+def make_other(name: str, path: Path) -> None:
+    """Make a log that is no training run; a half-made one is not taken for it."""
+    print(f"{name} ...")
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    OTHERS[name][0](part)
+    part.replace(path)
 
 
 def _finished(path: Path, config: Config) -> bool:
