@@ -110,7 +110,7 @@ def grokfast_ma(
         memory = memory.at[step % window].set(jnp.asarray(leaf, memory.dtype))
         seen = jnp.minimum(step + 1, window)  # slots not yet filled hold zeros
         total = jnp.zeros_like(memory[0], dtype=working_dtype(memory.dtype))
-        # One by one: XLA's sum over the leading axis takes 50 times as long on CPU.
+        # One by one: on CPU, XLA's sum over the leading axis of the buffer is far slower.
         total = jax.lax.fori_loop(0, window, lambda i, s: s + memory[i].astype(s.dtype), total)
         mean = jnp.where(warmup & (seen < window), 0, total / seen.astype(total.dtype))
         return _amplify(leaf, strength, mean), memory

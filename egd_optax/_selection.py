@@ -1,5 +1,6 @@
 """Which leaves: names of leaves, and masks by pattern."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -30,7 +31,7 @@ def is_matrix_like(leaf: Any) -> bool:
 
 def is_placeholder(params: PyTree) -> bool:
     """Return whether it is `optax.tree.map_params` that asks: it hands `init` one node, no leaf."""
-    return isinstance(params, _PLACEHOLDER)
+    return isinstance(params, _placeholder_type())
 
 
 def by_path(params: PyTree, states: dict[str, Any]) -> Any:
@@ -41,13 +42,11 @@ def by_path(params: PyTree, states: dict[str, Any]) -> Any:
     return jnp.zeros(()) if is_placeholder(params) else states
 
 
+@functools.cache
 def _placeholder_type() -> type:
     seen: list[type] = []
     optax.tree_utils.tree_map_params(lambda params: seen.append(type(params)), lambda _: _, None)
     return seen[0]
-
-
-_PLACEHOLDER = _placeholder_type()
 
 
 def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[PyTree], PyTree]:

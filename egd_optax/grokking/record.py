@@ -174,10 +174,10 @@ def read_log(path: Path) -> Log:
         )
     try:
         config = Config.from_dict(lines[0]["config"])
-        epochs = tuple(Epoch(**line) for line in _of_kind(lines, "epoch"))
+        epochs = tuple(Epoch(**line) for line in of_kind(lines, "epoch"))
         spectra = tuple(
             Spectrum(line.pop("epoch"), **{name: tuple(values) for name, values in line.items()})
-            for line in _of_kind(lines, "spectrum")
+            for line in of_kind(lines, "spectrum")
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LogError(f"{path} does not read as a log of this version: {error}") from error
@@ -228,7 +228,8 @@ def _parse(
     return lines, ()
 
 
-def _of_kind(lines: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
+def of_kind(lines: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of one kind, without the word itself."""
     for line in lines:
         if line["kind"] == kind:
             yield {name: value for name, value in line.items() if name != "kind"}

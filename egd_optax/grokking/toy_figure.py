@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from egd_optax.grokking.plots import COLORS, check_figure
-from egd_optax.grokking.record import LogError, check_writable, environment
+from egd_optax.grokking.record import LogError, check_writable, environment, of_kind
 from egd_optax.grokking.toy import Dynamics, ToyProblem, ToySample, plateau
 
 CURVE_EPS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -124,9 +124,9 @@ def read_toy(path: Path) -> ToyLog:
         lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         curves = tuple(
             Curve(**line | {name: tuple(line[name]) for name in ("steps", "errors")})
-            for line in _of_kind(lines, "curve")
+            for line in of_kind(lines, "curve")
         )
-        plateaus = tuple(Plateau(**line) for line in _of_kind(lines, "plateau"))
+        plateaus = tuple(Plateau(**line) for line in of_kind(lines, "plateau"))
         config = lines[0]["config"]
         sizes = 4 * len(set(config["curve_eps"])), 10 * len(set(config["plateau_eps"]))
         if (len(curves), len(plateaus)) != sizes:
@@ -200,12 +200,6 @@ def _plateaus(sample: ToySample) -> Iterator[Plateau]:
 
 def _models(sample: ToySample) -> tuple[tuple[Source, ToyProblem | ToySample, int], ...]:
     return ("theory", sample.problem, 0), ("simulation", sample, sample.train_size)
-
-
-def _of_kind(lines: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line["kind"] == kind:
-            yield {name: value for name, value in line.items() if name != "kind"}
 
 
 def _short(value: float) -> float:

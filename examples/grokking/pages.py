@@ -6,6 +6,7 @@ Each template in `pages/` becomes a page; what stands in {{ }} there is a functi
 this file. Nothing is trained, and rows without logs say so.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from results import Outcome, outcomes, paces
 from tabulate import tabulate
 
-from egd_optax.grokking.toy_figure import read_toy, slope, worst_gap
+from egd_optax.grokking.toy_figure import ToyLog, read_toy, slope, worst_gap
 
 TEMPLATES = Path(__file__).parent / "pages"
 DOCS = Path(__file__).parents[2] / "docs" / "grokking"
@@ -56,6 +57,7 @@ def render(folder: Path = DOCS) -> None:
         "pace": lambda name: paces().get(name, math.nan),
         "min": min,
         "max": max,
+        "stretch": stretch,
         "toy": toy_figures,
     }
     for template in sorted(TEMPLATES.glob("*.md")):
@@ -213,6 +215,13 @@ def condition(kind: str) -> str:
     return f"{min(found):.0f} to {max(found):.0f}"
 
 
+def stretch() -> str:
+    """Return how many times a whitened matrix's Frobenius norm is the gradient's, least to most."""
+    (log,) = outcomes("spectra")["egd"].logs
+    found = [math.sqrt(len(s.decayed)) / math.hypot(*s.decayed) for s in log.spectra]
+    return f"{min(found):.0f} to {max(found):.0f}"
+
+
 def raised(name: str) -> str:
     """Return in how many of the pairs of rows EGD raised the area."""
     found = outcomes(name)
@@ -290,9 +299,17 @@ def toy_figures() -> dict[str, str]:
     log = read_toy(TOY)
     return {
         "gap": f"{worst_gap(log):.4f}",
+        "literal": f"{worst_gap(literal_curves(log)):.4f}",
         "slope": f"{slope(log, 0.5, 'simulation', 'gd'):.3f}",
         "flat": f"{slope(log, 0.5, 'simulation', 'equalized'):.3f}",
     }
+
+
+def literal_curves(log: ToyLog) -> ToyLog:
+    """Return the log with the curves whose training set is as large as the test set alone."""
+    points = log.recipe["config"]["points"]
+    kept = tuple(curve for curve in log.curves if curve.train_size in (0, points))
+    return dataclasses.replace(log, curves=kept)
 
 
 def figure(folder: Path, name: str, alt: str, *arguments: str) -> str:
