@@ -59,6 +59,28 @@ def _draw_row(axes: Axes, place: int, outcome: Outcome) -> None:
         axes.plot([outcome.published], [place], "|", color=COLORS[2], markersize=12, mew=2.5)
 
 
+def cost(path: Path) -> None:
+    """Draw what an epoch costs against how many it takes on addition modulo 97."""
+    figure, (axes,) = _figure(1, (7.0, 4.5))
+    table, own = outcomes("T2"), outcomes("methods")
+    found = [table[f"p97-{name}"] for name in ("sgd", "egd_svd", "egd_rsvd128", "egd_rsvd64")]
+    found += [table["p97-column_norm"], *(own[name] for name in own if name != "svd")]
+    shown = [one for one in found if one.logs and math.isfinite(one.pace)]
+    for one in shown:
+        axes.plot([one.median], [one.pace], "o", color=COLORS[1])
+        label = one.row.label.removeprefix("p=97, ")
+        axes.annotate(label, (one.median, one.pace), xytext=(5, 3), textcoords="offset points",
+                      fontsize="x-small")  # fmt: skip
+    epochs = np.array([50.0, 1e4])
+    for total in (5, 10, 20, 50, 100):
+        axes.plot(epochs, 1e3 * total / epochs, ":", color="0.7", linewidth=0.8, zorder=0)
+        axes.annotate(f"{total} s", (1e3 * total / 16, 16), fontsize="x-small", color="0.4")
+    axes.set(xscale="log", yscale="log", xlim=(50, 2e4), ylim=(15, 250))
+    axes.set_xlabel("epochs to 95 % test accuracy, median")
+    axes.set_ylabel("ms of training per epoch")
+    figure.savefig(path)
+
+
 def spectra(path: Path) -> None:
     """Draw the singular values of the first matrix's gradient, with and without the decay term."""
     _panels(path, _draw_spectra, "singular value of the gradient")

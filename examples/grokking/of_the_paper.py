@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from rows import Experiment, Row, changed, paper_rows, sketch
+from rows import Experiment, Row, changed, paper_rows, sketch, sweep
 
 from egd_optax.grokking import RECIPES, Config, Images
 
@@ -95,20 +95,11 @@ def digits() -> Experiment:
         "egd_rsvd4": ("EGD, sketch 4", sketch(4)),
         "muon": ("Muon", {"gradient": "raw", "optimizer": "muon"}),
     }
-    rows = [
-        changed(
-            base,
-            f"{name}-lr{rate:g}-wd{decay:g}",
-            label,
-            learning_rate=rate,
-            weight_decay=decay,
-            **changes,
-        )
-        for name, (label, changes) in kinds.items()
-        for rate in (1e-3, 3e-3)
-        for decay in (2.0, 4.0)
-    ]
-    return Experiment("T6", "Digits, few points, large initial values", tuple(rows), "steps")
+    grid = {
+        name: (label, changes, (1e-3, 3e-3), (2.0, 4.0)) for name, (label, changes) in kinds.items()
+    }
+    rows = sweep(base, grid)
+    return Experiment("T6", "Digits, few points, large initial values", rows, "steps")
 
 
 def relabelled() -> Experiment:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rows import Experiment, changed
+from rows import Experiment, changed, sweep
 
 from egd_optax.grokking import RECIPES
 
@@ -34,20 +34,8 @@ def peers() -> Experiment:
             (0.3, 1.0),
         ),
     }
-    rows = [
-        changed(
-            base,
-            f"{name}-lr{rate:g}-wd{decay:g}",
-            label,
-            learning_rate=rate,
-            weight_decay=decay,
-            **changes,
-        )
-        for name, (label, changes, rates, decays) in kinds.items()
-        for rate in rates
-        for decay in decays
-    ]
-    return Experiment("peers", "Addition modulo 97 against tuned peers", tuple(rows))
+    rows = sweep(base, kinds)
+    return Experiment("peers", "Addition modulo 97 against tuned peers", rows)
 
 
 def spectra() -> Experiment:

@@ -93,7 +93,7 @@ def paper_table(name: str) -> str:
                 NONE if base is outcome else ratio(base.median, outcome.median),
                 NONE if base is outcome else ratio(base.published, outcome.published),
                 count(outcome.pace, digits=1),
-                count(outcome.seconds, digits=1),
+                seconds(outcome),
                 count(outcome.published_seconds, digits=1),
             )
         )
@@ -259,6 +259,17 @@ def spread(outcome: Outcome) -> str:
     median = count(outcome.median, outcome.cap)
     spread = median if len(outcome.logs) == 1 else f"{median} ({shown[0]} to {shown[1]})"
     return spread + (f", {outcome.diverged} diverged" if outcome.diverged else "")
+
+
+def seconds(outcome: Outcome) -> str:
+    """Return the seconds to the target, median and range over the seeds."""
+    if math.isnan(outcome.seconds):
+        return NONE
+    median, *ends = (
+        count(outcome.seconds_after(value), digits=1)
+        for value in (outcome.median, min(outcome.reached), max(outcome.reached))
+    )
+    return median if len(outcome.logs) == 1 else f"{median} ({' to '.join(ends)})"
 
 
 def each(outcome: Outcome) -> str:

@@ -87,7 +87,11 @@ class Outcome:
     @property
     def seconds(self) -> float:
         """Seconds of training to the target: the median of the epochs times the pace."""
-        return self.median / self._unit * self.pace / 1e3
+        return self.seconds_after(self.median)
+
+    def seconds_after(self, reached: float) -> float:
+        """Return the seconds of training that a count of epochs or steps takes."""
+        return reached / self._unit * self.pace / 1e3
 
     @property
     def published_seconds(self) -> float | None:
