@@ -112,7 +112,7 @@ def propose_axes(
     the columns are the axes that a layer's bias shares with the end of its kernel, and those
     shared with the beginning are batch (stacked layers). Without a bias, attention and
     convolutions go by their names: in x (heads head_dim), (heads head_dim) x out,
-    (window in) x out.
+    (window in) x out. A leaf called `weight` is Equinox's: out x in, out x (in window).
 
     Args:
         params: the tree that the optimizer gets: linen's `variables["params"]`,
@@ -180,6 +180,8 @@ def _by_rules(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
         inside = pattern == HEAD and query is not None  # an attention's output is no head
         if not inside and re.search(pattern, path, re.IGNORECASE):
             return None, why
+    if path.rpartition("/")[2] == "weight":
+        return _out_first(path, shapes)
     if len(shape) == 2:
         return MatrixAxes(0, 1), "matrix: in x out"
     bias = shapes.get(_beside(path, "bias"))
@@ -194,6 +196,20 @@ def _by_rules(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
     why = why if split == named else "linear: columns as in its bias"
     doubt = "; depthwise? leave it out" if shape[-2] == columns == 1 else ""
     return matrix, f"{why}{', each of a stack' if batch else ''}{doubt}"
+
+
+def _out_first(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
+    """Return axes and reason for Equinox, whose weights are out x in, as in PyTorch."""
+    shape = shapes[path]
+    *batch, rows = range(len(shape))
+    if len(shape) == 2 or shapes.get(_beside(path, "bias")) == shape[:-1]:
+        stacked = ", each of a stack" if len(shape) > 2 else ""
+        return MatrixAxes(rows=rows, columns=batch[-1]), f"matrix: out x in{stacked}"
+    if re.search(CONVOLUTION, path, re.IGNORECASE):
+        return MatrixAxes(rows=_bare(range(1, len(shape))), columns=0), (
+            "convolution: out x (in window)"
+        )
+    return None, "unknown: which axes are inputs?"
 
 
 def _split_by_name(path: str, shape: Shape, query: Shape | None) -> tuple[Split | None, str]:
