@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from egd_optax._matrix_view import MatrixAxes, check_axes, matrix_views
-from egd_optax._selection import is_matrix_like, leaf_path
+from egd_optax._selection import is_matrix_like, leaf_path, listed
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -252,7 +252,8 @@ def _check_used(overrides: Mapping[str, Any], paths: list[str]) -> None:
     for pattern in overrides:
         if not any(re.search(pattern, path) for path in paths):
             raise ValueError(
-                f"The override {pattern!r} matches no leaf of two axes or more; these are {paths}."
+                f"The override {pattern!r} matches no leaf of two axes or more; these are "
+                f"{listed(paths)}."
             )
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -87,11 +87,17 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         if not any(jax.tree.leaves(selected)):
             paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
             raise ValueError(
-                f"No leaf matches {patterns} (exclude={vetoes}); the paths are {paths}."
+                f"No leaf matches {patterns} (exclude={vetoes}); the paths are {listed(paths)}."
             )
         return selected
 
     return mask
+
+
+def listed(paths: Sequence[str], limit: int = 20) -> str:
+    """Return the paths as an error shows them: the first ones, and how many more there are."""
+    more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
+    return f"{', '.join(map(repr, paths[:limit]))}{more}"
 
 
 def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:

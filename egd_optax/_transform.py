@@ -9,7 +9,7 @@ import optax
 from egd_optax._buckets import plan_buckets, restore
 from egd_optax._matrix_view import Axes, MatrixView, check_axes, matrix_views
 from egd_optax._scaling import Scale, check_scale, scale_factor
-from egd_optax._selection import by_path
+from egd_optax._selection import by_path, listed
 from egd_optax.polar._apply import as_method, init_stack, update_stack
 from egd_optax.polar._method import PolarMethod, Stateless, check_at_least
 
@@ -119,6 +119,6 @@ def _check_state(views: list[MatrixView], states: dict[str, Any]) -> None:
     unknown = [view.path for view in views if view.path not in states]
     if unknown:
         raise ValueError(
-            f"The state knows no leaf {unknown[0]!r}, only {sorted(states)}: it was made for "
-            "other parameters. Call `init` with the parameters that these updates belong to."
+            f"The state knows no leaf {unknown[0]!r}, only {listed(sorted(states))}: it was made "
+            "for other parameters. Call `init` with the parameters that these updates belong to."
         )

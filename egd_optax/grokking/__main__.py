@@ -111,10 +111,12 @@ class ListRecipes:
     def run(self) -> None:
         """Print one row a recipe."""
         columns = ("width", "learning_rate", "weight_decay", "batch_size", "epochs")
-        headings = (column.replace("_", " ") for column in columns)
-        table = Table(Column("recipe", no_wrap=True), *headings, box=None, pad_edge=False)
+        headings = ("recipe", *(name.replace("_", "\n") for name in columns), "whitens", "then")
+        whole = (Column(heading, no_wrap=True) for heading in headings)
+        table = Table(*whole, box=None, pad_edge=False)
         for name, config in RECIPES.items():
-            table.add_row(name, *(f"{getattr(config, column):g}" for column in columns))
+            values = (f"{getattr(config, column):.5g}" for column in columns)
+            table.add_row(name, *values, config.matrices, config.optimizer)
         Console().print(table)
 
 
@@ -175,6 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cascade = (tyro.conf.CascadeSubcommandArgs,)
         tyro.cli(CommandLine, args=arguments, prog=PROGRAM, config=cascade).command.run()
+    except SystemExit as end:
+        if end.code == BAD_INPUT:
+            complain(f"a recipe's settings are options of it: {PROGRAM} train addition-97 --help")
+        raise
     except (ValueError, OSError) as error:
         complain(f"error: {error}")
         return BAD_INPUT

@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated
 
@@ -88,6 +89,7 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
         tqdm(total=len(todo), unit="run") as bar,
     ):
         futures = {pool.submit(run, job): job for job in sorted(todo, key=lambda job: -job.seconds)}
+        _show_running(bar, futures, processes)
         try:
             for future in concurrent.futures.as_completed(futures):
                 label, error = futures[future].label, future.exception()
@@ -95,10 +97,17 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
                 failed += [label] if error else []
                 tqdm.write(f"{time.perf_counter() - started:7.0f} s  {label}: {outcome}")
                 bar.update()
+                _show_running(bar, futures, processes)
         except KeyboardInterrupt:
             print("\ninterrupted; finished runs are kept, the others start again next time")
             os._exit(130)  # the runs notice, and end, too
     return failed
+
+
+def _show_running(bar: tqdm, futures: Mapping[Future, Job], processes: int) -> None:
+    """Show beside the bar what is being trained; the pool calls one more run running than is."""
+    running = [job.label for future, job in futures.items() if not future.done()][:processes]
+    bar.set_postfix_str(" | ".join(running))
 
 
 def main(
