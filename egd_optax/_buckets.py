@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax._matrix_view import MatrixView
+from egd_optax.polar._sharding import replicated, sharded_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +55,8 @@ def restore(update: jax.Array, like: jax.Array) -> jax.Array:
     the update out like the leaf, which a decomposition in between would make it forget;
     `shard_alike` is no help: JAX gives equal shapes one group, different layouts or not.
     """
-    sharding = _explicit_sharding(like)
-    update = update if sharding is None else jax.sharding.reshard(update, sharding)
-    return jnp.where(jnp.isfinite(like), update.astype(like.dtype), like)
-
-
-def replicated(leaf: jax.Array) -> jax.Array:
-    """Return the leaf on every device where its sharding is part of its type.
-
-    Explicit sharding leaves the choice to the program, and a decomposition needs whole matrices.
-    """
-    sharding = _explicit_sharding(leaf)
-    if sharding is None:
-        return leaf
-    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.reshard(leaf, whole)
-
-
-def _explicit_sharding(leaf: Any) -> Any:
-    """Return the sharding in the leaf's type, None where the compiler decides."""
-    sharding = jax.typeof(leaf).sharding
-    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-    return sharding if explicit else None
+    update = sharded_like(update, like).astype(like.dtype)
+    return jnp.where(jnp.isfinite(like), update, like)
 
 
 def _bounded(views: list[MatrixView], max_stack: int) -> list[Bucket]:

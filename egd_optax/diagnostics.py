@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egd_optax._buckets import replicated
 from egd_optax._matrix_view import Axes, check_axes, matrix_views
 from egd_optax._selection import by_path
 from egd_optax.polar._linalg import adjoint, gram, product
 from egd_optax.polar._method import check_at_least, check_rtol
 from egd_optax.polar._oriented import orient, resolve_rtol
+from egd_optax.polar._sharding import replicated
 
 
 class PolarReport(NamedTuple):
@@ -68,6 +68,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
             "polar_report needs a matrix and a factor of the same shape (m, n), got "
             f"{matrix.shape} and {factor.shape}."
         )
+    matrix, factor = replicated(matrix), replicated(factor)
     oriented = orient(matrix)
     turned = factor if factor.shape == oriented.x.shape else factor.mT
     u, s, vh = jnp.linalg.svd(oriented.x, full_matrices=False)

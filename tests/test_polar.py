@@ -11,8 +11,9 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from egd_optax import polar, scale_by_egd
+from egd_optax import diagnostics, polar, scale_by_egd
 from egd_optax.polar import _coefficients as coefficients
 
 EXACT = [polar.SVD(), polar.Gram(), polar.Auto()]
@@ -345,3 +346,16 @@ def test_bad_types_are_refused():
         polar.polar_factor(jnp.ones((2, 2)), polar.SVD)
     with pytest.raises(ValueError, match=r"keep the shape \(2, 2\)"):
         polar.polar_factor(jnp.ones((2, 2)), lambda g: g[0])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("spec", [("a", None), (None, "b"), ("a", "b")], ids=str)
+def test_explicit_sharding_comes_back(method, spec):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    plain = matrices.with_spectrum((24, 40), np.logspace(0, -2, 24))
+    sharded = jax.device_put(plain, NamedSharding(mesh, PartitionSpec(*spec)))
+    actual = factor(sharded, method)
+    assert actual.sharding == sharded.sharding
+    np.testing.assert_allclose(actual, factor(plain, method), rtol=0, atol=1e-4)
+    report = diagnostics.polar_report(sharded, actual)
+    assert abs(report.condition - 100) < 0.1

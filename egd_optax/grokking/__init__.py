@@ -1,5 +1,10 @@
 """The paper's grokking experiments: tasks, recipes, training, logs, figures."""
 
+from egd_optax._extras import missing_extra
+
+if problem := missing_extra("egd_optax.grokking"):
+    raise ModuleNotFoundError(problem)
+
 from egd_optax.grokking.config import Config as Config
 from egd_optax.grokking.images import Images as Images
 from egd_optax.grokking.recipes import RECIPES as RECIPES

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from egd_optax.polar._auto import Auto
 from egd_optax.polar._method import Custom, PolarMethod, State
+from egd_optax.polar._sharding import replicated, sharded_like
 
 
 def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> PolarMethod:
@@ -76,8 +77,8 @@ def polar_factor(
             None: `Auto()`, exact on every backend.
 
     Returns:
-        Array of the same shape and dtype. Zero matrices give zeros; a matrix with a
-        NaN or Inf gives NaN, its neighbours in the batch are untouched.
+        Array of the same shape, dtype and explicit sharding. Zero matrices give zeros; a matrix
+        with a NaN or Inf gives NaN, its neighbours in the batch are untouched.
 
     Raises:
         ValueError: fewer than two axes.
@@ -105,6 +106,7 @@ def polar_factor(
     if matrices.size == 0:
         return matrices
     method = as_method(method)
-    stack = matrices.reshape(math.prod(matrices.shape[:-2]), *matrices.shape[-2:])
+    shape = (math.prod(matrices.shape[:-2]), *matrices.shape[-2:])
+    stack = replicated(matrices).reshape(shape)
     factors, _ = update_stack(method, stack, init_stack(method, stack))
-    return factors.reshape(matrices.shape)
+    return sharded_like(factors.reshape(matrices.shape), matrices)
