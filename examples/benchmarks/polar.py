@@ -37,6 +37,7 @@ try:
 except ImportError:
     torch = None
 
+RANK = 64  # of the sketches; their matrices have a gap after it, the promise's condition
 MARKERS = "osD^vPX"
 SHAPES = ("194x512", "254x512", "512x512", "768x3072", "1024x1024")
 
@@ -47,7 +48,8 @@ class Benchmark:
 
     Args:
         shapes: shapes of the matrices, m x n.
-        condition: the singular values are log-spaced from 1 to 1/condition.
+        condition: the singular values are log-spaced from 1 to 1/condition; for the sketches,
+            those after their rank are divided by 100.
         dtype: of the matrices.
         batch: matrices in a stack; 1 for plain matrices.
         rounds: timed rounds; the median counts.
@@ -85,13 +87,6 @@ def optax_muon(x):
     )
 
 
-def streaming(x):
-    """Return one step of the streaming sketch from a basis that knows the matrix."""
-    method = polar.Streaming(64)
-    _, state = method.update(x, method.init(x))
-    return jax.jit(lambda x: method.update(x, state)[0])
-
-
 def candidates(x: jax.Array) -> dict[str, Callable]:
     """Return the functions to time, by name; `product` is the unit."""
     square = jnp.ones((*x.shape[:-1], x.shape[-2]), x.dtype)
@@ -104,14 +99,28 @@ def candidates(x: jax.Array) -> dict[str, Callable]:
         "Auto": of(polar.Auto()),
         "NewtonSchulz 5 steps": of(polar.NewtonSchulz(steps=5)),
         "NewtonSchulz 8 steps": of(polar.NewtonSchulz()),
-        "Randomized 64": of(polar.Randomized(64)),
     }
     if single:
-        found["Streaming 64"] = streaming(x)
         found["peer: optax muon"] = optax_muon
     if single and x.dtype == jnp.float32:
         found["peer: scipy.linalg.polar"] = lambda x: jax.scipy.linalg.polar(x.T)[0].T
     return found
+
+
+def sketches(x: jax.Array) -> dict[str, Callable]:
+    """Return the sketches, Streaming one step after it has seen the matrix."""
+    found = {f"Randomized {RANK}": of(polar.Randomized(RANK))}
+    if x.ndim == 2:
+        method = polar.Streaming(RANK)
+        _, state = method.update(x, method.init(x))
+        found[f"Streaming {RANK}"] = lambda x: method.update(x, state)[0]
+    return found
+
+
+def stack_of(benchmark: Benchmark, matrix: np.ndarray) -> jax.Array:
+    """Return the matrix, or a stack of copies, in the benchmark's dtype."""
+    x = jnp.asarray(matrix, benchmark.dtype)
+    return jnp.tile(x, (benchmark.batch, 1, 1)) if benchmark.batch > 1 else x
 
 
 def torch_muon(x: jax.Array) -> Callable | None:
@@ -148,16 +157,14 @@ def measure(benchmark: Benchmark, shape: str) -> list[dict]:
     """Return one record for each method on one shape."""
     m, n = map(int, shape.split("x"))
     u, s, vh = matrices(benchmark, m, n)
-    x = jnp.asarray((u * s) @ vh, benchmark.dtype)
-    x = jnp.tile(x, (benchmark.batch, 1, 1)) if benchmark.batch > 1 else x
-    wanted = {
-        name: function
-        for name, function in candidates(x).items()
-        if not benchmark.only or name == "product" or name in benchmark.only
-    }
+    gap = np.where(np.arange(len(s)) < RANK, 1.0, 0.01)
+    x, gapped = (stack_of(benchmark, (u * spectrum) @ vh) for spectrum in (s, s * gap))
+    given = {name: (function, x) for name, function in candidates(x).items()}
+    given |= {name: (function, gapped) for name, function in sketches(gapped).items()}
     runs, compile_seconds = {}, {}
-    for name, function in wanted.items():
-        runs[name], compile_seconds[name] = compiled(function, x)
+    for name, (function, matrix) in given.items():
+        if not benchmark.only or name == "product" or name in benchmark.only:
+            runs[name], compile_seconds[name] = compiled(function, matrix)
     if not benchmark.only and (run_torch := torch_muon(x)) is not None:
         runs["peer: torch muon"], compile_seconds["peer: torch muon"] = run_torch, 0.0
     factors = {name: run() for name, run in runs.items()}
@@ -188,7 +195,7 @@ def gain_error(name: str, factor, u, vh) -> float | None:
     """Return the worst gain error over the directions that the method promises something for."""
     if name == "product":
         return None
-    rank = 64 if name.endswith(" 64") else u.shape[1]
+    rank = RANK if name.endswith(f" {RANK}") else u.shape[1]
     return worst_gain_error(to_numpy(factor), u[:, :rank], vh[:rank])
 
 

@@ -77,8 +77,9 @@ and apply a function of it), and how many times faster than U Vᵀ through `jnp.
 lie at the bottom, the polynomial and sketched ones at the top](figures/benchmark-cpu.png)
 
 Longest compilation and worst gain error over these shapes; for sketches over their leading
-directions. The spectrum has no gap, so the last of those are shared with the tail; few polynomial
-steps leave small directions small by design.
+directions, on the same spectrum with all that follows the 64th singular value divided by 100
+(without a gap the last of the leading directions are shared with the tail). Few polynomial steps
+leave small directions small by design.
 
 {errors(large)}
 
