@@ -22,3 +22,11 @@ def optax_promotes(strict):
     """Standard dtype promotion, for the parts of Optax that multiply integers by floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Leave out what only makes programs faster, where compilation is most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
