@@ -312,7 +312,7 @@ def toy_figures() -> dict[str, str]:
         "gap": f"{worst_gap(log):.4f}",
         "literal": f"{worst_gap(literal_curves(log)):.4f}",
         "slope": f"{slope(log, 0.5, 'simulation', 'gd'):.3f}",
-        "flat": f"{slope(log, 0.5, 'simulation', 'equalized'):.3f}",
+        "flat": f"{slope(log, 0.5, 'simulation', 'equalized'):z.3f}",
     }
 
 
