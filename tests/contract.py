@@ -26,7 +26,7 @@ from egd_optax import (
 
 
 def every_second_step(method=None):
-    """The recipe of docs/api.md."""
+    """The recipe of docs/guides/switch-off.md."""
     return optax.chain(
         optax.conditionally_transform(scale_by_egd(method), lambda step: step % 2 == 0),
         optax.conditionally_transform(optax.scale(0.1), lambda step: step % 2 != 0),

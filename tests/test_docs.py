@@ -38,13 +38,6 @@ def test_missing_sections_of_a_docstring_are_found():
     assert gaps == {"the argument matrix", "the argument rest", "Returns", "Raises"}
 
 
-@pytest.mark.parametrize("name", api_coverage.OWED)
-def test_what_is_owed_is_still_owed(name):
-    module, _, function = name.rpartition(".")
-    thing = getattr(importlib.import_module(module), function)
-    assert list(api_coverage.docstring_gaps(thing)), f"{name} is done: take it out of OWED"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_figures_are_described(page):
     for description, target in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", page.read_text()):

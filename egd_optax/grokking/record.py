@@ -155,6 +155,12 @@ class Log:
 def read_log(path: Path) -> Log:
     """Read a log; a last line that was cut off is left out and reported in `problems`.
 
+    Args:
+        path: the JSONL file that a run wrote.
+
+    Returns:
+        The recipe, the epochs, the ending if there is one, and the problems.
+
     Raises:
         LogError: the file is not a log, or a line before the last cannot be read.
         OSError: the file cannot be opened.

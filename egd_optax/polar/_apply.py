@@ -15,6 +15,12 @@ from egd_optax.polar._sharding import replicated, sharded_like
 def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> PolarMethod:
     """Return `method` as a PolarMethod: None is `Auto()`, a function is wrapped.
 
+    Args:
+        method: None, a value such as `SVD()`, or a function from `(m, n)` to `(m, n)`.
+
+    Returns:
+        The value itself, or a stateless method around the function.
+
     Raises:
         TypeError: neither None, a method's value nor a function.
     """

@@ -40,6 +40,9 @@ def polar_express(
         cushion: least ratio of the interval's ends that a row is optimised for; keeps
             early rows from overshooting in low precision. 0 for none.
 
+    Returns:
+        `steps` rows (a, b, c) of a x + b x^3 + c x^5, in order, as `NewtonSchulz` takes them.
+
     Raises:
         ValueError: an argument outside its range.
 
@@ -71,17 +74,21 @@ def minimax_quintic(low: float, high: float) -> Row:
     if low > (1 - 5e-6) * high:  # the equations turn singular; the limit is Pade's
         return 15 / 8 / high, -10 / 8 / high**3, 3 / 8 / high**5
     points = np.array([low, (3 * low + high) / 4, (low + 3 * high) / 4, high])
-    row = np.zeros(3)
+    middle, half = (high**2 + low**2) / 2, (high**2 - low**2) / 2
+    a = b = c = 0.0
     for _ in range(50):
-        system = np.stack([points, points**3, points**5, [1.0, -1.0, 1.0, -1.0]], axis=1)
-        row = np.linalg.solve(system, np.ones(4))[:3]
-        a, b, c = row
+        t = (points**2 - middle) / half  # plain powers are ill-conditioned on short intervals
+        system = np.stack([points, points * t, points * t**2, [1.0, -1.0, 1.0, -1.0]], axis=1)
+        constant, linear, quadratic, _ = np.linalg.solve(system, np.ones(4))
+        c = quadratic / half**2
+        b = linear / half - 2 * middle * c
+        a = constant - middle * (b + middle * c)
         root = np.sqrt(9 * b**2 - 20 * a * c)
         inner = np.sort(np.sqrt([(-3 * b - root) / (10 * c), (-3 * b + root) / (10 * c)]))
         if np.allclose(inner, points[1:3], rtol=1e-15, atol=0):
             break
         points[1:3] = inner
-    return float(row[0]), float(row[1]), float(row[2])
+    return float(a), float(b), float(c)
 
 
 def compose(rows: Rows, x: np.ndarray) -> np.ndarray:
