@@ -1,6 +1,7 @@
 """Transformations around transformations: switch-off by a metric, blend-in by a schedule.
 
-"Every k-th step" is not among them: `optax.conditionally_transform` does it, see docs/guides/switch-off.md.
+"Every k-th step" is not among them: `optax.conditionally_transform` does it, see
+docs/guides/switch-off.md.
 """
 
 import functools

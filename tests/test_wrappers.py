@@ -138,7 +138,7 @@ def test_blend_in_takes_numbers_and_schedules(weight):
 
 
 def test_every_third_step_by_conditionally_transform():
-    """The recipe of docs/guides/switch-off.md against a loop: skipped work, and states that stand still."""
+    """The recipe of docs/guides/switch-off.md against a loop: work is skipped, states stay."""
     calls = []
 
     def inner_update(updates, state, params=None):
