@@ -1,18 +1,46 @@
 # Every target creates the environment that it needs: Python >= 3.11 and make are enough.
 PYTHON ?= python3
-VENV ?= .venv
+export VENV ?= .venv
 RUN := $(VENV)/bin/python
+# The newest Python that is installed, by version or path, for test-newest.
+NEWEST ?= 3.13
+# Two processes, whole files: what a file's tests compile, they share. JOBS=0 for one process.
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist loadfile
+# The oldest Matplotlib uses what the newest pyparsing deprecates.
+OLD_MATPLOTLIB := -W ignore::pyparsing.warnings.PyparsingDeprecationWarning
 
-.PHONY: bench clean demo docs format lint pages paper test test-all
+.PHONY: bench build clean demo docs format help lint pages paper
+.PHONY: smoke test test-all test-lowest test-newest test-wheel
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.dev  ## train on modular addition with SGD and with EGD, print a table, draw a figure
 	$(RUN) -m egd_optax.grokking demo
 
 test: lint  ## lint, types and the tests that take seconds
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 test-all: lint  ## all tests, the slow ones too
-	$(RUN) -m pytest -m "slow or not slow"
+	$(RUN) -m pytest $(PARALLEL) -m "slow or not slow"
+
+build: $(VENV)/.release  ## make the sdist, and the wheel from it, in dist/
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
+
+smoke: build  ## install the wheel without extras elsewhere, run the README's first example
+	.ci/smoke $(PYTHON)
+
+test-wheel: build  ## install the wheel elsewhere, run the sdist's tests there
+	.ci/installed $(PYTHON) highest $(PARALLEL)
+
+test-lowest: build  ## the same with the lowest versions that are declared
+	.ci/installed $(PYTHON) lowest-direct $(PARALLEL) $(OLD_MATPLOTLIB)
+
+test-newest: build  ## the same with the newest Python and the newest of everything
+	.ci/installed $(NEWEST) highest $(PARALLEL)
 
 bench: $(VENV)/.dev  ## time the polar methods and their peers, write a log and a figure
 	$(RUN) examples/benchmarks/polar.py
@@ -26,17 +54,17 @@ pages: $(VENV)/.dev  ## make docs/grokking from the logs
 docs: $(VENV)/.docs  ## build the site strictly into site/
 	$(VENV)/bin/mkdocs build --strict
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,4 +74,8 @@ $(VENV)/.dev: pyproject.toml
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(RUN) -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+$(VENV)/.release: $(VENV)/.dev
+	$(RUN) -m pip install --quiet --editable ".[release]"
 	touch $@

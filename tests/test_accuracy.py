@@ -10,10 +10,13 @@ import reference
 import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import experimental
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
 
+# The latter before JAX 0.8.
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 EXACT = [polar.SVD(), polar.Gram(), polar.Auto()]
 ZOO = matrices.zoo()
 
@@ -183,7 +186,7 @@ def test_captured_gradients(method, source):
 
 
 def test_float64_is_tighter(method):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         for spectrum in (np.geomspace(1, 1e-6, 48), np.geomspace(1, 1e-13, 48)):
             rng = np.random.default_rng(0)
             u = np.linalg.qr(rng.standard_normal((48, 48)))[0]
@@ -255,7 +258,7 @@ def hold_to_the_promise(shape, dtype, seeds):
     """Every exact method on random matrices of `dtype`: no NaN, no gain outside the promise."""
     short = np.finfo(np.float32).bits > jnp.finfo(dtype).bits
     rounding = float(jnp.finfo(dtype).eps) / 2 if short else 0.0
-    with jax.enable_x64(dtype is np.float64):
+    with enable_x64(dtype is np.float64):
         for seed in seeds:
             matrix = matrices.at_random(np.random.default_rng(seed), shape, dtype)
             for method in EXACT:

@@ -1,0 +1,44 @@
+"""Every tutorial runs from top to bottom in a process of its own, and leaves no file behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+TUTORIALS = Path(__file__).parents[1] / "examples" / "tutorials"
+LIMIT = 600  # seconds; about ten on an idle machine of two cores
+
+
+@pytest.fixture
+def environment(tmp_path_factory):
+    """As a user's: one device, no display, and a home for IPython that nobody misses."""
+    home = tmp_path_factory.mktemp("ipython")
+    ours = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return {**ours, "IPYTHONDIR": str(home)}
+
+
+@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.py")), ids=lambda path: path.stem)
+def test_script(path, tmp_path, environment):
+    command = [sys.executable, "-W", "error", str(path)]
+    environment["MPLBACKEND"] = "Agg"
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT
+    )
+    assert run.returncode == 0, run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook(path, tmp_path, environment):
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+    nbclient.NotebookClient(notebook, timeout=LIMIT, kernel_name="python3").execute(
+        cwd=str(tmp_path), env=environment
+    )
+    assert not list(tmp_path.iterdir())
