@@ -10,7 +10,7 @@ checkpoint and ends with the parameters, bit for bit, of a run that was never st
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from flax import nnx
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from egd_optax import diagnostics, matching, polar, propose_axes, scale_by_egd
+from egd_optax import ProposedAxes, diagnostics, matching, polar, propose_axes, scale_by_egd
 
 METHODS = {"auto": polar.Auto(), "streaming": polar.Streaming(rank=8)}
 
@@ -102,9 +102,10 @@ def build(config: Config) -> tuple[CNN, nnx.Optimizer]:
     return model, nnx.Optimizer(model, transformation, wrt=nnx.Param)
 
 
-def labels(axes: Mapping[str, Any], params: Any) -> Any:
+def labels(axes: ProposedAxes, params: Any) -> Any:
     """Return the tree of "matrices", the leaves that `axes` proposes to whiten, and "others"."""
-    whitened = matching("|".join(pattern for pattern, chosen in axes.items() if chosen))
+    chosen = [leaf.path for leaf in axes.leaves if leaf.axes is not None]
+    whitened = matching(*(f"^{re.escape(path)}$" for path in chosen))
     return jax.tree.map(lambda yes: "matrices" if yes else "others", whitened(params))
 
 

@@ -67,17 +67,13 @@ WRAPPERS = ("extra_arguments", "inject_hyperparams", "multi_steps", "masked", "p
 WRAPPERS += ("apply_if_finite", "lookahead", "replication")
 PROMISES = {*WRAPPERS, "learning_rate_schedule", "tree_utilities", "dtypes", "complex", "integers"}
 PROMISES |= {"loop", "donation", "vmap", "abstract_init", "sharding_in_types", "convergence"}
-ONLY_A_METHOD = dict.fromkeys(WRAPPERS, "the factor aside, auto's or streaming's program once more")
-ONLY_A_WINDOW = dict.fromkeys(WRAPPERS[2:], "the window aside, grokfast_ema's program once more")
 RATES = {"injected": ("learning_rate", "weight_decay"), "skips": NO_INTEGERS}
 # Sketches as wide as the matrices: whatever is drawn, the leading directions are exact.
 TABLE = {
     "auto": Case(scale_by_egd),
-    "gram": Case(scale_by_egd, {"method": polar.Gram(), "scale": "width"}, skips=ONLY_A_METHOD),
-    "newton_schulz": Case(scale_by_egd, {"method": polar.NewtonSchulz()}, skips=ONLY_A_METHOD),
-    "randomized": Case(
-        scale_by_egd, {"method": polar.Randomized(2)}, counter="step", skips=ONLY_A_METHOD
-    ),
+    "gram": Case(scale_by_egd, {"method": polar.Gram(), "scale": "width"}),
+    "newton_schulz": Case(scale_by_egd, {"method": polar.NewtonSchulz()}),
+    "randomized": Case(scale_by_egd, {"method": polar.Randomized(2)}, counter="step"),
     "streaming": Case(scale_by_egd, {"method": polar.Streaming(2)}, counter="step"),
     "egd": Case(egd, {"learning_rate": RATE}, **RATES),
     "egd_momentum": Case(
@@ -114,7 +110,6 @@ TABLE = {
         grokfast_ma,
         {"window": 2, "strength": 1.0},
         control_flow=True,
-        skips=ONLY_A_WINDOW,
         static=("window",),
         injected=("strength",),
         copies=1,

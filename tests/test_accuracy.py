@@ -11,13 +11,13 @@ import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import experimental
+from methods import EXACT
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
 
 # The latter before JAX 0.8.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
-EXACT = [polar.SVD(), polar.Gram(), polar.Auto()]
 ZOO = matrices.zoo()
 
 # Promises of the class by dtype: (share of sigma_1, largest |gain - 1| above it); (share, spectral

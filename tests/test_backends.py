@@ -1,23 +1,16 @@
 """Every method can run everywhere: all of them lower for cpu, cuda, rocm and tpu on any machine."""
 
+import inspect
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
+from methods import METHODS
 
 from egd_optax import polar
 from egd_optax.polar._apply import init_stack, update_stack
-
-METHODS = [
-    polar.Auto(),
-    polar.Gram(),
-    polar.SVD(),
-    polar.NewtonSchulz(),
-    polar.Randomized(4),
-    polar.Streaming(4),
-]
 
 
 def program(method, platform, shape):
@@ -34,7 +27,7 @@ def test_lowers_for_every_platform(method, platform):
     program(method, platform, (2, 40, 56))
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
 def test_the_default_takes_no_svd_on_accelerators(platform):
     """Nor eigenvalues; and stacks go through at once, without a loop over the matrices."""
     for shape in ((2, 8, 8), (2, 80, 120)):
@@ -42,3 +35,13 @@ def test_the_default_takes_no_svd_on_accelerators(platform):
         calls = re.findall(r"custom_call @(\w+)", text)
         assert not [call for call in calls if re.search("svd|gesdd|eigh|syev|qr", call, re.I)]
         assert "stablehlo.while" not in text
+
+
+def test_no_method_is_left_out():
+    """Of those that polar exports, as classes with the two functions of a method."""
+    exported = {
+        thing
+        for thing in vars(polar).values()
+        if inspect.isclass(thing) and issubclass(thing, polar.PolarMethod)
+    }
+    assert exported - {polar.PolarMethod} == {type(method) for method in METHODS}

@@ -11,7 +11,6 @@ from flax import nnx
 
 from egd_optax import diagnostics, egd, matching, polar, scale_by_egd
 
-SPECTRUM = np.r_[np.logspace(0, -2, 20), np.zeros(28)]
 MATRIX = jnp.asarray(matrices.product((48, 160), 20, decades=2.0))
 
 

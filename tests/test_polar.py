@@ -12,17 +12,10 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from methods import EXACT, METHODS
 
 from egd_optax import diagnostics, polar, scale_by_egd
 from egd_optax.polar import _coefficients as coefficients
-
-EXACT = [polar.SVD(), polar.Gram(), polar.Auto()]
-METHODS = [
-    *EXACT,
-    polar.NewtonSchulz(),
-    polar.Randomized(8, tail="keep"),
-    polar.Streaming(8),
-]
 
 
 def factor(matrix, method):

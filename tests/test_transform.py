@@ -213,18 +213,24 @@ def test_explicit_sharding_comes_back(method, transform):
         ),
     ],
 )
+@pytest.mark.parametrize(
+    "wrt",
+    [nnx.Param, nnx.All(nnx.Param, nnx.Not(nnx.PathContains("readout")))],
+    ids=["all", "some"],
+)
 @pytest.mark.usefixtures("optax_promotes")
-def test_nnx_optimizer_trains(optimizer):
+def test_nnx_optimizer_trains(optimizer, wrt):
     """nnx hands `init` variables and `update` bare arrays: paths must not depend on that."""
     model = TwoLayerMLP(6, 8, 3, rngs=nnx.Rngs(0))
-    trainer = nnx.Optimizer(model, optimizer(), wrt=nnx.Param)
+    trainer = nnx.Optimizer(model, optimizer(), wrt=wrt)
     x = jax.random.normal(jax.random.key(0), (32, 6))
 
     def loss(model):
         return jnp.mean((model(x) - x[:, :3]) ** 2)
 
     before = loss(model)
-    step = nnx.jit(lambda model, trainer: trainer.update(model, nnx.grad(loss)(model)))
+    grad = nnx.grad(loss, argnums=nnx.DiffState(0, wrt))
+    step = nnx.jit(lambda model, trainer: trainer.update(model, grad(model)))
     for _ in range(3):
         step(model, trainer)
     assert loss(model) < before

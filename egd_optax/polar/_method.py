@@ -14,8 +14,8 @@ State = Any
 class PolarMethod(Protocol):
     """A way to compute polar factors, written for one `(m, n)` matrix.
 
-    `scale_by_egd` and `polar_factor` map it over stacks. Methods without a
-    memory inherit from `Stateless` and write `factor` alone.
+    `scale_by_egd` and `polar_factor` map it over stacks. A method without a memory can be a
+    function instead, from a matrix to its polar factor.
     """
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> State:
@@ -28,7 +28,7 @@ class PolarMethod(Protocol):
 
 
 class Stateless:
-    """Base of the methods that keep nothing between steps."""
+    """Base of this package's methods that keep nothing between steps: they write `factor` alone."""
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> State:
         del matrix

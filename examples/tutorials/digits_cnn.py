@@ -37,8 +37,8 @@ class CNN(nnx.Module):
 # it: the table says for every leaf what would be whitened, and why.
 
 # %%
-model = CNN(nnx.Rngs(0))
-axes = propose_axes(nnx.state(model, nnx.Param))
+shapes = nnx.eval_shape(lambda: CNN(nnx.Rngs(0)))  # a model will do, too
+axes = propose_axes(nnx.state(shapes, nnx.Param))
 print(axes)
 
 matrices = {leaf.path: leaf.matrix for leaf in axes.leaves}  # (how many, rows, columns) or None
@@ -68,7 +68,7 @@ class OtherName(CNN):
         self.digit = nnx.Linear(64, 10, rngs=rngs)
 
 
-other = nnx.state(OtherName(nnx.Rngs(0)), nnx.Param)
+other = nnx.state(nnx.eval_shape(lambda: OtherName(nnx.Rngs(0))), nnx.Param)
 for proposed in (propose_axes(other), propose_axes(other, {"digit/kernel": None})):
     leaf = next(leaf for leaf in proposed.leaves if leaf.path == "digit/kernel")
     print(f"{leaf.path}: {'left out' if leaf.axes is None else 'whitened'} ({leaf.why})")
