@@ -52,7 +52,7 @@ pages: $(VENV)/.dev  ## make docs/grokking from the logs
 	$(RUN) examples/grokking/pages.py
 
 docs: $(VENV)/.docs  ## build the site strictly into site/
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -116,7 +116,7 @@ def matrix_views(tree: Any, axes: Axes) -> list[MatrixView]:
 
 
 def _view(index: int, path: str, leaf: Any, axes: Axes) -> MatrixView | None:
-    chosen = _axes_of(path, leaf, axes) if is_matrix_like(leaf) else None
+    chosen = axes_of(axes, path, leaf) if is_matrix_like(leaf) else None
     if chosen is None:
         return None
     rows, columns = chosen.normalized(path, leaf.ndim)
@@ -125,7 +125,8 @@ def _view(index: int, path: str, leaf: Any, axes: Axes) -> MatrixView | None:
     return MatrixView(index, path, rest + rows + columns, batch, m, n)
 
 
-def _axes_of(path: str, leaf: Any, axes: Axes) -> MatrixAxes | None:
+def axes_of(axes: Axes, path: str, leaf: Any) -> MatrixAxes | None:
+    """Return the axes of one leaf, or None where it is left as it is."""
     if isinstance(axes, MatrixAxes):
         return axes
     if callable(axes):
@@ -141,8 +142,9 @@ def _axes_of(path: str, leaf: Any, axes: Axes) -> MatrixAxes | None:
             return value
     if leaf.ndim > 2:
         raise ValueError(
-            f"Leaf {path!r} has shape {leaf.shape}; whitening needs to know which of its axes "
-            f"make the matrix. Pass axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None "
-            "there to leave the leaf as it is; for a Flax model, axes=propose_axes(params)."
+            f"Leaf {path!r} has shape {leaf.shape}; which of its axes make the matrix? Pass "
+            f"axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None there to leave the "
+            "leaf as it is; for a Flax model, axes=propose_axes(params). A spectrum_monitor needs "
+            "the same axes as the whitening."
         )
     return MatrixAxes(0, 1)

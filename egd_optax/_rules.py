@@ -4,13 +4,14 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from egd_optax._matrix_view import MatrixAxes, check_axes, matrix_views
-from egd_optax._selection import is_matrix_like, leaf_path, listed
+from egd_optax._selection import is_matrix_like, is_placeholder, leaf_path, listed
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -155,7 +156,7 @@ def propose_axes(
     leaves = {leaf_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")}
     paths = [path for path, leaf in leaves.items() if is_matrix_like(leaf)]
-    _check_used(overrides, paths)
+    _check_used("override", overrides, paths)
     chosen = {path: _override(path, overrides) or _by_rules(path, shapes) for path in paths}
     views = {view.path: view for view in matrix_views(params, lambda path, leaf: chosen[path][0])}
     return ProposedAxes(
@@ -193,8 +194,8 @@ def _by_rules(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
     batch, columns = split
     axes = range(len(shape))
     matrix = MatrixAxes(_bare(axes[batch:-columns]), _bare(axes[-columns:]))
-    why = why if split == named else "linear: columns as in its bias"
-    doubt = "; depthwise? leave it out" if shape[-2] == columns == 1 else ""
+    why = why if split == named else "matrix: columns as in its bias"
+    doubt = "; one input channel: if depthwise, leave it out" if shape[-2] == columns == 1 else ""
     return matrix, f"{why}{', each of a stack' if batch else ''}{doubt}"
 
 
@@ -247,14 +248,31 @@ def _override(path: str, overrides: Mapping[str, MatrixAxes | None]):
     return next(((o, "yours") for pattern, o in overrides.items() if re.search(pattern, path)), ())
 
 
-def _check_used(overrides: Mapping[str, Any], paths: list[str]) -> None:
+def check_axes_used(axes: Any, params: Any) -> None:
+    """Raise ValueError on a pattern of `axes` that matches no leaf of `params`.
+
+    Not on those of a proposal, which may be for a whole model of which a part is trained, nor
+    where leaves are masked.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_masked)
+    masked = any(_is_masked(leaf) for _, leaf in leaves)
+    proposed = isinstance(axes, ProposedAxes)
+    if isinstance(axes, Mapping) and not (masked or proposed or is_placeholder(params)):
+        _check_used("pattern in axes", axes, [leaf_path(path) for path, _ in leaves])
+
+
+def _check_used(what: str, patterns: Iterable[str], paths: list[str]) -> None:
     """Raise ValueError on a pattern without a leaf: a misspelt one would change nothing."""
-    for pattern in overrides:
+    for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             raise ValueError(
-                f"The override {pattern!r} matches no leaf of two axes or more; these are "
-                f"{listed(paths)}."
+                f"The {what} {pattern!r} matches no leaf of these: {listed(paths)}. Patterns are "
+                "regular expressions, found anywhere in a path."
             )
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
 
 
 def _any_number(path: str) -> str:

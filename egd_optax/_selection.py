@@ -96,6 +96,8 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
 
 def listed(paths: Sequence[str], limit: int = 20) -> str:
     """Return the paths as an error shows them: the first ones, and how many more there are."""
+    if not paths:
+        return "none"
     more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
     return f"{', '.join(map(repr, paths[:limit]))}{more}"
 

@@ -8,6 +8,7 @@ import optax
 
 from egd_optax._buckets import plan_buckets, restore
 from egd_optax._matrix_view import Axes, MatrixView, check_axes, matrix_views
+from egd_optax._rules import check_axes_used
 from egd_optax._scaling import Scale, check_scale, scale_factor
 from egd_optax._selection import by_path, listed
 from egd_optax.polar._apply import as_method, init_stack, update_stack
@@ -59,7 +60,8 @@ def scale_by_egd(
     Raises:
         TypeError: something that is not a method or not axes.
         ValueError: unknown scale, `max_stack` below 1; at `init`, a leaf of more than two
-            axes that `axes` does not name, or axes that do not fit their leaf.
+            axes that `axes` does not name, axes that do not fit their leaf, or a pattern of your
+            own in `axes` that matches no leaf.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -81,6 +83,7 @@ def scale_by_egd(
     stateless = isinstance(method, Stateless)
 
     def init(params: optax.Params) -> ScaleByEGDState:
+        check_axes_used(axes, params)
         leaves, views = jax.tree.leaves(params), matrix_views(params, axes)
         if stateless:
             return ScaleByEGDState({})
@@ -119,6 +122,7 @@ def _check_state(views: list[MatrixView], states: dict[str, Any]) -> None:
     unknown = [view.path for view in views if view.path not in states]
     if unknown:
         raise ValueError(
-            f"The state knows no leaf {unknown[0]!r}, only {listed(sorted(states))}: it was made "
-            "for other parameters. Call `init` with the parameters that these updates belong to."
+            f"The state has nothing for leaf {unknown[0]!r}, only for {listed(sorted(states))}: it "
+            "was made for other parameters or by another method. Call `init` with the parameters "
+            "that these updates belong to."
         )

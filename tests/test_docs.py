@@ -3,12 +3,15 @@
 import importlib
 import pathlib
 import re
+import shlex
+import subprocess
 import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 PAGES = sorted(DOCS.rglob("*.md"))
 sys.path.insert(0, str(ROOT / "examples" / "website"))
 api_coverage = importlib.import_module("api_coverage")  # what the site's hook calls, too
@@ -38,7 +41,7 @@ def test_missing_sections_of_a_docstring_are_found():
     assert gaps == {"the argument matrix", "the argument rest", "Returns", "Raises"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_figures_are_described(page):
     for description, target in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", page.read_text()):
         assert len(description.split()) >= 5, f"{target} needs a description, has {description!r}"
@@ -58,3 +61,32 @@ def test_the_site_asks_no_other_host():
         *(DOCS / "assets").glob("*"),
     ]
     assert not [path.name for path in settings if re.search(r"https?://", path.read_text())]
+
+
+def commands():
+    """The commands in the console blocks of every page, the same one once."""
+    blocks = [
+        block
+        for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S)
+    ]
+    return sorted(
+        {tuple(shlex.split(line, comments=True)) for b in blocks for line in b.splitlines()}
+    )
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_what_a_page_tells_to_type_exists(command):
+    """CI runs make test, docs and smoke in full; here the rest is only asked whether it is there."""
+    program, *arguments = command
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif program == "python":
+        known = subprocess.run([sys.executable, ROOT / arguments[0], "--help"], text=True, **PIPES)
+        assert known.returncode == 0
+        options = [word for word in arguments if word.startswith("--")]
+        assert all(option in known.stdout for option in options)
+    else:
+        assert command[:2] == ("pip", "install")
+        extras = re.findall(r"\[(.*)\]", arguments[1])
+        assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)

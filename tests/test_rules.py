@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from egd_optax import MatrixAxes, egd, polar, propose_axes
+from egd_optax import MatrixAxes, egd, polar, propose_axes, scale_by_egd
 from egd_optax._matrix_view import matrix_views
 from egd_optax._selection import leaf_path
 from egd_optax.models import DecoderTransformer
@@ -257,3 +257,14 @@ def test_the_table_says_what_why_and_how_to_change_it():
 def test_bad_overrides_are_refused(overrides, error, says):
     with pytest.raises(error, match=says):
         propose_axes({"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}, overrides)
+
+
+@pytest.mark.parametrize("make", [functools.partial(egd, 0.1), scale_by_egd], ids=["egd", "chain"])
+def test_a_misspelt_pattern_in_axes_is_an_error(make):
+    params = {"hidden": {"kernel": jnp.ones((2, 8))}, "head": {"kernel": jnp.ones((8, 3))}}
+    with pytest.raises(ValueError, match="'haed' matches no leaf of these: 'head/kernel', 'hidden"):
+        make(axes={"haed": None}).init(params)
+    make(axes={"head": None}).init(params)
+    part = optax.masked(make(axes={"head": None}), {"hidden": True, "head": False})
+    part.init(params)
+    make(axes=propose_axes({**params, "frozen": params["hidden"]})).init(params)

@@ -250,5 +250,5 @@ def test_eager_calls_compile_once(caplog):
 def test_a_foreign_state_is_named():
     transformation = scale_by_egd(polar.Streaming(1))
     state = transformation.init({"a": jnp.ones((2, 3))})
-    with pytest.raises(ValueError, match="no leaf 'b', only"):
+    with pytest.raises(ValueError, match="for leaf 'b', only for 'a'"):
         transformation.update({"b": jnp.ones((2, 3))}, state)

@@ -90,6 +90,7 @@ for leaf in each_head.leaves:
 
 # %%
 STEPS, BATCH = 40, 64
+QUICK = {"xla_backend_optimization_level": 1}  # the runs are short, so spend less on compiling
 schedule = functools.partial(optax.cosine_decay_schedule, decay_steps=STEPS)
 
 
@@ -115,7 +116,7 @@ def train_step(state, key):
     return state.apply_gradients(grads=gradients), solved
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def train(make_optimizer, learning_rate, params, key):
     """Return the trained state, and the share of whole sequences solved at each step."""
     optimizer = make_optimizer(learning_rate)

@@ -1,5 +1,6 @@
 """MkDocs hooks: pages that live outside docs/, tutorials that are run, API coverage."""
 
+import functools
 import logging
 import os
 import re
@@ -29,7 +30,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     with ThreadPoolExecutor(2) as pool:  # each has a process of its own
         notebooks = list(pool.map(lambda path: read(path, EXECUTE), paths))
     for path, notebook in zip(paths, notebooks, strict=True):
-        text, figures = as_page(notebook, path, _warn_of(path))
+        warn = functools.partial(log.warning, "%s: %s", path.name)
+        text, figures = as_page(notebook, path, warn)
         for name, content in {f"{path.stem}.md": text, **figures}.items():
             files.append(File.generated(config, f"tutorials/{name}", content=content))
         files.append(File.generated(config, f"tutorials/{path.name}", abs_src_path=str(path)))
@@ -58,7 +60,3 @@ def on_post_build(**_: object) -> None:
     """Warn of public names and sections of docstrings that are missing."""
     for problem in problems():
         log.warning(problem)
-
-
-def _warn_of(path: Path):
-    return lambda problem: log.warning("%s: %s", path.name, problem)
