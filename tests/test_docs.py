@@ -77,7 +77,7 @@ def commands():
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_what_a_page_tells_to_type_exists(command):
-    """CI runs make test, docs and smoke in full; here the rest is only asked whether it is there."""
+    """CI runs make test, docs and smoke in full; the rest is only asked whether it is there."""
     program, *arguments = command
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.M)

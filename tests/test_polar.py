@@ -1,6 +1,9 @@
 """The polynomial and the sketch classes, and what surrounds the kernels of all methods."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -352,3 +355,46 @@ def test_explicit_sharding_comes_back(method, spec):
     np.testing.assert_allclose(actual, factor(plain, method), rtol=0, atol=1e-4)
     report = diagnostics.polar_report(sharded, actual)
     assert abs(report.condition - 100) < 0.1
+
+
+HANG = """
+import jax, sys
+from egd_optax import polar
+method = getattr(polar, sys.argv[1])()
+first = [jax.random.normal(jax.random.key(m), (4, m, 128)) for m in (86, 43)]
+
+def run(matrices):
+    def step(sums, _):
+        both = [x + 0.1 * y for x, y in zip(matrices, sums)]
+        return [polar.polar_factor(x, method) for x in both], None
+    return jax.lax.scan(step, matrices, length=100)[0]
+
+jax.block_until_ready(jax.jit(jax.vmap(run))(first))
+"""
+
+
+@pytest.mark.parametrize("method", ["Gram", "SVD"])
+def test_vmap_over_two_matrices_does_not_hang_on_cpu(method):
+    """Batches of LAPACK calls, two at a time, once waited for each other for ever."""
+    ours = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", HANG, method], env=ours, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("method", [polar.SVD(), polar.Gram(), polar.NewtonSchulz()], ids=repr)
+@pytest.mark.parametrize("batched", [False, True])
+def test_derivatives_are_those_of_the_polar_factor(method, batched):
+    """Along a random direction, against central differences of the SVD in float64."""
+    matrix = matrices.with_spectrum((12, 20), np.linspace(1, 0.5, 12))
+    rng = np.random.default_rng(1)
+    direction, weights = rng.standard_normal((2, 12, 20)).astype(np.float32)
+
+    def loss(x):
+        stack = jnp.stack([x, 2 * x])
+        factors = jax.vmap(lambda one: polar.polar_factor(one, method))(stack)
+        return jnp.sum(weights * (factors[1] if batched else polar.polar_factor(x, method)))
+
+    step = 1e-6 * np.float64(direction)
+    up, down = (reference.polar64(np.float64(matrix) + s) for s in (step, -step))
+    expected = np.sum(weights * (up - down)) / 2e-6
+    actual = jnp.sum(jax.jit(jax.grad(loss))(jnp.asarray(matrix)) * direction)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)

@@ -48,7 +48,25 @@ def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-    return method.update(matrix, state)
+    return jax.lax.platform_dependent(
+        matrix, state, cpu=_one_at_a_time(method), default=method.update
+    )
+
+
+def _one_at_a_time(method: PolarMethod) -> Callable[[jax.Array, State], tuple[jax.Array, State]]:
+    """Return `method.update`, which a `vmap` around it runs on one matrix after the other.
+
+    XLA's CPU backend hands the batches of a LAPACK call to the threads that its operations run on,
+    and waits: two such calls at a time can wait for each other for ever. Derivatives are those of
+    the method as it is, which `sequential_vmap` has not.
+    """
+
+    @jax.custom_jvp
+    def update(matrix, state):
+        return jax.custom_batching.sequential_vmap(method.update)(matrix, state)
+
+    update.defjvp(lambda primals, tangents: jax.jvp(method.update, primals, tangents))
+    return update
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -102,12 +102,12 @@ def _inverse_of_factor(s: jax.Array) -> jax.Array:
     """
     m = s.shape[0]
     width = max(1, _UNTHREADED // m)
-    count = -(-m // width)
-    columns = jnp.eye(m, count * width, dtype=s.dtype).reshape(m, count, width).swapaxes(0, 1)
+    identity = jnp.eye(m, dtype=s.dtype)
     factor = jax.lax.linalg.cholesky(s, symmetrize_input=False)
-    stack = jnp.broadcast_to(factor, (count, m, m))
-    solved = jax.lax.linalg.triangular_solve(stack, columns, left_side=True, lower=True)
-    return solved.swapaxes(0, 1).reshape(m, count * width)[:, :m]
+    solve = functools.partial(jax.lax.linalg.triangular_solve, factor, left_side=True, lower=True)
+    return jnp.concatenate(
+        [solve(identity[:, start : start + width]) for start in range(0, m, width)], axis=1
+    )
 
 
 def _hermitian(first: jax.Array, corner: jax.Array, last: jax.Array) -> jax.Array:
