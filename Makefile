@@ -5,10 +5,8 @@ RUN := $(VENV)/bin/python
 # The newest Python that is installed, by version or path, for test-newest.
 NEWEST ?= 3.13
 # Two processes, whole files: what a file's tests compile, they share. JOBS=0 for one process.
-JOBS ?= 2
+export JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile
-# The oldest Matplotlib uses what the newest pyparsing deprecates.
-OLD_MATPLOTLIB := -W ignore::pyparsing.warnings.PyparsingDeprecationWarning
 
 .PHONY: bench build clean demo docs format help lint pages paper
 .PHONY: smoke test test-all test-lowest test-newest test-wheel
@@ -34,13 +32,14 @@ smoke: build  ## install the wheel without extras elsewhere, run the README's fi
 	.ci/smoke $(PYTHON)
 
 test-wheel: build  ## install the wheel elsewhere, run the sdist's tests there
-	.ci/installed $(PYTHON) highest $(PARALLEL)
+	.ci/installed $(PYTHON) highest
 
+# The oldest Matplotlib uses what pyparsing 3.3 deprecates.
 test-lowest: build  ## the same with the lowest versions that are declared
-	.ci/installed $(PYTHON) lowest-direct $(PARALLEL) $(OLD_MATPLOTLIB)
+	.ci/installed $(PYTHON) lowest-direct 'pyparsing>=3.1,<3.3'
 
 test-newest: build  ## the same with the newest Python and the newest of everything
-	.ci/installed $(NEWEST) highest $(PARALLEL)
+	.ci/installed $(NEWEST) highest
 
 bench: $(VENV)/.dev  ## time the polar methods and their peers, write a log and a figure
 	$(RUN) examples/benchmarks/polar.py

@@ -47,26 +47,30 @@ def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> 
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def _trace_once(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
+    return method.update(matrix, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-    return jax.lax.platform_dependent(
-        matrix, state, cpu=_one_at_a_time(method), default=method.update
-    )
+    update = functools.partial(_trace_once, method)
+    return jax.lax.platform_dependent(matrix, state, cpu=_one_at_a_time(update), default=update)
 
 
-def _one_at_a_time(method: PolarMethod) -> Callable[[jax.Array, State], tuple[jax.Array, State]]:
-    """Return `method.update`, which a `vmap` around it runs on one matrix after the other.
+def _one_at_a_time(update: Callable) -> Callable:
+    """Return `update` such that a user's `vmap` around it takes one matrix after the other.
 
     XLA's CPU backend hands the batches of a LAPACK call to the threads that its operations run on,
     and waits: two such calls at a time can wait for each other for ever. Derivatives are those of
-    the method as it is, which `sequential_vmap` has not.
+    `update` as it is, since `sequential_vmap` has none.
     """
 
     @jax.custom_jvp
-    def update(matrix, state):
-        return jax.custom_batching.sequential_vmap(method.update)(matrix, state)
+    def in_turn(matrix, state):
+        return jax.custom_batching.sequential_vmap(update)(matrix, state)
 
-    update.defjvp(lambda primals, tangents: jax.jvp(method.update, primals, tangents))
-    return update
+    in_turn.defjvp(lambda primals, tangents: jax.jvp(update, primals, tangents))
+    return in_turn
 
 
 @functools.partial(jax.jit, static_argnums=0)
