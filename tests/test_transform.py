@@ -70,7 +70,7 @@ def test_what_is_not_a_matrix_passes_through():
 
 
 def test_the_method_is_traced_for_buckets_and_not_for_leaves():
-    """Twice each: under a user's vmap, CPUs take the matrices in turn and the others all at once."""
+    """Twice at most: CPUs take the matrices of a stack in turn, the others all at once."""
     traced = []
 
     def method(matrix):
@@ -81,7 +81,8 @@ def test_the_method_is_traced_for_buckets_and_not_for_leaves():
     step = jax.jit(functools.partial(whitened, method=method, axes=MatrixAxes(-2, -1)))
     step(tree)
     step(tree)
-    assert sorted(traced) == [(3, 5), (3, 5), (5, 3), (5, 3)]
+    assert set(traced) == {(3, 5), (5, 3)}
+    assert max(traced.count(shape) for shape in traced) <= 2
 
 
 @pytest.mark.parametrize("method", [polar.SVD(), polar.Randomized(4, seed=1)], ids=repr)
