@@ -122,9 +122,10 @@ def spectrum_monitor(
         Transformation whose state holds a `Spectrum` for each matrix leaf: Frobenius `norm`,
         numerical `rank`, `condition` = sigma_1 / sigma_rank and `stable_rank` = sum sigma^2 /
         sigma_1^2. They come from the eigenvalues of the Gram matrix, cheap enough to leave on
-        (about three per cent of the modular run's time every ten steps) but blind below 1.4e-3
-        sigma_1 in float32: rank and condition count what lies above. The monitor after an exact
-        whitening shows the true rank, and `polar_report` sees all.
+        (two to four per cent of the modular run's time every ten steps; on CPU with one BLAS
+        thread, for idle ones slow down what follows) but blind below 1.4e-3 sigma_1 in float32:
+        rank and condition count what lies above. The monitor after an exact whitening shows the
+        true rank, and `polar_report` sees all.
         Before the first update and for zero gradients the norm is 0 and the rest NaN.
 
     Raises:

@@ -19,6 +19,7 @@ from egd_optax.polar import _coefficients as coefficients
 # The latter before JAX 0.8.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 ZOO = matrices.zoo()
+SIX_DIRECTIONS = [polar.Randomized(6, tail="keep"), polar.Streaming(6)]
 
 # Promises of the class by dtype: (share of sigma_1, largest |gain - 1| above it); (share, spectral
 # norm of the factor below it); no gain beyond 1 by more than `above`; orthogonality of the kept
@@ -67,36 +68,47 @@ def results(case, method):
             yield part, actual, *reference.gain_matrix(part.matrix, actual)
 
 
-@pytest.mark.parametrize("case", ZOO, ids=repr)
-def test_polynomial_class_on_the_zoo(case):
-    """Eight steps of Polar Express do what the composed polynomial does, to float32 round-off.
+def assert_polynomial(table, matrix, actual, name):
+    """Every gain is the composed polynomial's, to float32 round-off.
 
-    Known limit, tested as such: no rank tolerance, so what round-off leaves in a null direction is
-    lifted by up to the polynomial's slope at zero, 1e4 for these rows.
+    Known limit, held as such: no rank tolerance, so what round-off leaves in a null direction is
+    lifted by up to the polynomial's slope at zero, 1e4 for eight rows of Polar Express.
     """
-    for part, _, gains, s in results(case, polar.NewtonSchulz()):
-        relative = s / np.linalg.norm(s)
-        expected = coefficients.compose(coefficients.TABLES["polar_express"].rows, relative)
-        np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3, err_msg=part.name)
+    gains, s = reference.gain_matrix(matrix, actual)
+    expected = coefficients.compose(coefficients.TABLES[table].rows, s / np.linalg.norm(s))
+    np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize("case", ZOO, ids=repr)
-@pytest.mark.parametrize("method", [polar.Randomized(6, tail="keep"), polar.Streaming(6)], ids=repr)
-def test_sketch_class_on_the_zoo(case, method):
+def assert_sketch(method, matrix, actual, name):
     """No gain outside [0, 1], and at most `rank` directions at 1 where the tail is dropped.
 
-    Where the spectrum is flat around the rank, which directions are leading is chance; with a gap
-    they are found to 1e-2 (test_polar.py).
+    Where the spectrum is flat around the rank, which directions are leading is chance; behind a gap
+    they are found to 1e-2.
     """
-    for part, actual, gains, s in results(case, method):
-        values = np.linalg.svd(actual.astype(np.float64), compute_uv=False)
-        assert np.isfinite(actual).all(), part
-        if method.tail == "drop":
-            assert values.max() <= 1 + 1e-5, part
-            assert np.sum(values > 1e-2) <= 6, part
-        assert np.diag(gains).min() >= -1e-2, part
-        if len(s) > 6 and s[5] > 10 * s[6] and "deficient" not in part.tags:
-            np.testing.assert_allclose(np.diag(gains)[:6], 1, rtol=0, atol=1e-2, err_msg=part.name)
+    gains, s = reference.gain_matrix(matrix, actual)
+    values = np.linalg.svd(actual.astype(np.float64), compute_uv=False)
+    rank = method.rank
+    assert np.isfinite(actual).all(), name
+    if method.tail == "drop":
+        assert values.max() <= 1 + 1e-5, name
+        assert np.sum(values > 1e-2) <= rank, name
+    assert np.diag(gains).min() >= -1e-2, name
+    if len(s) > rank and s[rank - 1] > 10 * s[rank] and s[rank - 1] > matrices.RESOLVED:
+        np.testing.assert_allclose(np.diag(gains)[:rank], 1, rtol=0, atol=1e-2, err_msg=name)
+
+
+@pytest.mark.parametrize("case", ZOO, ids=repr)
+@pytest.mark.parametrize("table", coefficients.TABLES)
+def test_polynomial_class_on_the_zoo(case, table):
+    for part, actual, _, _ in results(case, polar.NewtonSchulz(table)):
+        assert_polynomial(table, part.matrix, actual, part.name)
+
+
+@pytest.mark.parametrize("case", ZOO, ids=repr)
+@pytest.mark.parametrize("method", SIX_DIRECTIONS, ids=repr)
+def test_sketch_class_on_the_zoo(case, method):
+    for part, actual, _, _ in results(case, method):
+        assert_sketch(method, part.matrix, actual, part.name)
 
 
 def assert_exact(matrix, actual, name="", rounding=0.0):
@@ -183,6 +195,16 @@ def test_captured_gradients(method, source):
     """Real ones: what lies below 2e-5 sigma_1 may go either way, the rest is promised."""
     for name, matrix in source().items():
         assert_exact(matrix, factor(matrix, method), name)
+
+
+@pytest.mark.parametrize("source", [captured.modular_network, captured.transformer])
+@pytest.mark.usefixtures("optax_promotes")
+def test_captured_gradients_by_the_other_classes(source):
+    for name, matrix in source().items():
+        for table in coefficients.TABLES:
+            assert_polynomial(table, matrix, factor(matrix, polar.NewtonSchulz(table)), name)
+        for sketch in SIX_DIRECTIONS:
+            assert_sketch(sketch, matrix, factor(matrix, sketch), name)
 
 
 def test_float64_is_tighter(method):

@@ -110,6 +110,11 @@ def test_polar_express_is_the_published_table():
     np.testing.assert_allclose(last, PUBLISHED[7], rtol=1e-8)  # it has not quite converged
 
 
+def test_cans_is_the_greedy_composition_to_four_decimals():
+    derived = coefficients.polar_express(5, lower=1e-3, safety=1.0, cushion=0.0)
+    np.testing.assert_allclose(derived, coefficients.TABLES["cans"].rows, rtol=0, atol=5.1e-5)
+
+
 @pytest.mark.parametrize(
     ("shape", "counts"), [((48, 160), range(1, 13)), ((64, 64), (1, 5, 12))], ids=["wide", "square"]
 )

@@ -35,5 +35,6 @@ class Auto(Stateless):
         return jax.lax.platform_dependent(matrix, cpu=on_cpu, default=gram)
 
 
-# Entries, not rows: the two are about level at 32x32, 24x36 and 16x64, and Gram gains with aspect.
+# Entries, not rows: level at 16x64, an SVD faster below, Gram above. At 32x32 the SVD loses a fifth
+# and compiles in a quarter of the time.
 _SMALL = 1024

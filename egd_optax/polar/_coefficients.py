@@ -121,7 +121,7 @@ TABLES = {
         rows=((3.4445, -4.7750, 2.0315),) * 5,
         lower=1e-3,
         gains=(0.47, 1.21),
-        source="Jordan et al., Muon, 2024",
+        source="Jordan et al., Muon, 2024: tuned, without parameters to derive them from",
     ),
     "you": Table(
         rows=(
@@ -133,7 +133,7 @@ TABLES = {
         ),
         lower=1e-3,
         gains=(0.47, 1.15),
-        source="You, coefficients for Muon, 2025",
+        source="You, coefficients for Muon, 2025: tuned, as Jordan's",
     ),
     "cans": Table(
         rows=(
@@ -145,6 +145,7 @@ TABLES = {
         ),
         lower=1e-3,
         gains=(0.88, 1.12),
-        source="Grishina, Smirnov, Rakhuba, CANS, 2025, arXiv 2506.10935",
+        source="Grishina, Smirnov, Rakhuba, CANS, 2025, arXiv 2506.10935: "
+        "polar_express(5, lower=1e-3, safety=1, cushion=0) to four decimals",
     ),
 }

@@ -1,11 +1,14 @@
 """Time every polar method and its peers on the same matrices, in one process.
 
-    python examples/benchmarks/polar.py                        # about 5 minutes on two cores
+    python examples/benchmarks/polar.py                        # about 8 minutes on two cores
     python examples/benchmarks/polar.py --shapes 8192x8192 --dtype bfloat16 --batch 4
 
 Rounds go over all methods in turn, so that a noisy machine is noisy for all of them; medians are
-reported. Each turn begins with a pause and an untimed call: after a threaded LAPACK call, its idle
-threads spin for tens of milliseconds and would slow the next method down instead of its own.
+reported. A turn begins with a pause: after a threaded LAPACK call, its idle threads spin for tens
+of milliseconds and would slow the next method down instead of its own. What counts is the time of
+a call in a loop that has run for a while, as training does. For some tens of milliseconds after a
+pause, the threads of a program may share one core; the second call after the pause is timed, too,
+and reported beside.
 
 One `product` is an (m, m) by (m, n) matrix product: the unit. Two of them, one to form a Gram
 matrix and one to apply a function of it, are a bound that no method of that kind can beat.
@@ -52,8 +55,10 @@ class Benchmark:
             those after their rank are divided by 100.
         dtype: of the matrices.
         batch: matrices in a stack; 1 for plain matrices.
-        rounds: timed rounds; the median counts.
-        pause: seconds before each timed call, for the threads of the call before to fall asleep.
+        rounds: rounds over all methods; the median over all calls counts.
+        calls: timed calls of a method in a round.
+        pause: seconds before each method's turn, for the threads of the one before to fall asleep.
+        warm: seconds of untimed calls before the timed ones.
         only: names of the methods to time; empty for all.
         out: JSONL log to write, numbered where it exists; a PNG is drawn beside it.
     """
@@ -63,7 +68,9 @@ class Benchmark:
     dtype: str = "float32"
     batch: int = 1
     rounds: int = 15
+    calls: int = 3
     pause: float = 0.05
+    warm: float = 0.1
     only: tuple[str, ...] = ()
     out: Path = Path("runs/benchmark/polar.jsonl")
 
@@ -153,6 +160,24 @@ def compiled(function: Callable, x: jax.Array) -> tuple[Callable, float]:
     return lambda: jax.block_until_ready(executable(x)), time.perf_counter() - start
 
 
+def seconds(run: Callable) -> float:
+    """Return how long one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def turn(benchmark: Benchmark, run: Callable) -> tuple[float, list[float]]:
+    """Return the seconds of the second call after a pause, and of calls in a running loop."""
+    time.sleep(benchmark.pause)
+    run()
+    second = seconds(run)
+    start = time.perf_counter()
+    while time.perf_counter() - start < benchmark.warm:
+        run()
+    return second, [seconds(run) for _ in range(benchmark.calls)]
+
+
 def measure(benchmark: Benchmark, shape: str) -> list[dict]:
     """Return one record for each method on one shape."""
     m, n = map(int, shape.split("x"))
@@ -168,14 +193,11 @@ def measure(benchmark: Benchmark, shape: str) -> list[dict]:
     if not benchmark.only and (run_torch := torch_muon(x)) is not None:
         runs["peer: torch muon"], compile_seconds["peer: torch muon"] = run_torch, 0.0
     factors = {name: run() for name, run in runs.items()}
-    times = {name: [] for name in runs}
+    turns = {name: [] for name in runs}
     for _ in range(benchmark.rounds):
         for name, run in runs.items():
-            time.sleep(benchmark.pause)
-            run()
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
+            turns[name].append(turn(benchmark, run))
+    times = {name: [s for _, calls in turns[name] for s in calls] for name in runs}
     unit = statistics.median(times["product"])
     return [
         {
@@ -183,7 +205,9 @@ def measure(benchmark: Benchmark, shape: str) -> list[dict]:
             "shape": shape,
             "method": name,
             "seconds": statistics.median(times[name]),
+            "quartiles": np.quantile(times[name], (0.25, 0.75)).tolist(),
             "products": statistics.median(times[name]) / unit,
+            "seconds_after_pause": statistics.median(second for second, _ in turns[name]),
             "compile_seconds": compile_seconds[name],
             "worst_gain_error": gain_error(name, factors[name], u, vh),
         }
@@ -208,7 +232,7 @@ def to_numpy(array) -> np.ndarray:
 
 def table(records: list[dict]) -> Table:
     """Return the measurements of one shape as a table."""
-    columns = ("method", "ms", "products", "compile s", "worst gain error")
+    columns = ("method", "ms", "products", "paused, ms", "compile s", "gain error")
     result = Table(*columns, title=records[0]["shape"], box=None)
     for record in records:
         error = record["worst_gain_error"]
@@ -216,6 +240,7 @@ def table(records: list[dict]) -> Table:
             record["method"],
             f"{1000 * record['seconds']:.2f}",
             f"{record['products']:.1f}",
+            f"{1000 * record['seconds_after_pause']:.2f}",
             f"{record['compile_seconds']:.1f}",
             "" if error is None else f"{error:.0e}",
         )

@@ -1,12 +1,17 @@
 """Write docs/benchmarks.md and its figure from the committed logs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from polar import draw
+from tabulate import tabulate
 
-LOGS = Path(__file__).parent / "logs"
-DOCS = Path(__file__).parents[2] / "docs"
+HERE = Path(__file__).parent
+LOGS = HERE / "logs"
+DOCS = HERE.parents[1] / "docs"
+PAUSED = ["peer: jnp.linalg.svd", "Gram", "NewtonSchulz 5 steps", "peer: optax muon"]
 
 
 def read(name: str) -> tuple[dict, list[dict]]:
@@ -15,36 +20,91 @@ def read(name: str) -> tuple[dict, list[dict]]:
     return recipe, measurements
 
 
-def table(measurements: list[dict]) -> str:
-    """Return a table with a row a method and a column a shape: ms, products, against the SVD."""
-    shapes = list(dict.fromkeys(m["shape"] for m in measurements))
-    methods = list(dict.fromkeys(m["method"] for m in measurements))
-    cell = {(m["method"], m["shape"]): m for m in measurements}
-    lines = ["| method | " + " | ".join(shapes) + " |", "|---" * (len(shapes) + 1) + "|"]
-    for method in methods:
-        row = []
-        for shape in shapes:
-            found = cell.get((method, shape))
-            svd = cell.get(("peer: jnp.linalg.svd", shape)) or cell[("SVD", shape)]
-            row.append(
-                f"{1000 * found['seconds']:.2f} ms, {found['products']:.1f} p, "
-                f"{svd['seconds'] / found['seconds']:.2f}x"
-                if found
-                else ""
-            )
-        lines.append(f"| {method} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+def distinct(measurements: list[dict], key: str) -> list:
+    """Return the values of `key`, each once, in order."""
+    return list(dict.fromkeys(m[key] for m in measurements))
 
 
-def errors(measurements: list[dict]) -> str:
+def markdown(headings: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
+
+
+def by_shape(methods: list[str], cell: Callable[[dict], str]) -> str:
+    """Return a table with a row a method and a column a shape."""
+    _, measurements = read("cpu.jsonl")
+    shapes = distinct(measurements, "shape")
+    found = {(m["method"], m["shape"]): m for m in measurements}
+    rows = [[name, *(cell(found[name, shape]) for shape in shapes)] for name in methods]
+    return markdown(["method", *shapes], rows)
+
+
+def faster(methods: list[str], than: str, key: str = "seconds") -> str:
+    """Return how many times faster than another one methods are."""
+    _, measurements = read("cpu.jsonl")
+    other = {m["shape"]: m[key] for m in measurements if m["method"] == than}
+    return by_shape(methods, lambda m: f"{other[m['shape']] / m[key]:.2f}")
+
+
+def products(methods: list[str]) -> str:
+    """Return times in matrix products."""
+    return by_shape(methods, lambda m: f"{m['products']:.1f}")
+
+
+def milliseconds(record: dict) -> str:
+    """Return the median and the quartiles."""
+    low, high = (1000 * quartile for quartile in record["quartiles"])
+    return f"{1000 * record['seconds']:.3g} ({low:.3g} to {high:.3g})"
+
+
+def errors(methods: list[str]) -> str:
     """Return a table of compile seconds and worst gain errors."""
-    lines = ["| method | compile, s | worst gain error |", "|---|---|---|"]
-    for method in dict.fromkeys(m["method"] for m in measurements):
+    _, measurements = read("cpu.jsonl")
+    rows = []
+    for method in methods:
         found = [m for m in measurements if m["method"] == method]
-        worst = [m["worst_gain_error"] for m in found if m["worst_gain_error"] is not None]
-        seconds = max(m["compile_seconds"] for m in found)
-        lines.append(f"| {method} | {seconds:.1f} | {max(worst):.0e} |" if worst else "")
-    return "\n".join(line for line in lines if line)
+        compilation = max(m["compile_seconds"] for m in found)
+        error = max(m["worst_gain_error"] for m in found)
+        rows.append([method, f"{compilation:.1f}", f"{error:.0e}"])
+    return markdown(["method", "compile, s", "worst gain error"], rows)
+
+
+def small() -> str:
+    """Return a table with a row a shape."""
+    _, measurements = read("cpu-small.jsonl")
+    names = ["SVD", "Gram", "Auto"]
+    found = {(m["method"], m["shape"]): m for m in measurements}
+    rows = []
+    for shape in distinct(measurements, "shape"):
+        svd, *others = (found[name, shape] for name in names)
+        ratios = [f"{svd['seconds'] / other['seconds']:.2f}" for other in others]
+        rows.append([shape, *(milliseconds(m) for m in (svd, *others)), *ratios])
+    headings = [*(f"{name}, ms" for name in names), "Gram, times faster", "Auto, times faster"]
+    return markdown(["shape", *headings], rows)
+
+
+def training() -> str:
+    """Return a table with a row for each number of BLAS threads and each modulus."""
+    _, measurements = read("training.jsonl")
+    found = {(m["blas_threads"], m["prime"], m["row"]): m["seconds"] for m in measurements}
+    rows = []
+    for threads, prime in dict.fromkeys((threads, prime) for threads, prime, _ in found):
+        names = distinct(measurements, "row")
+        plain, svd, svd_monitor, gram, gram_monitor = (found[threads, prime, n] for n in names)
+        row = [f"{2 * prime}x512", threads, *(f"{1000 * s:.0f}" for s in (plain, svd, gram))]
+        row += [f"{(svd - plain) / (gram - plain):.2f}"]
+        row += [f"{svd_monitor / svd - 1:.1%}", f"{gram_monitor / gram - 1:.1%}"]
+        rows.append(row)
+    headings = ["matrix", "BLAS threads", "no whitening, ms", "SVD, ms", "Gram, ms"]
+    headings += ["whitening by Gram, times faster", "monitor with SVD", "monitor with Gram"]
+    return markdown(headings, rows)
+
+
+def range_of_products(method: str) -> str:
+    """Return the least and the largest time in products over the shapes, as `8 to 15`."""
+    _, measurements = read("cpu.jsonl")
+    found = [m["products"] for m in measurements if m["method"] == method]
+    return f"{min(found):.0f} to {max(found):.0f}"
 
 
 def machine(recipe: dict) -> str:
@@ -56,47 +116,34 @@ def machine(recipe: dict) -> str:
     )
 
 
+def page() -> str:
+    """Return the page."""
+    recipe, measurements = read("cpu.jsonl")
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    return environment.get_template("benchmarks.md").render(
+        machine=machine(recipe),
+        config=recipe["config"],
+        training_config=read("training.jsonl")[0]["config"],
+        methods=[name for name in distinct(measurements, "method") if name != "product"],
+        paused=PAUSED,
+        faster=faster,
+        milliseconds=lambda methods: by_shape(methods, milliseconds),
+        products=products,
+        errors=errors,
+        small=small,
+        training=training,
+    )
+
+
 def main() -> None:
-    """Write the page."""
-    recipe, large = read("cpu.jsonl")
-    _, small = read("cpu-small.jsonl")
-    _, (monitor,) = read("monitor.jsonl")
-    draw(large, DOCS / "figures" / "benchmark-cpu.png")
-    config = recipe["config"]
-    text = f"""# Benchmarks
-
-Made by `python examples/benchmarks/tables.py` from the logs in `examples/benchmarks/logs`; `make
-bench` makes new ones. {machine(recipe)}. Float32, log-spaced singular values to
-1/{config["condition"]:g}; medians of {config["rounds"]} rounds, all methods in turn in one process.
-Each cell: time, time in matrix products (p; 2 p is the bound for methods that form a Gram matrix
-and apply a function of it), and how many times faster than U Vᵀ through `jnp.linalg.svd`.
-
-{table(large)}
-
-![Worst gain error against time in products for every method, one panel a shape: the exact methods
-lie at the bottom, the polynomial and sketched ones at the top](figures/benchmark-cpu.png)
-
-Longest compilation and worst gain error over these shapes; for sketches over their leading
-directions, on the same spectrum with all that follows the 64th singular value divided by 100
-(without a gap the last of the leading directions are shared with the tail). Few polynomial steps
-leave small directions small by design.
-
-{errors(large)}
-
-torch's iteration runs in bfloat16, which this machine multiplies faster than float32: there we
-lose. `Gram` misses its aim, twice the SVD's speed, on 194x512 and 254x512.
-
-## Small matrices: where `Auto` changes over
-
-{table(small)}
-
-## The monitor
-
-`spectrum_monitor` every ten updates on addition modulo 97: {monitor["monitored_ms"]:.1f} ms an
-epoch against {monitor["plain_ms"]:.1f} without, {monitor["overhead"]:.1%} more
-(`python examples/benchmarks/monitor.py`).
-"""
-    (DOCS / "benchmarks.md").write_text(text)
+    """Write the page and its figure."""
+    draw(read("cpu.jsonl")[1], DOCS / "figures" / "benchmark-cpu.png")
+    (DOCS / "benchmarks.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

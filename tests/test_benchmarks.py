@@ -1,0 +1,55 @@
+"""What the pages say about speed, against the committed logs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import tables
+
+DOCS = Path(__file__).parents[1] / "docs"
+SVD, OPTAX = "peer: jnp.linalg.svd", "peer: optax muon"
+
+
+def test_the_page_is_made_from_the_logs():
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == tables.page()
+
+
+@pytest.mark.parametrize(
+    ("row", "methods"),
+    [
+        ("Gram()", ["Gram"]),
+        ("SVD()", ["SVD"]),
+        ("NewtonSchulz()", ["NewtonSchulz 8 steps", "NewtonSchulz 5 steps"]),
+        ("Randomized(rank)", ["Randomized 64"]),
+        ("Streaming(rank)", ["Streaming 64"]),
+    ],
+)
+def test_how_to_choose_quotes_the_logs(row, methods):
+    (line,) = re.findall(
+        rf"^\| `{re.escape(row)}` .*$",
+        (DOCS / "how-to-choose.md").read_text(encoding="utf-8"),
+        re.M,
+    )
+    assert re.findall(r"\d+ to \d+", line) == [tables.range_of_products(name) for name in methods]
+
+
+@pytest.mark.parametrize(
+    ("method", "than", "bounds"),
+    [
+        ("Auto", SVD, {"194x512": 2, "254x512": 2, "768x3072": 1.5, "512x512": 1, "1024x1024": 1}),
+        (
+            "NewtonSchulz 5 steps",
+            OPTAX,
+            {"194x512": 1.5, "254x512": 1.6, "768x3072": 1.6, "512x512": 1.3, "1024x1024": 1.3},
+        ),
+    ],
+)
+def test_how_many_times_faster(method, than, bounds):
+    """In a running loop: the exact default than an SVD, five steps than five of Optax.
+
+    The aim for the latter is 1.6 from aspect 2 on, and missed on 194x512.
+    """
+    _, measurements = tables.read("cpu.jsonl")
+    seconds = {(m["method"], m["shape"]): m["seconds"] for m in measurements}
+    for shape, bound in bounds.items():
+        assert seconds[than, shape] / seconds[method, shape] >= bound, shape
