@@ -111,8 +111,17 @@ def test_polar_express_is_the_published_table():
 
 
 def test_cans_is_the_greedy_composition_to_four_decimals():
-    derived = coefficients.polar_express(5, lower=1e-3, safety=1.0, cushion=0.0)
+    derived = coefficients.polar_express(5, lower=1e-3, safety=1.01, cushion=0.0)
     np.testing.assert_allclose(derived, coefficients.TABLES["cans"].rows, rtol=0, atol=5.1e-5)
+
+
+@pytest.mark.parametrize("name", coefficients.TABLES)
+def test_no_table_explodes_on_what_round_off_adds_to_the_norm(name):
+    table = coefficients.TABLES[name]
+    composed = coefficients.compose(table.rows, np.linspace(1, 1.01, 10_001))
+    low, high = table.gains
+    assert low <= composed.min()
+    assert composed.max() <= high
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ class NewtonSchulz(Stateless):
     below stay small. There is no rank tolerance: enough steps lift round-off, too.
 
     Args:
-        coefficients: "polar_express" (8 rows), "jordan", "you", "cans" (5 rows each), or
-            rows (a, b, c), such as those of `polar_express(12, lower=1e-6)`.
+        coefficients: "polar_express" (8 rows), "jordan", "you", "cans" (5 rows each, the last made
+            safe for singular values up to 1.01), or rows (a, b, c), such as those of
+            `polar_express(12, lower=1e-6)`.
         steps: number of steps. None: one for each row. Fewer take the first rows, more
             repeat the last one.
         dtype: dtype to iterate in. None: the leaf's own, at least float32.
