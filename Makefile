@@ -41,8 +41,9 @@ test-lowest: build  ## the same with the lowest versions that are declared
 test-newest: build  ## the same with the newest Python and the newest of everything
 	.ci/installed $(NEWEST) highest
 
-bench: $(VENV)/.dev  ## time the polar methods and their peers, write a log and a figure
+bench: $(VENV)/.dev  ## time the polar methods and their peers, alone and in training, write logs and a figure
 	$(RUN) examples/benchmarks/polar.py
+	$(RUN) examples/benchmarks/training.py
 
 paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from nothing), then make the pages
 	$(RUN) examples/grokking/paper.py

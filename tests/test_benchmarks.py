@@ -33,6 +33,14 @@ def test_how_to_choose_quotes_the_logs(row, methods):
     assert re.findall(r"\d+ to \d+", line) == [tables.range_of_products(name) for name in methods]
 
 
+def test_the_readme_quotes_the_logs():
+    ratios = [
+        float(cell) for cell in re.findall(r"[\d.]+", tables.faster(["Gram"], SVD).split("Gram")[1])
+    ]
+    quoted = f"{min(ratios):.1f} to {max(ratios):.1f} times as fast as an SVD"
+    assert quoted in " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+
+
 @pytest.mark.parametrize(
     ("method", "than", "bounds"),
     [

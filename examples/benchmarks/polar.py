@@ -14,12 +14,16 @@ One `product` is an (m, m) by (m, n) matrix product: the unit. Two of them, one 
 matrix and one to apply a function of it, are a bound that no method of that kind can beat.
 """
 
+import contextlib
 import dataclasses
 import json
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +33,11 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from egd_optax import polar
 from egd_optax.grokking.record import check_writable, environment
-from egd_optax.grokking.session import free_file
+from egd_optax.grokking.session import free_file, one_blas_thread
 
 try:
     import torch
@@ -40,7 +45,6 @@ try:
 except ImportError:
     torch = None
 
-RANK = 64  # of the sketches; their matrices have a gap after it, the promise's condition
 MARKERS = "osD^vPX"
 SHAPES = ("194x512", "254x512", "512x512", "768x3072", "1024x1024")
 
@@ -50,29 +54,44 @@ class Benchmark:
     """Time the polar methods and their peers.
 
     Args:
-        shapes: shapes of the matrices, m x n.
+        shapes: shapes of the matrices, such as 194x512.
         condition: the singular values are log-spaced from 1 to 1/condition; for the sketches,
-            those after their rank are divided by 100.
-        dtype: of the matrices.
+            those after their rank are divided by 100, since a gap is what their promise asks for.
+        dtype: dtype of the matrices.
         batch: matrices in a stack; 1 for plain matrices.
+        rank: rank of the sketches, which are timed on shapes with a larger short side.
         rounds: rounds over all methods; the median over all calls counts.
         calls: timed calls of a method in a round.
         pause: seconds before each method's turn, for the threads of the one before to fall asleep.
         warm: seconds of untimed calls before the timed ones.
-        only: names of the methods to time; empty for all.
+        blas_threads: of LAPACK on CPU: as many as it takes by itself, or one. On a busy machine an
+            SVD with more than one may take a hundred times as long.
+        only: names of the methods to time, as in the table; empty for all.
         out: JSONL log to write, numbered where it exists; a PNG is drawn beside it.
     """
 
     shapes: tuple[str, ...] = SHAPES
     condition: float = 1e4
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     batch: int = 1
+    rank: int = 64
     rounds: int = 15
     calls: int = 3
     pause: float = 0.05
     warm: float = 0.1
+    blas_threads: Literal["default", "one"] = "default"
     only: tuple[str, ...] = ()
     out: Path = Path("runs/benchmark/polar.jsonl")
+
+    def __post_init__(self) -> None:
+        for shape in self.shapes:
+            if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
+                raise ValueError(f"a shape is written as 194x512, got {shape!r}.")
+        for name, least in (("batch", 1), ("rank", 1), ("rounds", 1), ("calls", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if not self.shapes or self.condition < 1 or self.pause < 0 or self.warm < 0:
+            raise ValueError("shapes, a condition of at least 1, and times of at least 0 s.")
 
 
 def of(method) -> Callable:
@@ -81,9 +100,10 @@ def of(method) -> Callable:
 
 
 def through_svd(x):
-    """Return U V^T, the way it is written first."""
-    u, _, vh = jnp.linalg.svd(x, full_matrices=False)
-    return u @ vh
+    """Return U V^T, the way it is written first; 16-bit matrices by way of float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    u, _, vh = jnp.linalg.svd(wide, full_matrices=False)
+    return (u @ vh).astype(x.dtype)
 
 
 def optax_muon(x):
@@ -114,13 +134,15 @@ def candidates(x: jax.Array) -> dict[str, Callable]:
     return found
 
 
-def sketches(x: jax.Array) -> dict[str, Callable]:
+def sketches(x: jax.Array, rank: int) -> dict[str, Callable]:
     """Return the sketches, Streaming one step after it has seen the matrix."""
-    found = {f"Randomized {RANK}": of(polar.Randomized(RANK))}
+    if rank >= min(x.shape[-2:]):
+        return {}
+    found = {f"Randomized {rank}": of(polar.Randomized(rank))}
     if x.ndim == 2:
-        method = polar.Streaming(RANK)
+        method = polar.Streaming(rank)
         _, state = method.update(x, method.init(x))
-        found[f"Streaming {RANK}"] = lambda x: method.update(x, state)[0]
+        found[f"Streaming {rank}"] = lambda x: method.update(x, state)[0]
     return found
 
 
@@ -182,19 +204,27 @@ def measure(benchmark: Benchmark, shape: str) -> list[dict]:
     """Return one record for each method on one shape."""
     m, n = map(int, shape.split("x"))
     u, s, vh = matrices(benchmark, m, n)
-    gap = np.where(np.arange(len(s)) < RANK, 1.0, 0.01)
+    gap = np.where(np.arange(len(s)) < benchmark.rank, 1.0, 0.01)
     x, gapped = (stack_of(benchmark, (u * spectrum) @ vh) for spectrum in (s, s * gap))
     given = {name: (function, x) for name, function in candidates(x).items()}
-    given |= {name: (function, gapped) for name, function in sketches(gapped).items()}
+    given |= {
+        name: (function, gapped) for name, function in sketches(gapped, benchmark.rank).items()
+    }
+    run_torch = torch_muon(x)
+    names = [*given, *(["peer: torch muon"] if run_torch else [])]
+    if unknown := set(benchmark.only) - set(names):
+        raise ValueError(f"no method {sorted(unknown)} for {shape}; there are {names}.")
     runs, compile_seconds = {}, {}
-    for name, (function, matrix) in given.items():
-        if not benchmark.only or name == "product" or name in benchmark.only:
-            runs[name], compile_seconds[name] = compiled(function, matrix)
-    if not benchmark.only and (run_torch := torch_muon(x)) is not None:
-        runs["peer: torch muon"], compile_seconds["peer: torch muon"] = run_torch, 0.0
+    for name in tqdm(names, desc=f"{shape}, compile", leave=False):
+        if benchmark.only and name not in ("product", *benchmark.only):
+            continue
+        if name in given:
+            runs[name], compile_seconds[name] = compiled(*given[name])
+        else:
+            runs[name], compile_seconds[name] = run_torch, 0.0
     factors = {name: run() for name, run in runs.items()}
     turns = {name: [] for name in runs}
-    for _ in range(benchmark.rounds):
+    for _ in tqdm(range(benchmark.rounds), desc=f"{shape}, rounds", leave=False):
         for name, run in runs.items():
             turns[name].append(turn(benchmark, run))
     times = {name: [s for _, calls in turns[name] for s in calls] for name in runs}
@@ -209,18 +239,18 @@ def measure(benchmark: Benchmark, shape: str) -> list[dict]:
             "products": statistics.median(times[name]) / unit,
             "seconds_after_pause": statistics.median(second for second, _ in turns[name]),
             "compile_seconds": compile_seconds[name],
-            "worst_gain_error": gain_error(name, factors[name], u, vh),
+            "worst_gain_error": gain_error(name, factors[name], u, vh, benchmark.rank),
         }
         for name in runs
     ]
 
 
-def gain_error(name: str, factor, u, vh) -> float | None:
+def gain_error(name: str, factor, u, vh, rank: int) -> float | None:
     """Return the worst gain error over the directions that the method promises something for."""
     if name == "product":
         return None
-    rank = RANK if name.endswith(f" {RANK}") else u.shape[1]
-    return worst_gain_error(to_numpy(factor), u[:, :rank], vh[:rank])
+    promised = rank if name in (f"Randomized {rank}", f"Streaming {rank}") else u.shape[1]
+    return worst_gain_error(to_numpy(factor), u[:, :promised], vh[:promised])
 
 
 def to_numpy(array) -> np.ndarray:
@@ -232,26 +262,30 @@ def to_numpy(array) -> np.ndarray:
 
 def table(records: list[dict]) -> Table:
     """Return the measurements of one shape as a table."""
-    columns = ("method", "ms", "products", "paused, ms", "compile s", "gain error")
-    result = Table(*columns, title=records[0]["shape"], box=None)
+    columns = ("ms", "quartiles", "products", "paused, ms", "compile, s", "gain error")
+    result = Table(title=records[0]["shape"], box=None)
+    result.add_column("method", no_wrap=True)
+    for column in columns:
+        result.add_column(column)
     for record in records:
         error = record["worst_gain_error"]
         result.add_row(
             record["method"],
-            f"{1000 * record['seconds']:.2f}",
+            f"{1000 * record['seconds']:.3g}",
+            " to ".join(f"{1000 * quartile:.3g}" for quartile in record["quartiles"]),
             f"{record['products']:.1f}",
-            f"{1000 * record['seconds_after_pause']:.2f}",
+            f"{1000 * record['seconds_after_pause']:.3g}",
             f"{record['compile_seconds']:.1f}",
             "" if error is None else f"{error:.0e}",
         )
-    result.caption = "bound: 2 products (form a Gram matrix, apply a function of it)"
+    result.caption = "bound: 2 products, Gram matrix and a function of it"
     return result
 
 
 def draw(records: list[dict], path: Path) -> None:
     """Draw error against time, one panel a shape."""
     shapes = list(dict.fromkeys(record["shape"] for record in records))
-    figure = Figure(figsize=(4 * len(shapes), 4), layout="constrained")
+    figure = Figure(figsize=(max(8, 4 * len(shapes)), 4), layout="constrained")
     panels = figure.subplots(1, len(shapes), squeeze=False, sharey=True)[0]
     names = list(dict.fromkeys(r["method"] for r in records if r["method"] != "product"))
     for axes, shape in zip(panels, shapes, strict=True):
@@ -273,19 +307,23 @@ def main(benchmark: Benchmark) -> None:
     """Run, print, log and draw."""
     out = free_file(benchmark.out)
     check_writable(out)
-    records = []
-    with out.open("x") as log:
-        recipe = {**dataclasses.asdict(benchmark), "out": str(out)}
-        log.write(json.dumps({"kind": "recipe", "config": recipe, **environment()}) + "\n")
+    if benchmark.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    recipe = {**dataclasses.asdict(benchmark), "out": str(out)}
+    lines = [{"kind": "recipe", "config": recipe, **environment()}]
+    threads = contextlib.nullcontext() if benchmark.blas_threads == "default" else one_blas_thread()
+    print(f"{benchmark.dtype}, BLAS threads: {benchmark.blas_threads}")
+    with threads:
         for shape in benchmark.shapes:
-            found = measure(benchmark, shape)
-            records += found
-            log.writelines(json.dumps(record) + "\n" for record in found)
-            log.flush()
-            Console().print(table(found))
-    draw(records, out.with_suffix(".png"))
+            lines += measure(benchmark, shape)
+            out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            Console().print(table([line for line in lines if line.get("shape") == shape]))
+    draw(lines[1:], out.with_suffix(".png"))
     print(f"written: {out}, {out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark))
+    try:
+        main(tyro.cli(Benchmark))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

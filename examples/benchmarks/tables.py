@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from polar import draw
 from tabulate import tabulate
@@ -96,7 +97,7 @@ def training() -> str:
         row += [f"{svd_monitor / svd - 1:.1%}", f"{gram_monitor / gram - 1:.1%}"]
         rows.append(row)
     headings = ["matrix", "BLAS threads", "no whitening, ms", "SVD, ms", "Gram, ms"]
-    headings += ["whitening by Gram, times faster", "monitor with SVD", "monitor with Gram"]
+    headings += ["Gram's share, times faster than SVD's", "monitor adds, SVD", "monitor adds, Gram"]
     return markdown(headings, rows)
 
 
@@ -141,10 +142,14 @@ def page() -> str:
 
 
 def main() -> None:
-    """Write the page and its figure."""
+    """Write docs/benchmarks.md and its figure from examples/benchmarks/logs.
+
+    Logs of another machine take the names of those there: cpu.jsonl and cpu-small.jsonl by
+    polar.py, training.jsonl by training.py.
+    """
     draw(read("cpu.jsonl")[1], DOCS / "figures" / "benchmark-cpu.png")
     (DOCS / "benchmarks.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from egd_optax import diagnostics
-from egd_optax.grokking import RECIPES
+from egd_optax.grokking import RECIPES, ModularArithmetic
 from egd_optax.grokking.record import check_writable, environment
 from egd_optax.grokking.session import free_file, one_blas_thread
 from egd_optax.grokking.train import prepare
@@ -34,7 +35,7 @@ class Training:
     """Time epochs of addition modulo p with and without whitening and the monitor.
 
     Args:
-        primes: moduli; the whitened matrix is 2p x 512.
+        primes: moduli of the paper's recipe; the whitened matrix is 2p x 512.
         every: updates from one measurement of the monitor to the next.
         rounds: rounds over all rows; the median over their epochs counts.
         epochs: timed epochs of a row in a round, after an untimed one.
@@ -47,10 +48,21 @@ class Training:
     epochs: int = 2
     out: Path = Path("runs/benchmark/training.jsonl")
 
+    def __post_init__(self) -> None:
+        for name in ("every", "rounds", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.primes:
+            raise ValueError("primes: at least one modulus, such as 97.")
+        for prime in self.primes:
+            ModularArithmetic(p=prime)  # it says what a modulus has to be
+
 
 def rows(training: Training, prime: int) -> dict[str, Callable[[], float]]:
     """Return functions that train for an epoch and return its seconds, by name."""
-    recipe = dataclasses.replace(RECIPES[f"addition-{prime}"], switch_off=None)
+    paper = RECIPES["addition-97"]
+    task = dataclasses.replace(paper.task, p=prime)
+    recipe = dataclasses.replace(paper, task=task, switch_off=None)
     found = {"no whitening": epochs(dataclasses.replace(recipe, gradient="raw"))}
     for name, method in (("SVD", "svd"), ("Gram", "gram")):
         config = dataclasses.replace(recipe, method=method)
@@ -80,10 +92,10 @@ def epochs(config, every: int | None = None) -> Callable[[], float]:
 
 def measure(training: Training, prime: int, threads: str) -> list[dict]:
     """Return a record for each row."""
-    found = rows(training, prime)
+    found = rows(training, prime)  # compiles
     times: dict[str, list[float]] = {name: [] for name in found}
     with THREADS[threads]():
-        for _ in tqdm(range(training.rounds), desc=f"p={prime}, BLAS threads: {threads}"):
+        for _ in tqdm(range(training.rounds), desc="rounds", leave=False):
             for name, run in found.items():
                 run()
                 times[name] += [run() for _ in range(training.epochs)]
@@ -104,16 +116,21 @@ def main(training: Training) -> None:
     """Run, print and log."""
     out = free_file(training.out)
     check_writable(out)
-    with out.open("x") as log:
-        recipe = {**dataclasses.asdict(training), "out": str(out)}
-        log.write(json.dumps({"kind": "recipe", "config": recipe, **environment()}) + "\n")
-        for threads in THREADS:
-            for prime in training.primes:
-                for record in measure(training, prime, threads):
-                    log.write(json.dumps(record) + "\n")
-                    print(f"{record['row']:16} {1000 * record['seconds']:7.1f} ms")
+    recipe = {**dataclasses.asdict(training), "out": str(out)}
+    lines = [{"kind": "recipe", "config": recipe, **environment()}]
+    for threads in THREADS:
+        for prime in training.primes:
+            print(f"p = {prime}, BLAS threads: {threads}")
+            records = measure(training, prime, threads)
+            lines += records
+            out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            for record in records:
+                print(f"{record['row']:16} {1000 * record['seconds']:7.1f} ms an epoch")
     print(f"written: {out}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Training))
+    try:
+        main(tyro.cli(Training))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
