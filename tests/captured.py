@@ -67,11 +67,12 @@ def transformer():
         params, state, grads = step(params, state)
     grads = nnx.to_pure_dict(grads)
     block = grads["blocks"][0]
-    query, out = (block["attention"][name]["kernel"] for name in ("query", "out"))
+    heads = {name: block["attention"][name]["kernel"] for name in ("query", "key", "value")}
+    out = block["attention"]["out"]["kernel"]
     kinds = {
         "token embedding": grads["token_embedding"]["embedding"],
         "position embedding": grads["position_embedding"]["embedding"],
-        "query": query.reshape(query.shape[0], -1),
+        **{name: kernel.reshape(kernel.shape[0], -1) for name, kernel in heads.items()},
         "attention output": out.reshape(-1, out.shape[-1]),
         "mlp expand": block["mlp"]["expand"]["kernel"],
         "mlp contract": block["mlp"]["contract"]["kernel"],

@@ -118,6 +118,7 @@ def spectra(k):
         "repeated pairs": np.repeat(np.logspace(0, -3, k // 2), 2),
         "rank plus noise tail": np.r_[np.ones(k // 4), np.geomspace(1e-3, 3e-5, k - k // 4)],
         "low rank plus decay": np.r_[np.logspace(0, -1, 8), np.full(k - 8, 1e-4)],
+        "gap after six": np.r_[np.logspace(0, -1, 6), np.logspace(-2.5, -3, k - 6)],
     }
 
 

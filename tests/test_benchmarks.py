@@ -10,6 +10,21 @@ DOCS = Path(__file__).parents[1] / "docs"
 SVD, OPTAX = "peer: jnp.linalg.svd", "peer: optax muon"
 
 
+def test_streaming_costs_at_most_four_products_a_step():
+    _, measurements = tables.read("cpu.jsonl")
+    (one,) = [m for m in measurements if (m["method"], m["shape"]) == ("Streaming 64", "512x512")]
+    assert one["products"] <= 4
+
+
+def test_the_monitor_adds_at_most_five_per_cent_with_one_blas_thread():
+    _, measurements = tables.read("training.jsonl")
+    seconds = {(m["blas_threads"], m["prime"], m["row"]): m["seconds"] for m in measurements}
+    for prime in (97, 127):
+        for method in ("SVD", "Gram"):
+            plain = seconds["one", prime, method]
+            assert seconds["one", prime, f"{method}, monitor"] <= 1.05 * plain
+
+
 def test_the_page_is_made_from_the_logs():
     assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == tables.page()
 

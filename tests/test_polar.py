@@ -1,5 +1,6 @@
 """The polynomial and the sketch classes, and what surrounds the kernels of all methods."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -63,6 +64,18 @@ def test_low_precision_is_whitened_in_float32(method, dtype):
     np.testing.assert_array_equal(actual.astype(jnp.float32), expected.astype(jnp.float32))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e30])
+def test_scale_invariance_of_an_iteration_in_a_short_dtype(dtype, scale):
+    """In the iteration's own dtype the largest entry of a gradient need not be representable."""
+    matrix = matrices.with_spectrum((48, 160), np.linspace(1, 0.3, 48))
+    method = polar.NewtonSchulz("jordan", dtype=dtype)
+    expected = factor(matrix, method)
+    actual = factor(matrix * np.float32(scale), method)
+    # Five steps amplify the rounding of the entries, eps of the dtype each.
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=40 * float(jnp.finfo(dtype).eps) / 6)
+
+
 @pytest.mark.parametrize("method", EXACT, ids=repr)
 def test_complex(method):
     real, imaginary = (matrices.with_spectrum((24, 40), np.ones(24), seed=s) for s in (0, 1))
@@ -84,6 +97,15 @@ def test_polynomial_gains_lie_in_the_tables_interval(name):
     gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(name)))
     expected = coefficients.compose(table.rows, spectrum / np.linalg.norm(spectrum))
     np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3)
+
+
+def test_eight_steps_of_polar_express_are_within_1e_6_of_one_in_float32():
+    """The promise of docs/how-to-choose.md, on [1e-3, 1] of the Frobenius norm."""
+    spectrum = np.geomspace(1, 2.5e-3, 48)
+    matrix = matrices.with_spectrum((48, 160), spectrum)
+    assert spectrum[-1] >= 1e-3 * np.linalg.norm(matrix)
+    gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz()))
+    np.testing.assert_allclose(np.diag(gains), 1, rtol=0, atol=1e-6)
 
 
 # Amsel et al. 2025: lower 1e-3, cushion .02407, undivided; the limit for ever after.
@@ -336,6 +358,9 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.NewtonSchulz("muon"), "polar_express, jordan, you, cans, got 'muon'"),
         (lambda: polar.NewtonSchulz(steps=0), "steps .* at least 1, got 0"),
         (lambda: polar.NewtonSchulz(((1.0, 2.0),)), "rows"),
+        (lambda: polar.NewtonSchulz(5), "rows .* got 5"),
+        (lambda: polar.NewtonSchulz(((1.0, 2.0, np.nan),)), "finite rows"),
+        (lambda: polar.NewtonSchulz(dtype="bf16"), "floating-point type, got 'bf16'"),
         (lambda: polar.Randomized(0), "rank .* at least 1, got 0"),
         (lambda: polar.Randomized(4, tail="none"), "tail must be one of drop, keep"),
         (lambda: polar.polar_factor(jnp.ones(3)), r"\(\*batch, m, n\), got .*\(3,\)"),
@@ -347,7 +372,72 @@ def test_bad_values_are_refused(make, says):
         make()
 
 
+@dataclasses.dataclass(frozen=True)
+class Averaged:
+    """The polar factor of a moving average: a method of one's own, with a state."""
+
+    decay: float = 0.5
+
+    def init(self, matrix):
+        return jnp.zeros(matrix.shape, matrix.dtype)
+
+    def update(self, matrix, average):
+        average = self.decay * average + (1 - self.decay) * matrix
+        u, _, vh = jnp.linalg.svd(average, full_matrices=False)
+        return u @ vh, average
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_method_of_ones_own_keeps_its_state_over_steps_in_float32(dtype):
+    first, second = (
+        jnp.asarray(matrices.with_spectrum((12, 20), np.linspace(1, 0.5, 12), seed), dtype)
+        for seed in (0, 1)
+    )
+    transformation = scale_by_egd(Averaged())
+    _, state = transformation.update([first], transformation.init([first]))
+    (actual,), _ = transformation.update([second], state)
+    assert actual.dtype == dtype
+    both = [np.float64(x.astype(jnp.float32)) for x in (first, second)]
+    rounding = 0 if dtype == jnp.float32 else float(jnp.finfo(dtype).eps)
+    expected = reference.polar64(both[0] / 4 + both[1] / 2)
+    np.testing.assert_allclose(np.float64(actual), expected, rtol=0, atol=1e-4 + rounding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(Averaged):
+    returns: str = ""
+
+    def update(self, matrix, average):
+        wrong = {
+            "no state": matrix,
+            "shape": (matrix[0], average),
+            "integers": (matrix.astype(jnp.int32), average),
+            "complex": (matrix.astype(jnp.complex64), average),
+            "state": (matrix, average[0]),
+        }
+        return wrong[self.returns]
+
+
+@pytest.mark.parametrize(
+    ("returns", "error", "says"),
+    [
+        ("no state", TypeError, "factor and the next state"),
+        ("shape", ValueError, r"keep the shape \(2, 3\)"),
+        ("integers", TypeError, "int32"),
+        ("complex", TypeError, "complex64"),
+        ("state", ValueError, r"turned from float32\[2, 3\] to float32\[3\]"),
+    ],
+)
+def test_a_method_of_ones_own_is_told_what_is_wrong(returns, error, says):
+    with pytest.raises(error, match=says):
+        polar.polar_factor(jnp.ones((2, 3)), Wrong(returns=returns))
+
+
 def test_bad_types_are_refused():
+    with pytest.raises(TypeError, match="must hash"):
+        polar.polar_factor(jnp.ones((2, 2)), type("Method", (), {"__eq__": lambda a, b: True})())
+    with pytest.raises(ValueError, match="imaginary"):
+        polar.polar_factor(jnp.ones((2, 2), jnp.complex64), polar.NewtonSchulz(dtype=jnp.float32))
     with pytest.raises(TypeError, match="int32"):
         polar.polar_factor(jnp.ones((2, 2), jnp.int32))
     with pytest.raises(TypeError, match="got 'svd'"):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._auto import Auto
-from egd_optax.polar._method import Custom, PolarMethod, State
+from egd_optax.polar._method import Custom, PolarMethod, State, checked_update
+from egd_optax.polar._oriented import working_dtype
 from egd_optax.polar._sharding import replicated, sharded_like
 
 
@@ -22,10 +23,17 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
         The value itself, or a stateless method around the function.
 
     Raises:
-        TypeError: neither None, a method's value nor a function.
+        TypeError: neither None, a method's value nor a function; or a value without a hash.
     """
     if method is None:
         return Auto()
+    try:
+        hash(method)
+    except TypeError as error:
+        raise TypeError(
+            f"method must hash, so that it is traced once, got {method!r}; make it a frozen "
+            "dataclass whose fields hash, such as numbers and tuples."
+        ) from error
     if isinstance(method, type):
         raise TypeError(
             f"method must be a value, got the class {method.__name__}; write {method.__name__}()."
@@ -35,20 +43,21 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
     if callable(method):
         return Custom(method)
     raise TypeError(
-        "method must be None, a value such as egd_optax.polar.SVD(), or a function from a matrix "
-        f"to its polar factor, got {method!r}."
+        "method must be None, a value such as egd_optax.polar.SVD(), a function from a matrix to "
+        "its polar factor, or a value with methods `init` and `update` as in "
+        f"egd_optax.polar.PolarMethod, got {method!r}."
     )
 
 
 def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> State:
     """Return the method's states for a `(k, m, n)` stack, each leaf with a leading axis k."""
-    state = method.init(jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype))
+    state = method.init(jax.ShapeDtypeStruct(stack.shape[1:], working_dtype(stack.dtype)))
     return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], stack.shape[0], axis=0), state)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _trace_once(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-    return method.update(matrix, state)
+    return checked_update(method, matrix, state)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -105,8 +114,9 @@ def polar_factor(
             None: `Auto()`, exact on every backend.
 
     Returns:
-        Array of the same shape, dtype and explicit sharding. Zero matrices give zeros; a matrix
-        with a NaN or Inf gives NaN, its neighbours in the batch are untouched.
+        Array of the same shape, dtype and explicit sharding. By this package's methods, zero
+        matrices give zeros, and a matrix with a NaN or Inf gives NaN; its neighbours in the batch
+        are untouched.
 
     Raises:
         ValueError: fewer than two axes.

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+
+from egd_optax.polar._oriented import working_dtype
 
 State = Any
 
@@ -14,8 +17,9 @@ State = Any
 class PolarMethod(Protocol):
     """A way to compute polar factors, written for one `(m, n)` matrix.
 
-    `scale_by_egd` and `polar_factor` map it over stacks. A method without a memory can be a
-    function instead, from a matrix to its polar factor.
+    `scale_by_egd` and `polar_factor` map it over stacks. It is hashed and must not change, as a
+    frozen dataclass. Zero and non-finite matrices are its own affair; 16-bit ones reach it in
+    float32. A method without a memory can be a function instead, from a matrix to its factor.
     """
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> State:
@@ -23,7 +27,7 @@ class PolarMethod(Protocol):
         ...
 
     def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """Return the polar factor of `matrix`, shape and dtype kept, and the next state."""
+        """Return the polar factor of `matrix`, of its shape, and the next state, like `state`."""
         ...
 
 
@@ -48,18 +52,48 @@ class Custom(Stateless):
     function: Callable[[jax.Array], jax.Array]
 
     def factor(self, matrix: jax.Array) -> jax.Array:
-        result = self.function(matrix)
-        if getattr(result, "shape", None) != matrix.shape:
-            raise ValueError(
-                f"A polar method must keep the shape {matrix.shape} of its matrix, but "
-                f"{self.function!r} returned {result!r}. Return U V^T."
-            )
-        return result.astype(matrix.dtype)
+        return self.function(matrix)
+
+
+def checked_update(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
+    """Return `method.update`, in the matrix's dtype; raise unless it is what `PolarMethod` says.
+
+    16-bit matrices reach the method in float32.
+    """
+    name = method.function if isinstance(method, Custom) else method
+    result = method.update(matrix.astype(working_dtype(matrix.dtype)), state)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"update must return the polar factor and the next state, but that of {name!r} "
+            f"returned {result!r}."
+        )
+    factor, after = result
+    if getattr(factor, "shape", None) != matrix.shape:
+        raise ValueError(
+            f"A polar method must keep the shape {matrix.shape} of its matrix, but "
+            f"{name!r} returned {factor!r}. Return U V^T."
+        )
+    lossy = jnp.iscomplexobj(factor) and not jnp.iscomplexobj(matrix)
+    if lossy or not jnp.issubdtype(factor.dtype, jnp.inexact):
+        raise TypeError(
+            f"A polar method must keep the kind {matrix.dtype} of its matrix, but {name!r} "
+            f"returned {factor.dtype}."
+        )
+    before, now = (
+        jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+        for tree in (state, after)
+    )
+    if before != now:
+        raise ValueError(
+            f"A method's state keeps its structure, shapes and dtypes, but that of {name!r} "
+            f"turned from {before} to {now}."
+        )
+    return factor.astype(matrix.dtype), after
 
 
 def check_rtol(rtol: float | None) -> None:
     """Raise ValueError unless `rtol` is None or lies in [0, 0.5)."""
-    number = isinstance(rtol, int | float) and not isinstance(rtol, bool)
+    number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)
     if rtol is not None and not (number and 0.0 <= rtol < 0.5):
         raise ValueError(
             "rtol is a share of the largest singular value and must lie in [0, 0.5), got "

@@ -6,6 +6,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egd_optax.polar._coefficients import TABLES, Rows, first_rows
 from egd_optax.polar._linalg import gram
@@ -47,16 +48,24 @@ class NewtonSchulz(Stateless):
     def __post_init__(self) -> None:
         if isinstance(self.coefficients, str):
             check_choice("coefficients", self.coefficients, tuple(TABLES))
-        elif not self.coefficients or any(len(row) != 3 for row in self.coefficients):
-            raise ValueError(
-                f"coefficients must be a table's name or rows (a, b, c), got {self.coefficients!r}."
-            )
-        else:  # lists are welcome, but the value has to hash
-            rows = tuple(tuple(map(float, row)) for row in self.coefficients)
-            object.__setattr__(self, "coefficients", rows)
+        else:  # lists and arrays are welcome, but the value has to hash
+            try:
+                table = np.asarray(self.coefficients, np.float64)
+            except (TypeError, ValueError):
+                table = np.empty(0)
+            if table.ndim != 2 or table.shape[1] != 3 or not np.isfinite(table).all():
+                raise ValueError(
+                    "coefficients must be a table's name or finite rows (a, b, c), got "
+                    f"{self.coefficients!r}; a number of steps is `steps`."
+                )
+            object.__setattr__(self, "coefficients", tuple(map(tuple, table.tolist())))
         if self.steps is not None:
             check_at_least("steps", self.steps, 1)
-        if self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.inexact):
+        try:
+            floating = self.dtype is None or jnp.issubdtype(jnp.dtype(self.dtype), jnp.inexact)
+        except TypeError:
+            floating = False
+        if not floating:
             raise ValueError(f"dtype must be a floating-point type, got {self.dtype!r}.")
 
     @property
@@ -67,6 +76,14 @@ class NewtonSchulz(Stateless):
         return first_rows(self.coefficients, self.steps)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
+        if (
+            self.dtype
+            and jnp.iscomplexobj(matrix)
+            and not jnp.issubdtype(self.dtype, jnp.complexfloating)
+        ):
+            raise ValueError(
+                f"dtype={self.dtype!r} would drop the imaginary part of {matrix.dtype}."
+            )
         oriented = orient(matrix, self.dtype)
         norm = jnp.linalg.norm(oriented.x.astype(working_dtype(oriented.x.dtype)))
         x = oriented.x / norm.astype(oriented.x.dtype)

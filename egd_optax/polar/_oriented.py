@@ -46,14 +46,14 @@ class Oriented(NamedTuple):
 
 def orient(matrix: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> Oriented:
     """Return the canonical form of `matrix` in `dtype`, by default its own, at least float32."""
-    working = working_dtype(matrix.dtype) if dtype is None else dtype
     wide = matrix.shape[0] <= matrix.shape[1]
-    x = (matrix if wide else matrix.mT).astype(working)
+    x = (matrix if wide else matrix.mT).astype(working_dtype(matrix.dtype))
     largest = jnp.max(jnp.abs(x))
     usable = jnp.isfinite(largest) & (largest > 0)
     unit = _power_of_two(jnp.where(usable, largest, jnp.ones_like(largest)))
     harmless = jnp.eye(x.shape[0], x.shape[1], dtype=x.dtype)
     x = jnp.where(usable, x / unit.astype(x.dtype), harmless)
+    x = x if dtype is None else x.astype(dtype)  # after scaling: short dtypes have a short range
     return Oriented(x, usable, jnp.where(largest == 0, 0, jnp.nan).astype(x.dtype), matrix)
 
 
