@@ -63,10 +63,10 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
     matrix, factor = jnp.asarray(matrix), jnp.asarray(factor)
     if not jnp.issubdtype(matrix.dtype, jnp.inexact):
         raise TypeError(f"polar_report needs a floating-point matrix, got {matrix.dtype}.")
-    if matrix.ndim != 2 or matrix.shape != factor.shape:
+    if matrix.ndim != 2 or matrix.shape != factor.shape or matrix.size == 0:
         raise ValueError(
-            "polar_report needs a matrix and a factor of the same shape (m, n), got "
-            f"{matrix.shape} and {factor.shape}."
+            "polar_report needs one matrix and its factor, both (m, n), got "
+            f"{matrix.shape} and {factor.shape}; reshape other leaves to rows x columns."
         )
     matrix, factor = replicated(matrix), replicated(factor)
     oriented = orient(matrix)
@@ -122,10 +122,10 @@ def spectrum_monitor(
         Transformation whose state holds a `Spectrum` for each matrix leaf: Frobenius `norm`,
         numerical `rank`, `condition` = sigma_1 / sigma_rank and `stable_rank` = sum sigma^2 /
         sigma_1^2. They come from the eigenvalues of the Gram matrix, cheap enough to leave on
-        (two to four per cent of the modular run's time every ten steps; on CPU with one BLAS
-        thread, for idle ones slow down what follows) but blind below 1.4e-3 sigma_1 in float32:
-        rank and condition count what lies above. The monitor after an exact whitening shows the
-        true rank, and `polar_report` sees all.
+        (every ten steps two to four per cent of the modular run's time with one BLAS thread on
+        CPU; a third to a half with more, whose idle threads slow down what follows) but blind below
+        1.4e-3 sigma_1 in float32: rank and condition count what lies above. The monitor after an
+        exact whitening shows the true rank, and `polar_report` sees all.
         Before the first update and for zero gradients the norm is 0 and the rest NaN.
 
     Raises:

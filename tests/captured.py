@@ -15,20 +15,29 @@ from egd_optax.models import DecoderTransformer
 EPOCHS = (1, 10, 50)
 
 
+SMALL = Config(task=ModularArithmetic(p=31), width=128, batch_size=120, switch_off=None)
+PAPER = RECIPES["addition-97"]
+
+
 @functools.cache
 def modular_network():
     """The first matrix's gradient with its decay term, on addition mod 31, by epoch."""
-    task = ModularArithmetic(p=31)
-    return _first_matrix(Config(task=task, width=128, batch_size=120, switch_off=None))
+    return _first_matrix(SMALL)
 
 
 @functools.cache
 def recipe():
     """The same of the paper's own network, 194 by 512 on addition mod 97: some ten seconds."""
-    return _first_matrix(RECIPES["addition-97"])
+    return _first_matrix(PAPER)
 
 
-def _first_matrix(config):
+def without_decay(config):
+    """The same without the decay term: of rank 2 p - 1, since the two one-hots each sum to 1."""
+    return _first_matrix(config, decay=0.0)
+
+
+def _first_matrix(config, decay=None):
+    decay = config.weight_decay if decay is None else decay
     state, split, run_epoch = prepare(config)
     step = jax.jit(run_epoch)
     gradient = jax.jit(jax.grad(run_epoch.loss))
@@ -37,7 +46,7 @@ def _first_matrix(config):
         state, _ = step(state, split)
         if epoch in EPOCHS:
             grads = gradient(state.params, split.train)
-            decayed = jax.tree.map(lambda g, w: g + config.weight_decay * w, grads, state.params)
+            decayed = jax.tree.map(lambda g, w: g + decay * w, grads, state.params)
             found[f"{config.task}, epoch {epoch}"] = np.asarray(decayed["hidden"]["kernel"])
     return found
 

@@ -15,6 +15,7 @@ from methods import EXACT
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
+from egd_optax.polar._oriented import default_rtol
 
 # The latter before JAX 0.8.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
@@ -230,6 +231,24 @@ def test_captured_gradients_by_the_other_classes(source):
             assert_polynomial(table, matrix, factor(matrix, polar.NewtonSchulz(table)), name)
         for sketch in SIX_DIRECTIONS:
             assert_sketch(sketch, matrix, factor(matrix, sketch), name)
+
+
+@pytest.mark.parametrize(
+    "config", [captured.SMALL, pytest.param(captured.PAPER, marks=pytest.mark.slow)]
+)
+@pytest.mark.usefixtures("optax_promotes")
+def test_the_default_tolerance_lies_between_directions_and_round_off_of_real_gradients(config):
+    """Above 2 rtol they are kept, below rtol / 10 null; see docs/primers/rank-and-noise.md."""
+    rtol = default_rtol(np.float32)
+    rank = 2 * config.task.p - 1
+    for matrix in captured.without_decay(config).values():
+        s = matrices.relative_spectrum(matrix)
+        assert s[rank - 1] >= 0.05
+        assert s[rank] <= 1e-7
+    for name in ("query", "key", "value", "attention output", "head"):
+        s = matrices.relative_spectrum(captured.transformer()[f"transformer, {name}"])
+        assert not np.any((s > rtol / 10) & (s < 2 * rtol)), name
+        assert s[-1] <= rtol / 10
 
 
 def test_float64_is_tighter(method):

@@ -3,12 +3,12 @@
     python examples/benchmarks/polar.py                        # about 8 minutes on two cores
     python examples/benchmarks/polar.py --shapes 8192x8192 --dtype bfloat16 --batch 4
 
-Rounds go over all methods in turn, so that a noisy machine is noisy for all of them; medians are
-reported. A turn begins with a pause: after a threaded LAPACK call, its idle threads spin for tens
-of milliseconds and would slow the next method down instead of its own. What counts is the time of
-a call in a loop that has run for a while, as training does. For some tens of milliseconds after a
-pause, the threads of a program may share one core; the second call after the pause is timed, too,
-and reported beside.
+Rounds go over all methods in random order, so that a noisy machine is noisy for all of them;
+medians are reported. A turn begins with a pause: after a threaded LAPACK call, its idle threads
+spin for tens of milliseconds and would slow the next method down instead of its own. What counts is
+the time of a call in a loop that has run for a while, as training does. For some tens of
+milliseconds after a pause, the threads of a program may share one core; the second call after the
+pause is timed, too, and reported beside.
 
 One `product` is an (m, m) by (m, n) matrix product: the unit. Two of them, one to form a Gram
 matrix and one to apply a function of it, are a bound that no method of that kind can beat.
@@ -224,9 +224,10 @@ def measure(benchmark: Benchmark, shape: str) -> list[dict]:
             runs[name], compile_seconds[name] = run_torch, 0.0
     factors = {name: run() for name, run in runs.items()}
     turns = {name: [] for name in runs}
+    order = np.random.default_rng(0)  # who comes after whom matters
     for _ in tqdm(range(benchmark.rounds), desc=f"{shape}, rounds", leave=False):
-        for name, run in runs.items():
-            turns[name].append(turn(benchmark, run))
+        for name in order.permutation(list(runs)):
+            turns[name].append(turn(benchmark, runs[name]))
     times = {name: [s for _, calls in turns[name] for s in calls] for name in runs}
     unit = statistics.median(times["product"])
     return [
@@ -311,13 +312,15 @@ def main(benchmark: Benchmark) -> None:
         jax.config.update("jax_enable_x64", True)
     recipe = {**dataclasses.asdict(benchmark), "out": str(out)}
     lines = [{"kind": "recipe", "config": recipe, **environment()}]
+    lines[0]["versions"] |= {"torch": torch.__version__} if torch else {}
     threads = contextlib.nullcontext() if benchmark.blas_threads == "default" else one_blas_thread()
     print(f"{benchmark.dtype}, BLAS threads: {benchmark.blas_threads}")
     with threads:
         for shape in benchmark.shapes:
             lines += measure(benchmark, shape)
             out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            Console().print(table([line for line in lines if line.get("shape") == shape]))
+            console = Console(width=max(Console().width, 100))
+            console.print(table([line for line in lines if line.get("shape") == shape]))
     draw(lines[1:], out.with_suffix(".png"))
     print(f"written: {out}, {out.with_suffix('.png')}")
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 HERE = Path(__file__).parent
 LOGS = HERE / "logs"
 DOCS = HERE.parents[1] / "docs"
-PAUSED = ["peer: jnp.linalg.svd", "Gram", "NewtonSchulz 5 steps", "peer: optax muon"]
+PAUSED = ["peer: jnp.linalg.svd", "Gram", "Auto", "NewtonSchulz 5 steps", "peer: optax muon"]
 
 
 def read(name: str) -> tuple[dict, list[dict]]:
