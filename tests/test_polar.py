@@ -364,7 +364,9 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.Randomized(0), "rank .* at least 1, got 0"),
         (lambda: polar.Randomized(4, tail="none"), "tail must be one of drop, keep"),
         (lambda: polar.polar_factor(jnp.ones(3)), r"\(\*batch, m, n\), got .*\(3,\)"),
-        (lambda: polar.polar_express(0), "steps >= 1"),
+        (lambda: polar.polar_express(0), "steps .* at least 1, got 0"),
+        (lambda: polar.polar_express(2.5), "steps .* integer"),
+        (lambda: polar.polar_express(2, safety=np.inf), "safety in"),
     ],
 )
 def test_bad_values_are_refused(make, says):

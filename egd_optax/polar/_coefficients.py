@@ -7,6 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from egd_optax.polar._method import check_at_least
+
 Row = tuple[float, float, float]
 Rows = tuple[Row, ...]
 
@@ -49,10 +51,11 @@ def polar_express(
     References:
         Amsel, Persson, Musco, Gower, The Polar Express, 2025, arXiv 2505.16932.
     """
-    if steps < 1 or not 0 < lower < 1 or safety < 1 or not 0 <= cushion < 1:
+    check_at_least("steps", steps, 1)
+    if not 0 < lower < 1 or not 1 <= safety < 2 or not 0 <= cushion < 1:
         raise ValueError(
-            "polar_express needs steps >= 1, lower in (0, 1), safety >= 1 and cushion in [0, 1), "
-            f"got steps={steps}, lower={lower}, safety={safety}, cushion={cushion}."
+            "polar_express needs lower in (0, 1), safety in [1, 2) and cushion in [0, 1), got "
+            f"lower={lower}, safety={safety}, cushion={cushion}."
         )
     rows, low, high = [], lower, 1.0
     for _ in range(steps):
