@@ -123,9 +123,9 @@ def spectrum_monitor(
         numerical `rank`, `condition` = sigma_1 / sigma_rank and `stable_rank` = sum sigma^2 /
         sigma_1^2. They come from the eigenvalues of the Gram matrix, cheap enough to leave on
         (every ten steps two to four per cent of the modular run's time with one BLAS thread on
-        CPU; a third to a half with more, whose idle threads slow down what follows) but blind below
-        1.4e-3 sigma_1 in float32: rank and condition count what lies above. The monitor after an
-        exact whitening shows the true rank, and `polar_report` sees all.
+        CPU; with more, whose idle threads slow down what follows, a third to a half of a run's with
+        `Gram`) but blind below 1.4e-3 sigma_1 in float32: rank and condition count what lies above.
+        The monitor after an exact whitening shows the true rank, and `polar_report` sees all.
         Before the first update and for zero gradients the norm is 0 and the rest NaN.
 
     Raises:

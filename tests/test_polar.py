@@ -73,7 +73,7 @@ def test_scale_invariance_of_an_iteration_in_a_short_dtype(dtype, scale):
     expected = factor(matrix, method)
     actual = factor(matrix * np.float32(scale), method)
     # Five steps amplify the rounding of the entries, eps of the dtype each.
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=40 * float(jnp.finfo(dtype).eps) / 6)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=7 * float(jnp.finfo(dtype).eps))
 
 
 @pytest.mark.parametrize("method", EXACT, ids=repr)
@@ -99,10 +99,11 @@ def test_polynomial_gains_lie_in_the_tables_interval(name):
     np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3)
 
 
-def test_eight_steps_of_polar_express_are_within_1e_6_of_one_in_float32():
+@pytest.mark.parametrize(("shape", "least"), [((48, 160), 2.5e-3), ((512, 2048), 7.5e-3)])
+def test_eight_steps_of_polar_express_are_within_1e_6_of_one_in_float32(shape, least):
     """The promise of docs/how-to-choose.md, on [1e-3, 1] of the Frobenius norm."""
-    spectrum = np.geomspace(1, 2.5e-3, 48)
-    matrix = matrices.with_spectrum((48, 160), spectrum)
+    spectrum = np.geomspace(1, least, shape[0])
+    matrix = matrices.with_spectrum(shape, spectrum)
     assert spectrum[-1] >= 1e-3 * np.linalg.norm(matrix)
     gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz()))
     np.testing.assert_allclose(np.diag(gains), 1, rtol=0, atol=1e-6)
@@ -359,6 +360,7 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.NewtonSchulz(steps=0), "steps .* at least 1, got 0"),
         (lambda: polar.NewtonSchulz(((1.0, 2.0),)), "rows"),
         (lambda: polar.NewtonSchulz(5), "rows .* got 5"),
+        (lambda: polar.NewtonSchulz(np.zeros((0, 3))), "rows"),
         (lambda: polar.NewtonSchulz(((1.0, 2.0, np.nan),)), "finite rows"),
         (lambda: polar.NewtonSchulz(dtype="bf16"), "floating-point type, got 'bf16'"),
         (lambda: polar.Randomized(0), "rank .* at least 1, got 0"),
@@ -405,6 +407,41 @@ def test_a_method_of_ones_own_keeps_its_state_over_steps_in_float32(dtype):
     np.testing.assert_allclose(np.float64(actual), expected, rtol=0, atol=1e-4 + rounding)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(eq=False)
+class Memory:
+    """A state that compares by identity."""
+
+    count: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembering:
+    state: str
+
+    def init(self, matrix):
+        return {
+            "none": None,
+            "number": 0,
+            "numpy": np.zeros(2, np.float32),
+            "key": jax.random.key(0),
+            "class": Memory(jnp.int32(0)),
+        }[self.state]
+
+    def update(self, matrix, state):
+        return matrix, jax.tree.map(lambda x: x, state)
+
+
+@pytest.mark.parametrize("state", ["none", "number", "numpy", "key", "class"])
+def test_any_tree_of_arrays_is_a_state(state):
+    transformation = scale_by_egd(Remembering(state))
+    updates = before = [jnp.ones((2, 3)), jnp.ones((2, 3))]
+    after = transformation.init(before)
+    for _ in range(2):
+        updates, after = jax.jit(transformation.update)(updates, after)
+    jax.tree.map(np.testing.assert_array_equal, updates, before)
+
+
 @dataclasses.dataclass(frozen=True)
 class Wrong(Averaged):
     returns: str = ""
@@ -437,7 +474,7 @@ def test_a_method_of_ones_own_is_told_what_is_wrong(returns, error, says):
 
 def test_bad_types_are_refused():
     with pytest.raises(TypeError, match="must hash"):
-        polar.polar_factor(jnp.ones((2, 2)), type("Method", (), {"__eq__": lambda a, b: True})())
+        polar.polar_factor(jnp.ones((2, 2)), Averaged(decay=[0.5]))
     with pytest.raises(ValueError, match="imaginary"):
         polar.polar_factor(jnp.ones((2, 2), jnp.complex64), polar.NewtonSchulz(dtype=jnp.float32))
     with pytest.raises(TypeError, match="int32"):

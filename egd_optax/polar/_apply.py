@@ -27,21 +27,19 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
     """
     if method is None:
         return Auto()
-    try:
-        hash(method)
-    except TypeError as error:
-        raise TypeError(
-            f"method must hash, so that it is traced once, got {method!r}; make it a frozen "
-            "dataclass whose fields hash, such as numbers and tuples."
-        ) from error
     if isinstance(method, type):
         raise TypeError(
             f"method must be a value, got the class {method.__name__}; write {method.__name__}()."
         )
-    if isinstance(method, PolarMethod):
-        return method
-    if callable(method):
-        return Custom(method)
+    if isinstance(method, PolarMethod) or callable(method):
+        try:
+            hash(method)
+        except TypeError as error:
+            raise TypeError(
+                f"method must hash, so that it is traced once, got {method!r}; make it a frozen "
+                "dataclass whose fields hash, such as numbers and tuples."
+            ) from error
+        return method if isinstance(method, PolarMethod) else Custom(method)
     raise TypeError(
         "method must be None, a value such as egd_optax.polar.SVD(), a function from a matrix to "
         "its polar factor, or a value with methods `init` and `update` as in "

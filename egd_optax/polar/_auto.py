@@ -36,5 +36,5 @@ class Auto(Stateless):
 
 
 # Entries, not rows: level at 16x64, an SVD faster below, Gram above. At 32x32 the SVD loses a fifth
-# and compiles in a quarter of the time.
+# and compiles in a third of the time.
 _SMALL = 1024

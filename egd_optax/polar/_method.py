@@ -17,7 +17,7 @@ State = Any
 class PolarMethod(Protocol):
     """A way to compute polar factors, written for one `(m, n)` matrix.
 
-    `scale_by_egd` and `polar_factor` map it over stacks. It is hashed and must not change, as a
+    `scale_by_egd` and `polar_factor` map it over stacks. It must hash and not change: write a
     frozen dataclass. Zero and non-finite matrices are its own affair; 16-bit ones reach it in
     float32. A method without a memory can be a function instead, from a matrix to its factor.
     """
@@ -83,7 +83,7 @@ def checked_update(method: PolarMethod, matrix: jax.Array, state: State) -> tupl
         jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
         for tree in (state, after)
     )
-    if before != now:
+    if jax.tree.flatten(before) != jax.tree.flatten(now):
         raise ValueError(
             f"A method's state keeps its structure, shapes and dtypes, but that of {name!r} "
             f"turned from {before} to {now}."

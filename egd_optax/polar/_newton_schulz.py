@@ -50,7 +50,7 @@ class NewtonSchulz(Stateless):
             check_choice("coefficients", self.coefficients, tuple(TABLES))
         else:  # lists and arrays are welcome, but the value has to hash
             try:
-                table = np.asarray(self.coefficients, np.float64)
+                table = np.array([[float(x) for x in row] for row in self.coefficients])
             except (TypeError, ValueError):
                 table = np.empty(0)
             if table.ndim != 2 or table.shape[1] != 3 or not np.isfinite(table).all():

@@ -65,7 +65,7 @@ class Benchmark:
         pause: seconds before each method's turn, for the threads of the one before to fall asleep.
         warm: seconds of untimed calls before the timed ones.
         blas_threads: of LAPACK on CPU: as many as it takes by itself, or one. On a busy machine an
-            SVD with more than one may take a hundred times as long.
+            SVD with more than one may take many times as long.
         only: names of the methods to time, as in the table; empty for all.
         out: JSONL log to write, numbered where it exists; a PNG is drawn beside it.
     """

@@ -144,8 +144,9 @@ def page() -> str:
 def main() -> None:
     """Write docs/benchmarks.md and its figure from examples/benchmarks/logs.
 
-    Logs of another machine take the names of those there: cpu.jsonl and cpu-small.jsonl by
-    polar.py, training.jsonl by training.py.
+    Logs of another machine take the names of those there: cpu.jsonl and training.jsonl, as `make
+    bench` makes them, and cpu-small.jsonl by polar.py with the shapes in its first line and
+    `--only SVD Gram Auto`. tests/test_benchmarks.py holds the other pages to them.
     """
     draw(read("cpu.jsonl")[1], DOCS / "figures" / "benchmark-cpu.png")
     (DOCS / "benchmarks.md").write_text(page(), encoding="utf-8")
