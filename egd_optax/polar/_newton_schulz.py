@@ -77,7 +77,7 @@ class NewtonSchulz(Stateless):
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         if (
-            self.dtype
+            self.dtype is not None
             and jnp.iscomplexobj(matrix)
             and not jnp.issubdtype(self.dtype, jnp.complexfloating)
         ):

@@ -16,7 +16,6 @@ matrix and one to apply a function of it, are a bound that no method of that kin
 
 import contextlib
 import dataclasses
-import json
 import re
 import statistics
 import sys
@@ -29,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.contrib
+import records
 import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -36,8 +36,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from egd_optax import polar
-from egd_optax.grokking.record import check_writable, environment
-from egd_optax.grokking.session import free_file, one_blas_thread
+from egd_optax.grokking.session import one_blas_thread
 
 try:
     import torch
@@ -306,19 +305,16 @@ def draw(records: list[dict], path: Path) -> None:
 
 def main(benchmark: Benchmark) -> None:
     """Run, print, log and draw."""
-    out = free_file(benchmark.out)
-    check_writable(out)
+    out, lines = records.begin(benchmark)
     if benchmark.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    recipe = {**dataclasses.asdict(benchmark), "out": str(out)}
-    lines = [{"kind": "recipe", "config": recipe, **environment()}]
     lines[0]["versions"] |= {"torch": torch.__version__} if torch else {}
     threads = contextlib.nullcontext() if benchmark.blas_threads == "default" else one_blas_thread()
     print(f"{benchmark.dtype}, BLAS threads: {benchmark.blas_threads}")
     with threads:
         for shape in benchmark.shapes:
             lines += measure(benchmark, shape)
-            out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            records.write(out, lines)
             console = Console(width=max(Console().width, 100))
             console.print(table([line for line in lines if line.get("shape") == shape]))
     draw(lines[1:], out.with_suffix(".png"))

@@ -1,9 +1,9 @@
 """Write docs/benchmarks.md and its figure from the committed logs."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+import records
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from polar import draw
@@ -17,8 +17,7 @@ PAUSED = ["peer: jnp.linalg.svd", "Gram", "Auto", "NewtonSchulz 5 steps", "peer:
 
 def read(name: str) -> tuple[dict, list[dict]]:
     """Return the recipe and the measurements of a log."""
-    recipe, *measurements = map(json.loads, (LOGS / name).read_text().splitlines())
-    return recipe, measurements
+    return records.read(LOGS / name)
 
 
 def distinct(measurements: list[dict], key: str) -> list:
@@ -130,6 +129,7 @@ def page() -> str:
         machine=machine(recipe),
         config=recipe["config"],
         training_config=read("training.jsonl")[0]["config"],
+        small_config=read("cpu-small.jsonl")[0]["config"],
         methods=[name for name in distinct(measurements, "method") if name != "product"],
         paused=PAUSED,
         faster=faster,

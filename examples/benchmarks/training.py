@@ -8,7 +8,6 @@ with as many threads as it takes by itself, and with one.
 
 import contextlib
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -18,13 +17,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+import records
 import tyro
 from tqdm import tqdm
 
 from egd_optax import diagnostics
 from egd_optax.grokking import RECIPES, ModularArithmetic
-from egd_optax.grokking.record import check_writable, environment
-from egd_optax.grokking.session import free_file, one_blas_thread
+from egd_optax.grokking.session import one_blas_thread
 from egd_optax.grokking.train import prepare
 
 THREADS = {"default": contextlib.nullcontext, "one": one_blas_thread}
@@ -114,17 +113,14 @@ def measure(training: Training, prime: int, threads: str) -> list[dict]:
 
 def main(training: Training) -> None:
     """Run, print and log."""
-    out = free_file(training.out)
-    check_writable(out)
-    recipe = {**dataclasses.asdict(training), "out": str(out)}
-    lines = [{"kind": "recipe", "config": recipe, **environment()}]
+    out, lines = records.begin(training)
     for threads in THREADS:
         for prime in training.primes:
             print(f"p = {prime}, BLAS threads: {threads}")
-            records = measure(training, prime, threads)
-            lines += records
-            out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            for record in records:
+            found = measure(training, prime, threads)
+            lines += found
+            records.write(out, lines)
+            for record in found:
                 print(f"{record['row']:16} {1000 * record['seconds']:7.1f} ms an epoch")
     print(f"written: {out}")
 
