@@ -324,5 +324,5 @@ def main(benchmark: Benchmark) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Benchmark))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

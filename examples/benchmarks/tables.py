@@ -1,5 +1,6 @@
 """Write docs/benchmarks.md and its figure from the committed logs."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,9 +149,13 @@ def main() -> None:
     bench` makes them, and cpu-small.jsonl by polar.py with the shapes in its first line and
     `--only SVD Gram Auto`. tests/test_benchmarks.py holds the other pages to them.
     """
+    text = page()
     draw(read("cpu.jsonl")[1], DOCS / "figures" / "benchmark-cpu.png")
-    (DOCS / "benchmarks.md").write_text(page(), encoding="utf-8")
+    (DOCS / "benchmarks.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except OSError as error:
+        sys.exit(f"error: {error}")

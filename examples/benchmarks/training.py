@@ -22,10 +22,11 @@ import tyro
 from tqdm import tqdm
 
 from egd_optax import diagnostics
-from egd_optax.grokking import RECIPES, ModularArithmetic
+from egd_optax.grokking import RECIPES
 from egd_optax.grokking.session import one_blas_thread
 from egd_optax.grokking.train import prepare
 
+PAPER = RECIPES["addition-97"]
 THREADS = {"default": contextlib.nullcontext, "one": one_blas_thread}
 
 
@@ -34,7 +35,7 @@ class Training:
     """Time epochs of addition modulo p with and without whitening and the monitor.
 
     Args:
-        primes: moduli of the paper's recipe; the whitened matrix is 2p x 512.
+        primes: moduli of the paper's recipe, from 33 on; the whitened matrix is 2p x 512.
         every: updates from one measurement of the monitor to the next.
         rounds: rounds over all rows; the median over their epochs counts.
         epochs: timed epochs of a row in a round, after an untimed one.
@@ -54,14 +55,18 @@ class Training:
         if not self.primes:
             raise ValueError("primes: at least one modulus, such as 97.")
         for prime in self.primes:
-            ModularArithmetic(p=prime)  # it says what a modulus has to be
+            examples = int(PAPER.task.train_fraction * prime**2)
+            if examples < PAPER.batch_size:
+                raise ValueError(
+                    f"primes: {prime} gives {examples} training examples, fewer than a batch of "
+                    f"{PAPER.batch_size}; take 33 or more."
+                )
 
 
 def rows(training: Training, prime: int) -> dict[str, Callable[[], float]]:
     """Return functions that train for an epoch and return its seconds, by name."""
-    paper = RECIPES["addition-97"]
-    task = dataclasses.replace(paper.task, p=prime)
-    recipe = dataclasses.replace(paper, task=task, switch_off=None)
+    task = dataclasses.replace(PAPER.task, p=prime)
+    recipe = dataclasses.replace(PAPER, task=task, switch_off=None)
     found = {"no whitening": epochs(dataclasses.replace(recipe, gradient="raw"))}
     for name, method in (("SVD", "svd"), ("Gram", "gram")):
         config = dataclasses.replace(recipe, method=method)
@@ -128,5 +133,5 @@ def main(training: Training) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Training))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
