@@ -37,6 +37,13 @@ def test_the_default_takes_no_svd_on_accelerators(platform):
         assert "stablehlo.while" not in text
 
 
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_polynomial_steps_are_taken_one_by_one_on_accelerators(platform):
+    """Where products are less precise than their dtype, longer runs on one Gram matrix diverge."""
+    text = program(polar.NewtonSchulz(steps=5), platform, (2, 40, 160))
+    assert len(re.findall("stablehlo.dot_general", text)) == 5 * 3
+
+
 def test_no_method_is_left_out():
     """Of those that polar exports, as classes with the two functions of a method."""
     exported = {

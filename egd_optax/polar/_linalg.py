@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# CPU: below these sizes blocks stop paying, and a library's product or Cholesky factor takes over.
+# CPU: up to these sizes blocks stop paying, and a library's product or Cholesky factor takes over.
 _GRAM_LEAF = 128
 _INVERSE_LEAF = 50
 _INVERSE_LEAF_LARGE = 96  # for matrices above 600, where fewer blocks compile faster
@@ -59,7 +59,7 @@ def largest_eigenvalue(s: jax.Array, steps: int = 12) -> jax.Array:
 
 def _gram_by_blocks(x: jax.Array, precision: jax.lax.PrecisionLike, depth: int) -> jax.Array:
     half = x.shape[0] // 2
-    if depth == 0 or half < _GRAM_LEAF:
+    if depth == 0 or half <= _GRAM_LEAF:
         return jnp.matmul(x, adjoint(x), precision=precision)
     top, bottom = x[:half], x[half:]
     corner = jnp.matmul(top, adjoint(bottom), precision=precision)

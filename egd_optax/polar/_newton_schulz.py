@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egd_optax.polar._coefficients import TABLES, Rows, first_rows
+from egd_optax.polar._coefficients import TABLES, Row, Rows, first_rows
 from egd_optax.polar._linalg import gram
 from egd_optax.polar._method import Stateless, check_at_least, check_choice
 from egd_optax.polar._oriented import orient, working_dtype
@@ -18,8 +18,8 @@ from egd_optax.polar._oriented import orient, working_dtype
 class NewtonSchulz(Stateless):
     """Approximate polar factor by odd quintics X <- a X + (b A + c A^2) X, A = X X^H.
 
-    On wide matrices, two or three steps at a time run on A alone (Gram Newton-Schulz). Products
-    are at JAX's default matmul precision.
+    Products are at JAX's default matmul precision. On CPU, where that is full precision, wide
+    matrices take several steps at a time on A alone (Gram Newton-Schulz).
 
     Accuracy class: polynomial. Relative to the Frobenius norm, singular values above the
     table's `lower` (1e-3 for all named tables) get gains in the table's interval; the ones
@@ -85,36 +85,73 @@ class NewtonSchulz(Stateless):
                 f"dtype={self.dtype!r} would drop the imaginary part of {matrix.dtype}."
             )
         oriented = orient(matrix, self.dtype)
-        norm = jnp.linalg.norm(oriented.x.astype(working_dtype(oriented.x.dtype)))
-        x = oriented.x / norm.astype(oriented.x.dtype)
-        for rows in _segments(self.rows, x.shape):
-            x = _run(rows, x)
+        x = oriented.x
+        if x.dtype != working_dtype(x.dtype):  # the Gram matrix of a large one would overflow
+            x = x / jnp.linalg.norm(x.astype(working_dtype(x.dtype))).astype(x.dtype)
+        x = _first(self.rows[0], x)
+        x = jax.lax.platform_dependent(
+            x,
+            cpu=functools.partial(_follow, runs=_runs(self.rows[1:], x.shape, x.dtype)),
+            default=functools.partial(_follow, runs=[(row,) for row in self.rows[1:]]),
+        )
         return oriented.restore(x)
 
 
-def _segments(rows: Rows, shape: tuple[int, ...]) -> list[Rows]:
-    """Split the rows into runs that form the Gram matrix once, of two and then three steps.
+def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> list[Rows]:
+    """Split the rows into runs that form the Gram matrix once, for products as precise as `dtype`.
 
-    Near squares, where the long side costs no more than the short one, each step is a run.
+    Each step multiplies the round-off of the Gram matrix in small directions by a^2, so a run ends
+    before that is felt: at four steps of Polar Express in float32, at each one in short dtypes.
+    Near squares, where the long side costs no more than the short one, each step is a run, too.
     """
     m, n = shape
-    if n < _WIDE * m:
-        return [(row,) for row in rows]
-    starts = [0, *range(2, len(rows), 3), len(rows)]
-    return [rows[a:b] for a, b in itertools.pairwise(starts)]
+    room = _FELT / float(jnp.finfo(dtype).eps) if n >= _WIDE * m else 0.0
+    runs: list[Rows] = []
+    growth = math.inf
+    for row in rows:
+        if growth <= room:
+            runs[-1] += (row,)
+        else:
+            runs.append((row,))
+            growth = 1.0
+        growth *= row[0] ** 2
+    return runs
+
+
+def _follow(x: jax.Array, runs: list[Rows]) -> jax.Array:
+    for rows in runs:
+        x = _run(rows, x)
+    return x
+
+
+def _first(row: Row, x: jax.Array) -> jax.Array:
+    """Take one step on X / ||X||_F: the norm is in the Gram matrix, and goes into the row."""
+    square = gram(x, None)
+    norm = jnp.sqrt(jnp.trace(square, dtype=working_dtype(x.dtype)).real)
+    scaled = (factor / norm**power for factor, power in zip(row, (1, 3, 5), strict=True))
+    a, b, c = (factor.astype(x.dtype) for factor in scaled)
+    return _step((a, b, c), square) @ x
 
 
 def _run(rows: Rows, x: jax.Array) -> jax.Array:
     """Take some steps on A = X X^H alone, X <- P X and A <- P A P, and apply their product to X."""
     square = gram(x, None)
-    identity = jnp.eye(x.shape[0], dtype=x.dtype)
-    steps: list[jax.Array] = []
-    for a, b, c in rows:
-        if steps:
-            square = steps[-1] @ square @ steps[-1]
-        steps.append(a * identity + b * square + c * gram(square, None))
-    return functools.reduce(jnp.matmul, steps) @ x  # functions of A, so they commute
+    step = whole = _step(rows[0], square)
+    for row in rows[1:]:
+        square = step @ square @ step
+        step = _step(row, square)
+        whole = step @ whole
+    return whole @ x
+
+
+def _step(row: Row, square: jax.Array) -> jax.Array:
+    """Return P = a I + b A + c A^2."""
+    a, b, c = row
+    identity = jnp.eye(square.shape[0], dtype=square.dtype)
+    return a * identity + b * square + c * gram(square, None)
 
 
 # Aspect from which several steps on the Gram matrix cost less than as many on the matrix.
 _WIDE = 1.75
+# Round-off of the Gram matrix, relative to its norm, from which the gains of a run are off.
+_FELT = 1e-3
