@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -128,9 +129,8 @@ def _first(row: Row, x: jax.Array) -> jax.Array:
     """Take one step on X / ||X||_F: the norm is in the Gram matrix, and goes into the row."""
     square = gram(x, None)
     norm = jnp.sqrt(jnp.trace(square, dtype=working_dtype(x.dtype)).real)
-    scaled = (factor / norm**power for factor, power in zip(row, (1, 3, 5), strict=True))
-    a, b, c = (factor.astype(x.dtype) for factor in scaled)
-    return _step((a, b, c), square) @ x
+    scaled = [number / norm**power for number, power in zip(row, (1, 3, 5), strict=True)]
+    return _step([number.astype(x.dtype) for number in scaled], square) @ x
 
 
 def _run(rows: Rows, x: jax.Array) -> jax.Array:
@@ -144,7 +144,7 @@ def _run(rows: Rows, x: jax.Array) -> jax.Array:
     return whole @ x
 
 
-def _step(row: Row, square: jax.Array) -> jax.Array:
+def _step(row: Sequence[float | jax.Array], square: jax.Array) -> jax.Array:
     """Return P = a I + b A + c A^2."""
     a, b, c = row
     identity = jnp.eye(square.shape[0], dtype=square.dtype)
