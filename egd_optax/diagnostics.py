@@ -9,7 +9,7 @@ import optax
 from egd_optax._matrix_view import Axes, check_axes, matrix_views
 from egd_optax._selection import by_path
 from egd_optax.polar._linalg import adjoint, gram, product
-from egd_optax.polar._method import check_at_least, check_rtol
+from egd_optax.polar._method import as_array, check_at_least, check_rtol
 from egd_optax.polar._oriented import orient, resolve_rtol
 from egd_optax.polar._sharding import replicated
 
@@ -37,7 +37,8 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
     Args:
         matrix: real or complex `(m, n)` gradient.
         factor: `(m, n)`, what a method made of it.
-        rtol: rank tolerance relative to sigma_1. None: the methods' default.
+        rtol: rank tolerance relative to sigma_1. None: the methods' default; give
+            the one that the method was given.
 
     Returns:
         Scalars: least and largest gain over the numerical range; `null_gain`, the spectral norm of
@@ -49,7 +50,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
 
     Raises:
         ValueError: shapes that differ or are not `(m, n)`, or `rtol` outside [0, 0.5).
-        TypeError: integer entries.
+        TypeError: no arrays, or integer entries.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -60,7 +61,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         (2.0, 2, 1.0)
     """
     check_rtol(rtol)
-    matrix, factor = jnp.asarray(matrix), jnp.asarray(factor)
+    matrix, factor = as_array(matrix, "polar_report"), as_array(factor, "polar_report")
     if not jnp.issubdtype(matrix.dtype, jnp.inexact):
         raise TypeError(f"polar_report needs a floating-point matrix, got {matrix.dtype}.")
     if matrix.ndim != 2 or matrix.shape != factor.shape or matrix.size == 0:

@@ -382,7 +382,8 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.NewtonSchulz(5), "rows .* got 5"),
         (lambda: polar.NewtonSchulz(np.zeros((0, 3))), "rows"),
         (lambda: polar.NewtonSchulz(((1.0, 2.0, np.nan),)), "finite rows"),
-        (lambda: polar.NewtonSchulz(dtype="bf16"), "floating-point type, got 'bf16'"),
+        (lambda: polar.NewtonSchulz(dtype="bf16"), "floating-point type .* got 'bf16'"),
+        (lambda: polar.NewtonSchulz(dtype=jnp.float8_e5m2), "at least 16 bits"),
         (lambda: polar.Randomized(0), "rank .* at least 1, got 0"),
         (lambda: polar.Randomized(4, tail="none"), "tail must be one of drop, keep"),
         (lambda: polar.polar_factor(jnp.ones(3)), r"\(\*batch, m, n\), got .*\(3,\)"),
@@ -394,6 +395,12 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
 def test_bad_values_are_refused(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+@pytest.mark.parametrize("call", [polar.polar_factor, lambda g: diagnostics.polar_report(g, g)])
+def test_a_tree_in_place_of_an_array_is_named(call):
+    with pytest.raises(TypeError, match=r"one array, got a dict; .*jax\.tree\.map"):
+        call({"kernel": jnp.ones((2, 3))})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._auto import Auto
-from egd_optax.polar._method import Custom, PolarMethod, State, checked_update
+from egd_optax.polar._method import Custom, PolarMethod, State, as_array, checked_update
 from egd_optax.polar._oriented import working_dtype
 from egd_optax.polar._sharding import replicated, sharded_like
 
@@ -118,7 +118,7 @@ def polar_factor(
 
     Raises:
         ValueError: fewer than two axes.
-        TypeError: integer or boolean entries, or something that is not a method.
+        TypeError: no array, integer or boolean entries, or something that is not a method.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -130,7 +130,7 @@ def polar_factor(
     References:
         Higham, Functions of Matrices, SIAM 2008, chapter 8.
     """
-    matrices = jnp.asarray(matrices)
+    matrices = as_array(matrices, "polar_factor")
     if matrices.ndim < 2:
         raise ValueError(
             f"polar_factor needs matrices of shape (*batch, m, n), got shape {matrices.shape}."

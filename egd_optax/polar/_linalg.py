@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# CPU: up to this size XLA gives both cores to a product only if it reads the first one transposed.
+_TRANSPOSED = 208
 # CPU: up to these sizes blocks stop paying, and a library's product or Cholesky factor takes over.
 _GRAM_LEAF = 128
 _INVERSE_LEAF = 50
@@ -31,6 +33,21 @@ def gram(x: jax.Array, precision: jax.lax.PrecisionLike = "highest") -> jax.Arra
         cpu=functools.partial(_gram_by_blocks, precision=precision, depth=2),
         default=lambda x: jnp.matmul(x, adjoint(x), precision=precision),
     )
+
+
+def hermitian_product(
+    a: jax.Array, b: jax.Array, precision: jax.lax.PrecisionLike = "highest"
+) -> jax.Array:
+    """Return a b for Hermitian `a` (m, m) and any `b` (m, m)."""
+    first = adjoint(a) if a.shape[0] <= _TRANSPOSED else a
+    return jnp.matmul(first, b, precision=precision)
+
+
+def square(a: jax.Array, precision: jax.lax.PrecisionLike = "highest") -> jax.Array:
+    """Return a a for Hermitian `a` (m, m)."""
+    if a.shape[0] <= _TRANSPOSED:
+        return hermitian_product(a, a, precision)
+    return gram(a, precision)
 
 
 def inverse(s: jax.Array) -> jax.Array:

@@ -91,6 +91,17 @@ def checked_update(method: PolarMethod, matrix: jax.Array, state: State) -> tupl
     return factor.astype(matrix.dtype), after
 
 
+def as_array(value: Any, needed_by: str) -> jax.Array:
+    """Return `value` as one array; a tree of arrays raises."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{needed_by} needs one array, got a {type(value).__name__}; map it over a tree of "
+            "arrays by jax.tree.map."
+        ) from error
+
+
 def check_rtol(rtol: float | None) -> None:
     """Raise ValueError unless `rtol` is None or lies in [0, 0.5)."""
     number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egd_optax.polar._coefficients import TABLES, Row, Rows, first_rows
-from egd_optax.polar._linalg import gram
+from egd_optax.polar._linalg import gram, hermitian_product, square
 from egd_optax.polar._method import Stateless, check_at_least, check_choice
 from egd_optax.polar._oriented import orient, working_dtype
 
@@ -19,8 +19,9 @@ from egd_optax.polar._oriented import orient, working_dtype
 class NewtonSchulz(Stateless):
     """Approximate polar factor by odd quintics X <- a X + (b A + c A^2) X, A = X X^H.
 
-    Products are at JAX's default matmul precision. On CPU, where that is full precision, wide
-    matrices take several steps at a time on A alone (Gram Newton-Schulz).
+    Products are at JAX's default matmul precision. On CPU, where that is the dtype's own, wide
+    matrices in at least float32 take two or three steps at a time on A alone (Gram
+    Newton-Schulz); with shorter products, the default elsewhere, that would amplify round-off.
 
     Accuracy class: polynomial. Relative to the Frobenius norm, singular values above the
     table's `lower` (1e-3 for all named tables) get gains in the table's interval; the ones
@@ -36,7 +37,7 @@ class NewtonSchulz(Stateless):
 
     Raises:
         ValueError: unknown table, no rows, rows not of length 3, steps below 1, or a dtype that
-            is not floating point.
+            is not floating point or has less than 16 bits.
 
     References:
         Bjorck, Bowie, SIAM J. Numer. Anal. 8, 1971. Amsel et al. 2025, arXiv 2505.16932.
@@ -63,11 +64,15 @@ class NewtonSchulz(Stateless):
         if self.steps is not None:
             check_at_least("steps", self.steps, 1)
         try:
-            floating = self.dtype is None or jnp.issubdtype(jnp.dtype(self.dtype), jnp.inexact)
+            floating = self.dtype is None or (
+                jnp.issubdtype(self.dtype, jnp.inexact) and jnp.finfo(self.dtype).bits >= 16
+            )
         except TypeError:
             floating = False
         if not floating:
-            raise ValueError(f"dtype must be a floating-point type, got {self.dtype!r}.")
+            raise ValueError(
+                f"dtype must be a floating-point type of at least 16 bits, got {self.dtype!r}."
+            )
 
     @property
     def rows(self) -> Rows:
@@ -89,69 +94,68 @@ class NewtonSchulz(Stateless):
         x = oriented.x
         if x.dtype != working_dtype(x.dtype):  # the Gram matrix of a large one would overflow
             x = x / jnp.linalg.norm(x.astype(working_dtype(x.dtype))).astype(x.dtype)
-        x = _first(self.rows[0], x)
+        runs = _runs(self.rows, x.shape, x.dtype)
         x = jax.lax.platform_dependent(
             x,
-            cpu=functools.partial(_follow, runs=_runs(self.rows[1:], x.shape, x.dtype)),
-            default=functools.partial(_follow, runs=[(row,) for row in self.rows[1:]]),
+            cpu=functools.partial(_follow, runs),
+            default=functools.partial(_follow, [(row,) for row in self.rows]),
         )
         return oriented.restore(x)
 
 
 def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> list[Rows]:
-    """Split the rows into runs that form the Gram matrix once, for products as precise as `dtype`.
+    """Split the rows into runs that form the Gram matrix once.
 
     Each step multiplies the round-off of the Gram matrix in small directions by a^2, so a run ends
-    before that is felt: at four steps of Polar Express in float32, at each one in short dtypes.
-    Near squares, where the long side costs no more than the short one, each step is a run, too.
+    before that is felt: after two or three steps, in short dtypes after each one. Near squares,
+    where the long side costs no more than the short one, each step is a run, too.
     """
     m, n = shape
-    room = _FELT / float(jnp.finfo(dtype).eps) if n >= _WIDE * m else 0.0
+    most = _GROWTH if n >= _WIDE * m and dtype == working_dtype(dtype) else 0.0
     runs: list[Rows] = []
     growth = math.inf
     for row in rows:
-        if growth <= room:
+        if growth <= most:
             runs[-1] += (row,)
         else:
             runs.append((row,))
             growth = 1.0
-        growth *= row[0] ** 2
+        growth = max(growth, 1.0) * row[0] ** 2  # at least the round-off of the step before
     return runs
 
 
-def _follow(x: jax.Array, runs: list[Rows]) -> jax.Array:
-    for rows in runs:
-        x = _run(rows, x)
+def _follow(runs: list[Rows], x: jax.Array) -> jax.Array:
+    """Take the steps of X / ||X||_F: the norm is in the Gram matrix, and goes into the first row.
+
+    A run takes its steps on A = X X^H alone, X <- P X and A <- P A P, and applies their product.
+    """
+    times = functools.partial(hermitian_product, precision=None)  # all are polynomials in A
+    for index, (first, *others) in enumerate(runs):
+        gramian = gram(x, None)
+        whole = step = _step(first if index else _normalised(first, gramian), gramian)
+        for row in others:
+            gramian = times(step, times(gramian, step))
+            step = _step(row, gramian)
+            whole = times(step, whole)
+        x = whole @ x
     return x
 
 
-def _first(row: Row, x: jax.Array) -> jax.Array:
-    """Take one step on X / ||X||_F: the norm is in the Gram matrix, and goes into the row."""
-    square = gram(x, None)
-    norm = jnp.sqrt(jnp.trace(square, dtype=working_dtype(x.dtype)).real)
-    scaled = [number / norm**power for number, power in zip(row, (1, 3, 5), strict=True)]
-    return _step([number.astype(x.dtype) for number in scaled], square) @ x
+def _normalised(row: Row, gramian: jax.Array) -> Sequence[jax.Array]:
+    """Return the row of x -> p(x / ||X||_F)."""
+    norm = jnp.sqrt(jnp.trace(gramian, dtype=working_dtype(gramian.dtype)).real)
+    numbers = (number / norm**power for number, power in zip(row, (1, 3, 5), strict=True))
+    return [number.astype(gramian.dtype) for number in numbers]
 
 
-def _run(rows: Rows, x: jax.Array) -> jax.Array:
-    """Take some steps on A = X X^H alone, X <- P X and A <- P A P, and apply their product to X."""
-    square = gram(x, None)
-    step = whole = _step(rows[0], square)
-    for row in rows[1:]:
-        square = step @ square @ step
-        step = _step(row, square)
-        whole = step @ whole
-    return whole @ x
-
-
-def _step(row: Sequence[float | jax.Array], square: jax.Array) -> jax.Array:
+def _step(row: Sequence[float | jax.Array], gramian: jax.Array) -> jax.Array:
     """Return P = a I + b A + c A^2."""
     a, b, c = row
-    identity = jnp.eye(square.shape[0], dtype=square.dtype)
-    return a * identity + b * square + c * gram(square, None)
+    identity = jnp.eye(gramian.shape[0], dtype=gramian.dtype)
+    return a * identity + b * gramian + c * square(gramian, None)
 
 
 # Aspect from which several steps on the Gram matrix cost less than as many on the matrix.
 _WIDE = 1.75
-# Round-off of the Gram matrix, relative to its norm, from which the gains of a run are off.
-_FELT = 1e-3
+# What a run may multiply round-off by: to 1e-4 in float32.
+_GROWTH = 1e3
