@@ -280,6 +280,19 @@ def test_float64_is_tighter(method):
         assert_exact(low, factor(low, method))
 
 
+def test_float64_is_tighter_in_the_polynomial_class_too():
+    """Runs on the Gram matrix may not spend its digits: a thousand eps, 2e-13, and its slope."""
+    with enable_x64(True):
+        rng = np.random.default_rng(0)
+        u, v = (np.linalg.qr(rng.standard_normal((n, 48)))[0] for n in (48, 160))
+        spectrum = np.geomspace(1, 1e-5, 48)
+        matrix = (u * spectrum) @ v.T
+        rows = polar.polar_express(12, lower=1e-6)
+        gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(rows)))
+        expected = coefficients.compose(rows, spectrum / np.linalg.norm(spectrum))
+        np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-11)
+
+
 def test_largest_value_hidden_from_the_power_iteration(method):
     """One direction at 1, the rest at .8, along the axis that the start vectors touch least."""
     start = np.random.default_rng(0).standard_normal((512, 4))

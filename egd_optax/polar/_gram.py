@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from egd_optax.polar._linalg import gram, inverse, largest_eigenvalue, product
+from egd_optax.polar._linalg import gram, hermitian_product, inverse, largest_eigenvalue, product
 from egd_optax.polar._method import Stateless, check_rtol
 from egd_optax.polar._oriented import orient, resolve_rtol
 
@@ -66,13 +66,14 @@ def _finish(x: jax.Array, square: jax.Array, weights: tuple[float, float, float]
     """
     beta, gamma, c = weights
     identity = jnp.eye(x.shape[0], dtype=x.dtype)
+    times = hermitian_product  # all are functions of A
     w = inverse(identity + c * square)
-    cross = 2 * beta * gamma * (identity - w) + gamma**2 * (w - product(w, w))
+    cross = 2 * beta * gamma * (identity - w) + gamma**2 * (w - times(w, w))
     error = identity - (beta**2 * square + cross / c)
-    error2 = product(error, error)
-    series = identity + 2.5 * error + 4.375 * error2 + 6.5625 * product(error, error2)
-    filtered = product(identity - 2 * error + error2, series)
-    return product(product(beta * identity + gamma * w, filtered), x)
+    error2 = times(error, error)
+    series = identity + 2.5 * error + 4.375 * error2 + 6.5625 * times(error, error2)
+    filtered = times(identity - 2 * error + error2, series)
+    return product(times(beta * identity + gamma * w, filtered), x)
 
 
 # The power iteration underestimates the norm: at worst, with the other singular values close to
