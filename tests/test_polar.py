@@ -171,7 +171,7 @@ def test_no_table_explodes_on_what_round_off_adds_to_the_norm(name):
     ("shape", "counts"), [((48, 160), range(1, 13)), ((64, 64), (1, 5, 12))], ids=["wide", "square"]
 )
 def test_any_number_of_steps_is_the_composed_polynomial(shape, counts):
-    """Wide matrices take steps on the Gram matrix, by two and then threes: each remainder counts."""
+    """Wide matrices take steps on the Gram matrix, by two, then threes: each remainder counts."""
     spectrum = np.logspace(0, -2.5, shape[0])
     matrix, relative = matrices.with_spectrum(shape, spectrum), spectrum / np.linalg.norm(spectrum)
     rows = coefficients.TABLES["polar_express"].rows
