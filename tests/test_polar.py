@@ -96,6 +96,17 @@ def test_an_iteration_in_a_short_dtype_is_as_good_as_plain_steps(name, dtype):
     assert ours <= 1.5 * theirs  # .81 to 1.02 were measured; round-off is chance
 
 
+@pytest.mark.parametrize("method", [polar.Gram(), polar.NewtonSchulz()], ids=repr)
+def test_derivatives_at_a_small_scale(method):
+    """The inverse of the scale times that at 1; a power of two, so but for round-off the same."""
+    matrix = jnp.asarray(matrices.with_spectrum((24, 40), np.linspace(1, 0.3, 24)))
+    weights = jnp.asarray(matrices.with_spectrum((24, 40), np.ones(24), seed=1))
+    slope = jax.grad(lambda x: jnp.vdot(weights, polar.polar_factor(x, method)))
+    np.testing.assert_allclose(
+        slope(matrix * 2.0**-70) * 2.0**-70, slope(matrix), rtol=0, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("method", EXACT, ids=repr)
 def test_complex(method):
     real, imaginary = (matrices.with_spectrum((24, 40), np.ones(24), seed=s) for s in (0, 1))

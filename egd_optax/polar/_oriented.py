@@ -50,7 +50,8 @@ def orient(matrix: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> Orie
     x = (matrix if wide else matrix.mT).astype(working_dtype(matrix.dtype))
     largest = jnp.max(jnp.abs(x))
     usable = jnp.isfinite(largest) & (largest > 0)
-    unit = _power_of_two(jnp.where(usable, largest, jnp.ones_like(largest)))
+    # Factors do not depend on the scale, so neither do derivatives; 1 / unit^2 would overflow.
+    unit = jax.lax.stop_gradient(_power_of_two(jnp.where(usable, largest, jnp.ones_like(largest))))
     harmless = jnp.eye(x.shape[0], x.shape[1], dtype=x.dtype)
     x = jnp.where(usable, x / unit.astype(x.dtype), harmless)
     x = x if dtype is None else x.astype(dtype)  # after scaling: short dtypes have a short range
