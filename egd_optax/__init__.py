@@ -7,10 +7,10 @@ from egd_optax._controls import normalize_columns as normalize_columns
 from egd_optax._grokfast import GrokfastState as GrokfastState
 from egd_optax._grokfast import grokfast_ema as grokfast_ema
 from egd_optax._grokfast import grokfast_ma as grokfast_ma
+from egd_optax._infer_axes import InferredAxes as InferredAxes
+from egd_optax._infer_axes import LeafAxes as LeafAxes
+from egd_optax._infer_axes import infer_axes as infer_axes
 from egd_optax._matrix_view import MatrixAxes as MatrixAxes
-from egd_optax._rules import LeafProposal as LeafProposal
-from egd_optax._rules import ProposedAxes as ProposedAxes
-from egd_optax._rules import propose_axes as propose_axes
 from egd_optax._selection import matching as matching
 from egd_optax._transform import ScaleByEGDState as ScaleByEGDState
 from egd_optax._transform import scale_by_egd as scale_by_egd

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
+from egd_optax._infer_axes import NO_MATRIX, check_axes_used
 from egd_optax._matrix_view import Axes, MatrixAxes, axes_of, check_axes, matrix_views
-from egd_optax._rules import NO_MATRIX, check_axes_used
 from egd_optax._scaling import Scale
 from egd_optax._selection import is_placeholder, matching
 from egd_optax._transform import scale_by_egd
@@ -50,7 +50,7 @@ def egd(
             whatever their axes. What is not selected, or is no matrix, belongs to `others`.
             Under `optax.inject_hyperparams`, which takes functions for schedules, use a pattern
             or name the argument in `static_args`.
-        axes: which axes of a leaf make the matrix; see `scale_by_egd`, and `propose_axes` for a
+        axes: which axes of a leaf make the matrix; see `scale_by_egd`, and `infer_axes` for a
             Flax model's.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with

@@ -36,16 +36,18 @@ class Bucket:
         ]
 
 
-def plan_buckets(views: list[MatrixView], leaves: list[jax.Array], max_stack: int) -> list[Bucket]:
-    """Group views of equal shape, dtype and sharding; a bucket has at most `max_stack` entries.
+def plan_buckets(
+    views: list[MatrixView], leaves: list[jax.Array], max_stack_size: int
+) -> list[Bucket]:
+    """Group views of equal shape, dtype and sharding; a bucket has at most `max_stack_size` entries.
 
-    A leaf is never divided: one of more than `max_stack` entries is a bucket of its own.
+    A leaf is never divided: one of more than `max_stack_size` entries is a bucket of its own.
     """
     groups: dict[tuple, list[MatrixView]] = {}
     for view in views:
         leaf = leaves[view.index]
         groups.setdefault((view.m, view.n, leaf.dtype, _layout(leaf, view)), []).append(view)
-    return [bucket for group in groups.values() for bucket in _bounded(group, max_stack)]
+    return [bucket for group in groups.values() for bucket in _bounded(group, max_stack_size)]
 
 
 def restore(update: jax.Array, like: jax.Array) -> jax.Array:
@@ -59,14 +61,14 @@ def restore(update: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(like), update, like)
 
 
-def _bounded(views: list[MatrixView], max_stack: int) -> list[Bucket]:
+def _bounded(views: list[MatrixView], max_stack_size: int) -> list[Bucket]:
     buckets: list[list[MatrixView]] = []
     room = 0
     for view in views:
         size = view.batch * view.m * view.n
         if size > room:
             buckets.append([])
-            room = max_stack
+            room = max_stack_size
         buckets[-1].append(view)
         room -= size
     return [Bucket(tuple(bucket)) for bucket in buckets]

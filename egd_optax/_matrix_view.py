@@ -144,7 +144,7 @@ def axes_of(axes: Axes, path: str, leaf: Any) -> MatrixAxes | None:
         raise ValueError(
             f"Leaf {path!r} has shape {leaf.shape}; which of its axes make the matrix? Pass "
             f"axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None there to leave the "
-            "leaf as it is; for a Flax model, axes=propose_axes(params). A spectrum_monitor needs "
+            "leaf as it is; for a Flax model, axes=infer_axes(params). A spectrum_monitor needs "
             "the same axes as the whitening."
         )
     return MatrixAxes(0, 1)

@@ -7,14 +7,14 @@ import jax
 import optax
 
 from egd_optax._buckets import plan_buckets, restore
+from egd_optax._infer_axes import check_axes_used
 from egd_optax._matrix_view import Axes, MatrixView, check_axes, matrix_views
-from egd_optax._rules import check_axes_used
 from egd_optax._scaling import Scale, check_scale, scale_factor
 from egd_optax._selection import by_path, listed
-from egd_optax.polar._apply import as_method, init_stack, update_stack
 from egd_optax.polar._method import PolarMethod, Stateless, check_at_least
+from egd_optax.polar._stacks import as_method, init_stack, update_stack
 
-MAX_STACK = 2**26
+MAX_STACK_SIZE = 2**26
 
 
 class ScaleByEGDState(NamedTuple):
@@ -28,7 +28,7 @@ def scale_by_egd(
     *,
     axes: Axes = None,
     scale: Scale = None,
-    max_stack: int | None = None,
+    max_stack_size: int | None = None,
 ) -> optax.GradientTransformation:
     """Replace each matrix gradient G = U S V^T by its polar factor U V^T.
 
@@ -47,7 +47,7 @@ def scale_by_egd(
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "width": sqrt(max(1, n / m)), Muon's. "rms": .2 sqrt(max(m, n)), AdamW's update
             size. Or a function (m, n) -> factor.
-        max_stack: most entries of one stack of equal matrices, a bound on working memory. None:
+        max_stack_size: most entries of one stack of equal matrices, a bound on working memory. None:
             2**26, which is 256 MiB in float32.
 
     Returns:
@@ -55,11 +55,11 @@ def scale_by_egd(
         Leaves that are 0-D, 1-D, empty, integer, None or masked pass through; low-precision
         leaves are whitened in float32. A matrix with a NaN or Inf becomes non-finite, the others
         do not. Under `jit` with automatic sharding, leaves of one shape and several layouts may
-        come back in one layout; `max_stack=1` keeps them apart.
+        come back in one layout; `max_stack_size=1` keeps them apart.
 
     Raises:
         TypeError: something that is not a method or not axes.
-        ValueError: unknown scale, `max_stack` below 1; at `init`, a leaf of more than two
+        ValueError: unknown scale, `max_stack_size` below 1; at `init`, a leaf of more than two
             axes that `axes` does not name, axes that do not fit their leaf, or a pattern of your
             own in `axes` that matches no leaf.
 
@@ -77,8 +77,8 @@ def scale_by_egd(
     method = as_method(method)
     check_axes(axes)
     check_scale(scale)
-    limit = MAX_STACK if max_stack is None else max_stack
-    check_at_least("max_stack", limit, 1)
+    limit = MAX_STACK_SIZE if max_stack_size is None else max_stack_size
+    check_at_least("max_stack_size", limit, 1)
 
     stateless = isinstance(method, Stateless)
 
@@ -100,7 +100,9 @@ def scale_by_egd(
         del params
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, axes)
-        before = dict.fromkeys((view.path for view in views), ()) if stateless else state.method
+        before = (
+            dict.fromkeys((view.path for view in views), ()) if stateless else state.method_states
+        )
         _check_state(views, before)
         whitened, states = list(leaves), {}
         for bucket in plan_buckets(views, leaves, limit):

@@ -24,7 +24,7 @@ class PolarReport(NamedTuple):
     rank: jax.Array
     condition: jax.Array
     stable_rank: jax.Array
-    dropped_share: jax.Array
+    dropped_energy: jax.Array
 
 
 def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = None) -> PolarReport:
@@ -44,7 +44,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         Scalars: least and largest gain over the numerical range; `null_gain`, the spectral norm of
         the factor off that range; `orthogonality_error`, the spectral norm of Q Q^H - I for the
         factor on the range; numerical `rank`; `condition` = sigma_1 / sigma_rank; `stable_rank` =
-        sum sigma^2 / sigma_1^2; `dropped_share` of the squared Frobenius norm that lies in
+        sum sigma^2 / sigma_1^2; `dropped_energy` of the squared Frobenius norm that lies in
         directions of gain below 1/2. NaN where the matrix is zero, or
         either is not finite.
 
@@ -84,7 +84,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
         null_gain=jnp.linalg.norm(jnp.where(kept[:, None], 0, rows), 2),
         orthogonality_error=jnp.linalg.norm(product(on_range, adjoint(on_range)) - identity, 2),
         **_spectral_figures(s, rtol),
-        dropped_share=jnp.sum(jnp.where(gains < 0.5, s**2, 0)) / jnp.sum(s**2),
+        dropped_energy=jnp.sum(jnp.where(gains < 0.5, s**2, 0)) / jnp.sum(s**2),
     )
     usable = oriented.usable & jnp.all(jnp.isfinite(factor))
     return jax.tree.map(lambda x: jnp.where(usable, x.astype(s.dtype), jnp.nan), report)
@@ -112,7 +112,7 @@ def spectrum_monitor(
     """Keep figures of each matrix leaf's spectrum in the state and leave the updates alone.
 
     Chain one before the whitening to watch the gradient and one after it as the proof that it ran:
-    there the condition is 1 and the stable rank is the rank. Read them with `readings`.
+    there the condition is 1 and the stable rank is the rank. Read them with `read_spectra`.
 
     Args:
         every: number of updates from one measurement to the next; the others cost nothing.
@@ -125,7 +125,7 @@ def spectrum_monitor(
         sigma_1^2. They come from the eigenvalues of the Gram matrix, cheap enough to leave on
         (every ten steps two to four per cent of the modular run's time with one BLAS thread on
         CPU; with more, whose idle threads slow down what follows, a third to a half of a run's with
-        `Gram`) but blind below 1.4e-3 sigma_1 in float32: rank and condition count what lies above.
+        `Halley`) but blind below 1.4e-3 sigma_1 in float32: rank and condition count what lies above.
         The monitor after an exact whitening shows the true rank, and `polar_report` sees all.
         Before the first update and for zero gradients the norm is 0 and the rest NaN.
 
@@ -139,7 +139,7 @@ def spectrum_monitor(
         >>> optimizer = optax.chain(monitor, scale_by_egd(), monitor)
         >>> gradients = {"kernel": jnp.diag(jnp.array([4.0, 2.0]))}
         >>> _, state = optimizer.update(gradients, optimizer.init(gradients))
-        >>> [figures["kernel"].condition.item() for figures in diagnostics.readings(state)]
+        >>> [figures["kernel"].condition.item() for figures in diagnostics.read_spectra(state)]
         [2.0, 1.0]
     """
     check_at_least("every", every, 1)
@@ -168,7 +168,7 @@ def spectrum_monitor(
     return optax.GradientTransformation(init, update)
 
 
-def readings(state: Any) -> list[dict[str, Spectrum]]:
+def read_spectra(state: Any) -> list[dict[str, Spectrum]]:
     """Return the figures of all spectrum monitors within an optimizer's state, in chain order.
 
     Args:

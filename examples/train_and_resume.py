@@ -24,9 +24,9 @@ from flax import nnx
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from egd_optax import ProposedAxes, diagnostics, matching, polar, propose_axes, scale_by_egd
+from egd_optax import InferredAxes, diagnostics, infer_axes, matching, polar, scale_by_egd
 
-METHODS = {"auto": polar.Auto(), "streaming": polar.Streaming(rank=8)}
+METHODS = {"auto": polar.Auto(), "streaming": polar.SubspaceIteration(rank=8)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CNN(nnx.Module):
 def build(config: Config) -> tuple[CNN, nnx.Optimizer]:
     """Return the model and its optimizer: decay, then EGD for the kernels and Adam for the rest."""
     model = CNN(nnx.Rngs(config.seed))
-    axes = propose_axes(model)
+    axes = infer_axes(model)
     print(axes)
 
     @optax.inject_hyperparams
@@ -102,7 +102,7 @@ def build(config: Config) -> tuple[CNN, nnx.Optimizer]:
     return model, nnx.Optimizer(model, transformation, wrt=nnx.Param)
 
 
-def labels(axes: ProposedAxes, params: Any) -> Any:
+def labels(axes: InferredAxes, params: Any) -> Any:
     """Return the tree of "matrices", the leaves that `axes` proposes to whiten, and "others"."""
     chosen = [leaf.path for leaf in axes.leaves if leaf.axes is not None]
     whitened = matching(*(f"^{re.escape(path)}$" for path in chosen))
@@ -184,7 +184,7 @@ def report(config: Config, model: CNN, trainer: nnx.Optimizer, data: tuple) -> N
     model.eval()
     right = jnp.argmax(model(jnp.asarray(images)), axis=1) == targets
     print(f"Test accuracy {jnp.mean(right):.1%}.")
-    for path, figures in diagnostics.readings(trainer.opt_state)[0].items():
+    for path, figures in diagnostics.read_spectra(trainer.opt_state)[0].items():
         print(f"{path}: condition of a late gradient {figures.condition.item():.0f}")
     leaves = jax.tree.leaves_with_path(nnx.state(model, nnx.Param))
     final = config.folder / "final.npz"

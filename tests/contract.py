@@ -71,10 +71,10 @@ RATES = {"injected": ("learning_rate", "weight_decay"), "skips": NO_INTEGERS}
 # Sketches as wide as the matrices: whatever is drawn, the leading directions are exact.
 TABLE = {
     "auto": Case(scale_by_egd),
-    "gram": Case(scale_by_egd, {"method": polar.Gram(), "scale": "width"}),
+    "gram": Case(scale_by_egd, {"method": polar.Halley(), "scale": "muon"}),
     "newton_schulz": Case(scale_by_egd, {"method": polar.NewtonSchulz()}),
     "randomized": Case(scale_by_egd, {"method": polar.Randomized(2)}, counter="step"),
-    "streaming": Case(scale_by_egd, {"method": polar.Streaming(2)}, counter="step"),
+    "streaming": Case(scale_by_egd, {"method": polar.SubspaceIteration(2)}, counter="step"),
     "egd": Case(egd, {"learning_rate": RATE}, **RATES),
     "egd_momentum": Case(
         egd,

@@ -2,7 +2,7 @@
 
 from egd_optax import polar
 
-EXACT = [polar.SVD(), polar.Gram(), polar.Auto()]
+EXACT = [polar.SVD(), polar.Halley(), polar.Auto()]
 POLYNOMIAL = [polar.NewtonSchulz()]
-SKETCHES = [polar.Randomized(8, tail="keep"), polar.Streaming(8)]
+SKETCHES = [polar.Randomized(8, residual="keep"), polar.SubspaceIteration(8)]
 METHODS = [*EXACT, *POLYNOMIAL, *SKETCHES]

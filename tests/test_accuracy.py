@@ -23,7 +23,9 @@ from egd_optax.polar._oriented import default_rtol
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 ZOO = matrices.zoo()
 SIX_DIRECTIONS = [
-    kind(6, tail=tail) for kind in (polar.Randomized, polar.Streaming) for tail in ("drop", "keep")
+    kind(6, tail=tail)
+    for kind in (polar.Randomized, polar.SubspaceIteration)
+    for tail in ("drop", "keep")
 ]
 
 # Promises of the class by dtype: (share of sigma_1, largest |gain - 1| above it); (share, spectral
@@ -114,7 +116,7 @@ def assert_sketch(method, matrix, actual, name):
 def assert_tail_kept(method, matrix, actual, name):
     """The factor with the tail dropped, and all that it leaves out over the last value it found."""
     x = matrix.astype(np.float64) / np.abs(matrix).max()
-    dropped = factor(matrix, dataclasses.replace(method, tail="drop")).astype(np.float64)
+    dropped = factor(matrix, dataclasses.replace(method, residual="drop")).astype(np.float64)
     short = np.linalg.svd(dropped if x.shape[0] <= x.shape[1] else dropped.T)
     basis = short[0][:, short[1] > 0.5][:, : method.rank]
     wide = x if x.shape[0] <= x.shape[1] else x.T
@@ -287,7 +289,7 @@ def test_float64_is_tighter_in_the_polynomial_class_too():
         u, v = (np.linalg.qr(rng.standard_normal((n, 48)))[0] for n in (48, 160))
         spectrum = np.geomspace(1, 1e-5, 48)
         matrix = (u * spectrum) @ v.T
-        rows = polar.polar_express(12, lower=1e-6)
+        rows = polar.polar_express_coefficients(12, lower=1e-6)
         gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(rows)))
         expected = coefficients.compose(rows, spectrum / np.linalg.norm(spectrum))
         np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-11)
@@ -334,7 +336,7 @@ def orthogonal(size, seed):
     return np.linalg.qr(rng.standard_normal((size, size)))[0].astype(np.float32)
 
 
-@pytest.mark.parametrize("method", [polar.SVD(), polar.Gram(), polar.NewtonSchulz()], ids=repr)
+@pytest.mark.parametrize("method", [polar.SVD(), polar.Halley(), polar.NewtonSchulz()], ids=repr)
 @given(spectrum=SPECTRA, seed=st.integers(0, 2**16), scale=st.integers(-90, 90))
 @settings(max_examples=25, deadline=None)
 def test_algebra_of_the_polar_factor(method, spectrum, seed, scale):
@@ -381,5 +383,5 @@ def test_a_thousand_random_matrices_of_each_dtype(shape, dtype):
 @pytest.mark.parametrize("dtype", matrices.DECADES, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize(("shape", "count"), [((260, 300), 6), ((601, 700), 2)])
 def test_large_random_matrices_of_each_dtype(shape, count, dtype):
-    """Sizes that the blocks of `Gram` divide unevenly; few, for the reference takes seconds."""
+    """Sizes that the blocks of `Halley` divide unevenly; few, for the reference takes seconds."""
     hold_to_the_promise(shape, dtype, range(1000, 1000 + count))

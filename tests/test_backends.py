@@ -10,7 +10,7 @@ from jax import export
 from methods import METHODS
 
 from egd_optax import polar
-from egd_optax.polar._apply import init_stack, update_stack
+from egd_optax.polar._stacks import init_stack, update_stack
 
 
 def program(method, platform, shape):

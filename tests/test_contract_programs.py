@@ -232,8 +232,8 @@ def optax_contract(module):
     product = parameterized.product
     variants: list[dict] = [
         {},
-        {"momentum": 0.9, "weight_decay": 1e-4, "method": polar.Streaming(2)},
-        {"weight_decay": 1e-4, "decay": "decoupled", "method": polar.Gram()},
+        {"momentum": 0.9, "weight_decay": 1e-4, "method": polar.SubspaceIteration(2)},
+        {"weight_decay": 1e-4, "decay": "decoupled", "method": polar.Halley()},
     ]
     common = {"learning_rate": 1e-3, "axes": MatrixAxes(-2, -1)}  # a target has three axes
     rows = tuple(

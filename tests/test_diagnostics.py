@@ -23,7 +23,7 @@ def test_report_of_a_true_factor():
     assert report.rank == 20
     np.testing.assert_allclose(report.condition, s[0] / s[19], rtol=1e-3)
     np.testing.assert_allclose(report.stable_rank, np.sum(s**2) / s[0] ** 2, rtol=1e-4)
-    assert report.dropped_share < 1e-12  # only round-off is dropped
+    assert report.dropped_energy < 1e-12  # only round-off is dropped
 
 
 def test_report_of_a_wrong_factor_shows_what_is_wrong():
@@ -39,7 +39,7 @@ def test_report_of_a_wrong_factor_shows_what_is_wrong():
     itself, lost, lifted = report(spectrum), report([1, 0, 1, 0]), report([1, 1, 1, 1])
     np.testing.assert_allclose([itself.gain_min, itself.gain_max], [1, 4], rtol=1e-5)
     np.testing.assert_allclose(itself.orthogonality_error, 15, rtol=1e-5)
-    np.testing.assert_allclose(lost.dropped_share, 4 / 21, rtol=1e-5)
+    np.testing.assert_allclose(lost.dropped_energy, 4 / 21, rtol=1e-5)
     np.testing.assert_allclose([itself.null_gain, lifted.null_gain], [0, 1], atol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_monitor_proves_that_the_whitening_ran():
     updates, state = jax.jit(optimizer.update)(grads, optimizer.init(grads))
     expected = -0.1 * polar.polar_factor(MATRIX, polar.SVD())
     np.testing.assert_allclose(updates["kernel"], expected, rtol=0, atol=1e-6)
-    before, after = (reading["kernel"] for reading in diagnostics.readings(state))
+    before, after = (reading["kernel"] for reading in diagnostics.read_spectra(state))
     assert before.rank.item() == after.rank.item() == 20
     np.testing.assert_allclose(after.condition, 1, rtol=1e-3)
     np.testing.assert_allclose(after.stable_rank, 20, rtol=1e-3)
@@ -91,11 +91,14 @@ def test_readings_of_an_nnx_optimizer_are_arrays(transform):
         model, trainer, nnx.State({"kernel": nnx.Param(grads["kernel"])})
     )
     _, state = monitor.update(grads, monitor.init(grads))
-    (actual,), (expected,) = diagnostics.readings(trainer.opt_state), diagnostics.readings(state)
+    (actual,), (expected,) = (
+        diagnostics.read_spectra(trainer.opt_state),
+        diagnostics.read_spectra(state),
+    )
     assert all(type(value) is type(grads["kernel"]) for value in actual["kernel"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
 
 
 def test_no_monitor_no_readings():
     params = {"kernel": jnp.ones((2, 3))}
-    assert diagnostics.readings(egd(0.1).init(params)) == []
+    assert diagnostics.read_spectra(egd(0.1).init(params)) == []

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egd_optax import egd, polar, propose_axes
+from egd_optax import egd, infer_axes, polar
 from egd_optax._matrix_view import matrix_views
 
 KEYS = jax.random.split(jax.random.key(0), 8)
@@ -46,7 +46,7 @@ class Net(eqx.Module):
 def test_the_proposed_matrix_is_the_layers_linear_map(layer, x):
     tree = {"conv": layer} if isinstance(layer, eqx.nn.Conv) else {"layer": layer}
     leaves = jax.tree.leaves(tree)
-    (view,) = matrix_views(tree, propose_axes(tree))
+    (view,) = matrix_views(tree, infer_axes(tree))
     (matrix,) = view.to_stack(leaves[view.index])
     without_bias = layer(x) - layer(0 * x)
     np.testing.assert_allclose(x.ravel() @ matrix, without_bias.ravel(), rtol=1e-5, atol=1e-5)
@@ -54,14 +54,14 @@ def test_the_proposed_matrix_is_the_layers_linear_map(layer, x):
 
 def test_stacked_layers_are_a_batch():
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(5, 3, key=key))(KEYS)
-    (view,) = matrix_views({"layers": stack}, propose_axes({"layers": stack}))
+    (view,) = matrix_views({"layers": stack}, infer_axes({"layers": stack}))
     assert (view.batch, view.m, view.n) == (8, 5, 3)
 
 
 def test_a_training_step_of_an_equinox_model():
     net = Net()
     params = eqx.filter(net, eqx.is_inexact_array)
-    proposed = propose_axes(params, {"tokens": None})  # no name of it says what it is
+    proposed = infer_axes(params, {"tokens": None})  # no name of it says what it is
     optimizer = egd(0.5, method=polar.SVD(), axes=proposed)
     state = optimizer.init(params)
 

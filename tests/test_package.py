@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(egd_optax.__file__).parent
 LAYERS = [
     ("polar", "_extras"),
     ("_matrix_view", "_selection"),
-    ("_buckets", "_rules", "_scaling", "diagnostics"),
+    ("_buckets", "_infer_axes", "_scaling", "diagnostics"),
     ("_transform",),
     ("_wrappers", "_controls", "_grokfast", "_alias"),
     ("models",),

@@ -96,7 +96,7 @@ def test_an_iteration_in_a_short_dtype_is_as_good_as_plain_steps(name, dtype):
     assert ours <= 1.5 * theirs  # .81 to 1.02 were measured; round-off is chance
 
 
-@pytest.mark.parametrize("method", [polar.Gram(), polar.NewtonSchulz()], ids=repr)
+@pytest.mark.parametrize("method", [polar.Halley(), polar.NewtonSchulz()], ids=repr)
 def test_derivatives_at_a_small_scale(method):
     """The inverse of the scale times that at 1; a power of two, so but for round-off the same."""
     matrix = jnp.asarray(matrices.with_spectrum((24, 40), np.linspace(1, 0.3, 24)))
@@ -155,7 +155,7 @@ PUBLISHED = (
 
 def test_polar_express_is_the_published_table():
     """Every row, derived again from its parameters and as shipped: for x / 1.01, the last for x."""
-    derived = coefficients.polar_express(9, safety=1.0)
+    derived = coefficients.polar_express_coefficients(9, safety=1.0)
     np.testing.assert_allclose(derived[0], PUBLISHED[0], rtol=1e-12)
     np.testing.assert_allclose(derived[8], PUBLISHED[7], rtol=1e-12)
     np.testing.assert_allclose(derived[:7], PUBLISHED[:7], rtol=1e-10)
@@ -165,7 +165,7 @@ def test_polar_express_is_the_published_table():
 
 
 def test_cans_is_the_greedy_composition_to_four_decimals():
-    derived = coefficients.polar_express(5, lower=1e-3, safety=1.01, cushion=0.0)
+    derived = coefficients.polar_express_coefficients(5, lower=1e-3, safety=1.01, cushion=0.0)
     np.testing.assert_allclose(derived, coefficients.TABLES["cans"].rows, rtol=0, atol=5.1e-5)
 
 
@@ -197,7 +197,7 @@ def test_rows_that_shrink_small_values_do_not_lengthen_a_run():
     """The round-off of each step counts, however small a row's a makes that of the steps before."""
     spectrum = np.r_[1, 0.5, 0.3, np.geomspace(0.1, 1e-3, 45)]
     matrix = matrices.with_spectrum((48, 160), spectrum)
-    rows = ((1.0, 0.0, 0.0), (0.0, 1.5, -0.5), *polar.polar_express(8, lower=1e-9))
+    rows = ((1.0, 0.0, 0.0), (0.0, 1.5, -0.5), *polar.polar_express_coefficients(8, lower=1e-9))
     gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(rows)))
     expected = coefficients.compose(rows, spectrum / np.linalg.norm(spectrum))
     # 4e-4 by single steps: the rows amplify round-off themselves. One run of all: 4e4.
@@ -228,7 +228,7 @@ def test_five_steps_are_nearer_to_one_than_five_of_optax(kind):
 
 @pytest.mark.parametrize(("steps", "lower"), [(7, 1e-3), (9, 1e-4), (12, 1e-6)])
 def test_generated_tables_reach_1e_6(steps, lower):
-    rows = polar.polar_express(steps, lower=lower)
+    rows = polar.polar_express_coefficients(steps, lower=lower)
     assert (
         np.abs(coefficients.compose(rows, np.logspace(np.log10(lower), 0, 10_001)) - 1).max() < 1e-6
     )
@@ -246,17 +246,17 @@ def test_randomized_whitens_the_leading_directions():
     dropped, _ = reference.gain_matrix(matrix, factor(matrix, polar.Randomized(8)))
     expected = np.diag(np.r_[np.ones(8), np.zeros(40)])
     np.testing.assert_allclose(dropped, expected, rtol=0, atol=1e-2)
-    kept, _ = reference.gain_matrix(matrix, factor(matrix, polar.Randomized(8, tail="keep")))
+    kept, _ = reference.gain_matrix(matrix, factor(matrix, polar.Randomized(8, residual="keep")))
     expected = np.diag(np.r_[np.ones(8), spectrum[8:] / spectrum[7]])
     np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("method", [polar.Randomized, polar.Streaming])
+@pytest.mark.parametrize("method", [polar.Randomized, polar.SubspaceIteration])
 def test_the_tail_continues_a_steep_spectrum(method):
     """Over four decades the sketch still orders its directions, and the tail hangs on the last."""
     spectrum = np.logspace(0, -4, 48)
     matrix = matrices.with_spectrum((48, 160), spectrum)
-    update = jax.jit(method(40, oversample=8, tail="keep").update)
+    update = jax.jit(method(40, oversample=8, residual="keep").update)
     actual, _ = update(matrix, method(40).init(jnp.asarray(matrix)))
     gains, _ = reference.gain_matrix(matrix, actual)
     expected = np.r_[np.ones(40), spectrum[40:] / spectrum[39]]
@@ -291,7 +291,7 @@ def turning(step, angle=0.02, shape=(48, 160)):
 
 def test_streaming_follows_a_turning_subspace():
     """After five steps at 0.02 radians a step, the leading gains are within 1e-2 of 1."""
-    method = polar.Streaming(8)
+    method = polar.SubspaceIteration(8)
     update = jax.jit(method.update)
     state = method.init(jnp.zeros((48, 160)))
     for step in range(12):
@@ -305,7 +305,7 @@ def test_streaming_follows_a_turning_subspace():
 
 def test_streaming_finds_directions_that_its_basis_has_never_seen():
     """Rows of sparse tokens: a support disjoint from the last one leaves nothing to follow."""
-    method = polar.Streaming(8)
+    method = polar.SubspaceIteration(8)
     update = jax.jit(method.update)
     state = method.init(jnp.zeros((48, 160)))
     for rows in (slice(0, 10), slice(30, 38)):
@@ -318,7 +318,7 @@ def test_streaming_finds_directions_that_its_basis_has_never_seen():
 
 
 def test_streaming_survives_a_zero_and_a_non_finite_step():
-    method = polar.Streaming(8)
+    method = polar.SubspaceIteration(8)
     update = jax.jit(method.update)
     _, state = update(turning(0), method.init(jnp.zeros((48, 160))))
     for bad in (np.zeros((48, 160), np.float32), np.full((48, 160), np.nan, np.float32)):
@@ -328,7 +328,7 @@ def test_streaming_survives_a_zero_and_a_non_finite_step():
 
 SIX = st.lists(st.floats(-25.0, 25.0), min_size=6, max_size=6)
 # Auto is one of the others, and every method compiles for each of the stacks below.
-IN_STACKS = [polar.SVD(), polar.Gram(), *METHODS[3:]]
+IN_STACKS = [polar.SVD(), polar.Halley(), *METHODS[3:]]
 # One program on the same numbers, but XLA may fuse a loop's body in another way: some eps, times
 # the condition of the spectra below, 1e2, or the inverse of their gaps.
 SAME = {"rtol": 0, "atol": 1e-4}
@@ -367,7 +367,7 @@ def test_bucketed_equals_unbucketed(method, scales, seed):
     stack = jnp.asarray(six_matrices(scales, seed))
     tree = {"bare": jnp.ones(3), "one": stack[0], "others": list(stack[1:])}
     results = []
-    for transformation in (scale_by_egd(method), scale_by_egd(method, max_stack=1)):
+    for transformation in (scale_by_egd(method), scale_by_egd(method, max_stack_size=1)):
         _, state = transformation.update(tree, transformation.init(tree))
         results.append(transformation.update(tree, state)[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **SAME), *results)
@@ -385,7 +385,7 @@ def test_bucketed_equals_unbucketed(method, scales, seed):
 )
 def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
     matrix = matrices.with_spectrum(shape, np.logspace(0, -2, min(shape)))
-    expected = factor(matrix, {"SVD": polar.SVD(), "Gram": polar.Gram()}[picked])
+    expected = factor(matrix, {"SVD": polar.SVD(), "Gram": polar.Halley()}[picked])
     np.testing.assert_array_equal(factor(matrix, polar.Auto()), expected)
 
 
@@ -397,7 +397,7 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.Randomized(2, seed=2**32), "below 2"),
         (lambda: polar.NewtonSchulz(dtype=jnp.int32), "floating-point"),
         (lambda: polar.Auto(rtol=1.0), "rtol .* got 1.0"),
-        (lambda: polar.Gram(rtol=float("nan")), "rtol"),
+        (lambda: polar.Halley(rtol=float("nan")), "rtol"),
         (lambda: polar.NewtonSchulz("muon"), "polar_express, jordan, you, cans, got 'muon'"),
         (lambda: polar.NewtonSchulz(steps=0), "steps .* at least 1, got 0"),
         (lambda: polar.NewtonSchulz(((1.0, 2.0),)), "rows"),
@@ -409,9 +409,9 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.Randomized(0), "rank .* at least 1, got 0"),
         (lambda: polar.Randomized(4, tail="none"), "tail must be one of drop, keep"),
         (lambda: polar.polar_factor(jnp.ones(3)), r"\(\*batch, m, n\), got .*\(3,\)"),
-        (lambda: polar.polar_express(0), "steps .* at least 1, got 0"),
-        (lambda: polar.polar_express(2.5), "steps .* integer"),
-        (lambda: polar.polar_express(2, safety=np.inf), "safety in"),
+        (lambda: polar.polar_express_coefficients(0), "steps .* at least 1, got 0"),
+        (lambda: polar.polar_express_coefficients(2.5), "steps .* integer"),
+        (lambda: polar.polar_express_coefficients(2, safety=np.inf), "safety in"),
     ],
 )
 def test_bad_values_are_refused(make, says):
@@ -572,7 +572,7 @@ def test_vmap_over_two_matrices_does_not_hang_on_cpu(method):
     subprocess.run([sys.executable, "-c", HANG, method], env=ours, check=True, timeout=300)
 
 
-@pytest.mark.parametrize("method", [polar.SVD(), polar.Gram(), polar.NewtonSchulz()], ids=repr)
+@pytest.mark.parametrize("method", [polar.SVD(), polar.Halley(), polar.NewtonSchulz()], ids=repr)
 @pytest.mark.parametrize("batched", [False, True])
 def test_derivatives_are_those_of_the_polar_factor(method, batched):
     """Along a random direction, against central differences of the SVD in float64."""

@@ -1,4 +1,4 @@
-"""propose_axes: against the linear maps of Flax's own layers."""
+"""infer_axes: against the linear maps of Flax's own layers."""
 
 import functools
 
@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from egd_optax import MatrixAxes, egd, polar, propose_axes, scale_by_egd
+from egd_optax import MatrixAxes, egd, infer_axes, polar, scale_by_egd
 from egd_optax._matrix_view import matrix_views
 from egd_optax._selection import leaf_path
 from egd_optax.models import DecoderTransformer
@@ -28,12 +28,12 @@ def views(params, axes=None):
     leaves = jax.tree.leaves(params)
     return {
         view.path: np.asarray(view.to_stack(leaves[view.index]))
-        for view in matrix_views(params, propose_axes(params) if axes is None else axes)
+        for view in matrix_views(params, infer_axes(params) if axes is None else axes)
     }
 
 
 def whitened(params):
-    return {leaf.path for leaf in propose_axes(params).leaves if leaf.axes is not None}
+    return {leaf.path for leaf in infer_axes(params).leaves if leaf.axes is not None}
 
 
 def attention(**options):
@@ -130,10 +130,10 @@ def test_scanned_layers_are_batch(use_bias):
     """Attention by bias or name; a bare (3, 8, 8) kernel could be anything, and is left out."""
     x = normal(1, 4, 8)
     params = jax.eval_shape(Scanned(use_bias).init, jax.random.key(0), x)["params"]
-    matrices = {leaf.path: leaf.matrix for leaf in propose_axes(params).leaves if leaf.axes}
+    matrices = {leaf.path: leaf.matrix for leaf in infer_axes(params).leaves if leaf.axes}
     names = {f"mha/{name}/kernel" for name in ("query", "key", "value", "out")}
     assert matrices == dict.fromkeys(names, (3, 8, 8))
-    own = propose_axes(params, {"dense/kernel": MatrixAxes(1, 2)}).leaves[0]
+    own = infer_axes(params, {"dense/kernel": MatrixAxes(1, 2)}).leaves[0]
     assert (own.path, own.matrix, own.why) == ("dense/kernel", (3, 8, 8), "yours")
 
 
@@ -144,14 +144,14 @@ def test_what_is_left_out_of_a_transformer():
     inside = ["attention/query", "attention/key", "attention/value", "attention/out"]
     inside += ["mlp/expand", "mlp/contract"]
     assert whitened(params) == {f"blocks/{i}/{name}/kernel" for i in (0, 1) for name in inside}
-    reasons = {leaf.path: leaf.why for leaf in propose_axes(params).leaves if leaf.axes is None}
+    reasons = {leaf.path: leaf.why for leaf in infer_axes(params).leaves if leaf.axes is None}
     biases = {f"blocks/{i}/attention/{name}/bias" for i in (0, 1) for name in ("query", "key")}
     assert biases < reasons.keys()
     assert reasons["head/kernel"].startswith("output head")
     assert reasons["token_embedding/embedding"].startswith("embedding")
     shapes = nnx.eval_shape(lambda: DecoderTransformer(9, 4, width=16, rngs=nnx.Rngs(0)))
     for same in (model, shapes, nnx.to_pure_dict(params)):
-        assert propose_axes(same) == propose_axes(params)
+        assert infer_axes(same) == infer_axes(params)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def gradients(params):
 def test_a_step_of_nnx_optimizer():
     model = DecoderTransformer(9, 4, layers=1, width=8, heads=2, rngs=nnx.Rngs(0))
     before = jax.tree.map(np.array, nnx.state(model, nnx.Param))
-    axes = propose_axes(model)
+    axes = infer_axes(model)
     trainer = nnx.Optimizer(model, half_steps(axes), wrt=nnx.Param)
     nnx.jit(lambda trainer, model, grads: trainer.update(model, grads))(
         trainer, model, gradients(before)
@@ -224,7 +224,7 @@ def test_a_step_of_a_linen_train_state():
 
     model, x = CNN(), normal(2, 4, 4, 3)
     params = model.init(jax.random.key(0), x)["params"]
-    axes = propose_axes(params, {"head": MatrixAxes(0, 1), "Dense_0": None})
+    axes = infer_axes(params, {"head": MatrixAxes(0, 1), "Dense_0": None})
     state = TrainState.create(apply_fn=model.apply, params=params, tx=half_steps(axes))
     step = jax.jit(lambda state, grads: state.apply_gradients(grads=grads))
     after = step(state, gradients(params)).params
@@ -234,7 +234,7 @@ def test_a_step_of_a_linen_train_state():
 
 def test_the_table_says_what_why_and_how_to_change_it():
     params = nnx.state(DecoderTransformer(9, 4, width=16, rngs=nnx.Rngs(0)), nnx.Param)
-    table = str(propose_axes(params, {"1/mlp/expand": None}))
+    table = str(infer_axes(params, {"1/mlp/expand": None}))
     lines = [" ".join(line.split()) for line in table.splitlines()]
     assert lines[0] == "leaf shape axes matrix why"
     assert "blocks/*/mlp/contract/kernel (2) (64, 16) 0 x 1 64 x 16 matrix: in x out" in lines
@@ -242,7 +242,7 @@ def test_the_table_says_what_why_and_how_to_change_it():
     assert f"blocks/*/attention/out/kernel (2) {out}" in lines
     assert "blocks/1/mlp/expand/kernel (16, 64) - - yours" in lines
     assert "Whitened: 11. Left out: 10. No matrices: 16." in lines
-    assert lines[-1].startswith("propose_axes(params, {")
+    assert lines[-1].startswith("infer_axes(params, {")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_the_table_says_what_why_and_how_to_change_it():
 )
 def test_bad_overrides_are_refused(overrides, error, says):
     with pytest.raises(error, match=says):
-        propose_axes({"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}, overrides)
+        infer_axes({"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}, overrides)
 
 
 @pytest.mark.parametrize("make", [functools.partial(egd, 0.1), scale_by_egd], ids=["egd", "chain"])
@@ -267,4 +267,4 @@ def test_a_misspelt_pattern_in_axes_is_an_error(make):
     make(axes={"head": None}).init(params)
     part = optax.masked(make(axes={"head": None}), {"hidden": True, "head": False})
     part.init(params)
-    make(axes=propose_axes({**params, "frozen": params["hidden"]})).init(params)
+    make(axes=infer_axes({**params, "frozen": params["hidden"]})).init(params)

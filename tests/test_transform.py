@@ -89,7 +89,7 @@ def test_the_method_is_traced_for_buckets_and_not_for_leaves():
 def test_bucketed_equals_unbucketed(method):
     """Nothing leaks between leaves of a stack, and no leaf changes its place."""
     tree = {name: jnp.asarray(gradients(seed)) for seed, name in enumerate("abc")}
-    apart = whitened(tree, method, max_stack=1)
+    apart = whitened(tree, method, max_stack_size=1)
     chex.assert_trees_all_close(whitened(tree, method), apart, atol=1e-5)
     for name, leaf in tree.items():
         chex.assert_trees_all_close(apart[name], whitened([leaf], method)[0], atol=1e-5)
@@ -172,7 +172,7 @@ def test_sharding_comes_back(transform):
         ({"axes": {"*": MatrixAxes(0, 1)}}, None, ValueError, "regular expression"),
         ({"scale": "muon"}, None, ValueError, "width, rms.*got 'muon'"),
         ({"method": "svd"}, None, TypeError, r"polar.SVD\(\).*got 'svd'"),
-        ({"max_stack": 0}, None, ValueError, "max_stack .* at least 1, got 0"),
+        ({"max_stack_size": 0}, None, ValueError, "max_stack_size .* at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_training(arguments, leaf, error, says):
@@ -186,7 +186,7 @@ def test_matrix_axes_refuses_empty_and_repeated_axes(rows, columns):
         MatrixAxes(rows, columns)
 
 
-@pytest.mark.parametrize("method", [polar.Gram(), polar.Streaming(4)], ids=repr)
+@pytest.mark.parametrize("method", [polar.Halley(), polar.SubspaceIteration(4)], ids=repr)
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_explicit_sharding_comes_back(method, transform):
     """With shardings in the types, whatever the layout: rows, columns, both, batch, none."""
@@ -208,7 +208,7 @@ def test_explicit_sharding_comes_back(method, transform):
     "optimizer",
     [
         lambda: optax.chain(diagnostics.spectrum_monitor(), scale_by_egd(), optax.sgd(0.1)),
-        lambda: egd(0.1, method=polar.Streaming(4), momentum=0.9, weight_decay=1e-3),
+        lambda: egd(0.1, method=polar.SubspaceIteration(4), momentum=0.9, weight_decay=1e-3),
         lambda: egd(0.1, matrices=r"^hidden/kernel$", others=optax.adam(1e-3)),
         lambda: optax.chain(
             optax.masked(scale_by_egd(polar.Randomized(4)), matching("kernel$")), optax.sgd(0.1)
@@ -241,7 +241,7 @@ def test_nnx_optimizer_trains(optimizer, wrt):
 def test_eager_calls_compile_once(caplog):
     """The README's loop is eager: its second step has to find the first one's programs."""
     grads = network()[1]
-    transformation = scale_by_egd(polar.Gram())
+    transformation = scale_by_egd(polar.Halley())
     state = transformation.init(grads)
     transformation.update(grads, state)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -250,7 +250,7 @@ def test_eager_calls_compile_once(caplog):
 
 
 def test_a_foreign_state_is_named():
-    transformation = scale_by_egd(polar.Streaming(1))
+    transformation = scale_by_egd(polar.SubspaceIteration(1))
     state = transformation.init({"a": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="for leaf 'b', only for 'a'"):
         transformation.update({"b": jnp.ones((2, 3))}, state)

@@ -19,10 +19,10 @@ MATRICES = {
 METHODS: dict[str, Callable[[Config], PolarMethod | Callable]] = {
     "auto": lambda config: egd_optax.polar.Auto(),
     "svd": lambda config: spectral(config.power, config.floor),
-    "gram": lambda config: egd_optax.polar.Gram(),
+    "gram": lambda config: egd_optax.polar.Halley(),
     "newton_schulz": lambda config: egd_optax.polar.NewtonSchulz(),
     "randomized": lambda config: egd_optax.polar.Randomized(config.rank or 0),
-    "streaming": lambda config: egd_optax.polar.Streaming(config.rank or 0),
+    "streaming": lambda config: egd_optax.polar.SubspaceIteration(config.rank or 0),
 }
 
 GRADIENTS: dict[str, Callable[[Config], optax.GradientTransformation]] = {

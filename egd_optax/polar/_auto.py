@@ -4,14 +4,14 @@ import dataclasses
 
 import jax
 
-from egd_optax.polar._gram import Gram
+from egd_optax.polar._halley import Halley
 from egd_optax.polar._method import Stateless, check_rtol
 from egd_optax.polar._svd import SVD
 
 
 @dataclasses.dataclass(frozen=True)
 class Auto(Stateless):
-    """Exact polar factor by `Gram`, or by `SVD` for small matrices on CPU.
+    """Exact polar factor by `Halley`, or by `SVD` for small matrices on CPU.
 
     Accuracy class: exact, whatever is picked. Accelerators never get an SVD; CPUs get one up to
     1024 entries, about where the curves cross (examples/benchmarks/logs/cpu-small.jsonl).
@@ -30,7 +30,7 @@ class Auto(Stateless):
         check_rtol(self.rtol)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
-        gram, svd = Gram(self.rtol).factor, SVD(self.rtol).factor
+        gram, svd = Halley(self.rtol).factor, SVD(self.rtol).factor
         on_cpu = svd if matrix.size <= _SMALL else gram
         return jax.lax.platform_dependent(matrix, cpu=on_cpu, default=gram)
 

@@ -26,7 +26,7 @@ class Table:
     source: str
 
 
-def polar_express(
+def polar_express_coefficients(
     steps: int, *, lower: float = 1e-3, safety: float = 1.01, cushion: float = 0.02407327424182761
 ) -> Rows:
     """Derive the rows of Polar Express: a greedy composition of minimax odd quintics.
@@ -120,7 +120,7 @@ def _value(row, x):
 
 TABLES = {
     "polar_express": Table(
-        rows=polar_express(8),
+        rows=polar_express_coefficients(8),
         lower=1e-3,
         gains=(1 - 1e-6, 1 + 1e-6),
         source="Amsel et al. 2025, arXiv 2505.16932: lower 1e-3, safety 1.01, cushion .02407",
@@ -160,6 +160,6 @@ TABLES = {
         lower=1e-3,
         gains=(0.86, 1.12),
         source="Grishina, Smirnov, Rakhuba, CANS, 2025, arXiv 2506.10935, with safety 1.01: "
-        "polar_express(5, lower=1e-3, cushion=0), of rows with four decimals",
+        "polar_express_coefficients(5, lower=1e-3, cushion=0), of rows with four decimals",
     ),
 }

@@ -30,7 +30,7 @@ class NewtonSchulz(Stateless):
     Args:
         coefficients: "polar_express" (8 rows), "jordan", "you", "cans" (5 rows each, the last made
             safe for singular values up to 1.01), or rows (a, b, c), such as those of
-            `polar_express(12, lower=1e-6)`.
+            `polar_express_coefficients(12, lower=1e-6)`.
         steps: number of steps. None: one for each row. Fewer take the first rows, more
             repeat the last one.
         dtype: dtype to iterate in. None: the leaf's own, at least float32.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egd_optax.polar._gram import Gram
+from egd_optax.polar._halley import Halley
 from egd_optax.polar._linalg import adjoint, product
 from egd_optax.polar._method import check_at_least, check_choice
 from egd_optax.polar._oriented import default_rtol, orient, working_dtype
@@ -22,7 +22,7 @@ class _Sketch:
 
     rank: int
     oversample: int = 8
-    tail: str = "drop"
+    residual: str = "drop"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class _Sketch:
         check_at_least("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed!r}.")
-        check_choice("tail", self.tail, ("drop", "keep"))
+        check_choice("residual", self.residual, ("drop", "keep"))
 
     def _width(self, m: int) -> int:
         return min(self.rank + self.oversample, m)
@@ -42,7 +42,7 @@ class _Sketch:
         Returns the factor, and the basis turned to the singular directions, leading ones last.
         """
         small = product(adjoint(basis), x)
-        whitened = Gram().factor(small)
+        whitened = Halley().factor(small)
         # The Hermitian factor has the singular values themselves, so eigh resolves them to eps
         # sigma_1; the small Gram matrix has their squares and would lose half of the digits.
         hermitian = product(small, adjoint(whitened))
@@ -51,7 +51,7 @@ class _Sketch:
         turned = product(basis, turn)
         leading = turned[:, -rank:]
         factor = product(leading, product(adjoint(turn[:, -rank:]), whitened))
-        if self.tail == "keep":
+        if self.residual == "keep":
             rest = x - product(leading, product(adjoint(leading), x))
             factor = factor + _reciprocal(s[-rank], s[-1]).astype(x.dtype) * rest
         return factor, turned
@@ -75,7 +75,7 @@ class Randomized(_Sketch):
     Args:
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
         oversample: extra sketch directions, dropped before whitening.
-        tail: what becomes of the rest. "drop" (the paper): zeros. "keep": divided by the
+        residual: what becomes of the rest. "drop" (the paper): zeros. "keep": divided by the
             smallest whitened singular value, so that it continues the spectrum below 1.
         seed: of the sketches; every step draws a fresh one, the same for all matrices.
         power_iterations: passes over G that sharpen the sketch.
@@ -112,7 +112,7 @@ class Randomized(_Sketch):
         return oriented.restore(factor), state._replace(step=state.step + 1)
 
 
-class StreamingState(NamedTuple):
+class SubspaceIterationState(NamedTuple):
     """Orthonormal `(min(m, n), k)` basis of the last leading directions, and a key's parts."""
 
     basis: jax.Array
@@ -121,7 +121,7 @@ class StreamingState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Streaming(_Sketch):
+class SubspaceIteration(_Sketch):
     """Polar factor of the leading `rank` directions, followed from step to step.
 
     The basis of the last step, turned to its singular directions, is carried through
@@ -134,7 +134,7 @@ class Streaming(_Sketch):
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
         oversample: random columns beside the followed ones; 0 finds new directions only where
             old ones have died.
-        tail: what becomes of the rest. "drop": zeros. "keep": divided by the smallest
+        residual: what becomes of the rest. "drop": zeros. "keep": divided by the smallest
             whitened singular value, so that it continues the spectrum below 1.
         seed: of the random basis to begin with.
 
@@ -146,13 +146,15 @@ class Streaming(_Sketch):
         arXiv 2504.05295 (warm-started power iteration).
     """
 
-    def init(self, matrix: jax.ShapeDtypeStruct) -> StreamingState:
+    def init(self, matrix: jax.ShapeDtypeStruct) -> SubspaceIterationState:
         m = min(matrix.shape)
         dtype = working_dtype(matrix.dtype)
         draw = jax.random.normal(jax.random.key(self.seed), (m, self._width(m)), dtype)
-        return StreamingState(_orth(draw), jnp.uint32(self.seed), jnp.int32(0))
+        return SubspaceIterationState(_orth(draw), jnp.uint32(self.seed), jnp.int32(0))
 
-    def update(self, matrix: jax.Array, state: StreamingState) -> tuple[jax.Array, StreamingState]:
+    def update(
+        self, matrix: jax.Array, state: SubspaceIterationState
+    ) -> tuple[jax.Array, SubspaceIterationState]:
         oriented = orient(matrix)
         x = oriented.x
         basis = _orth(product(x, self._probe(x, state)))
@@ -160,7 +162,7 @@ class Streaming(_Sketch):
         kept = jnp.where(oriented.usable, turned, state.basis)
         return oriented.restore(factor), state._replace(basis=kept, step=state.step + 1)
 
-    def _probe(self, x: jax.Array, state: StreamingState) -> jax.Array:
+    def _probe(self, x: jax.Array, state: SubspaceIterationState) -> jax.Array:
         """Return unit columns (n, k): where the basis points to in `x`, and random ones."""
         width = state.basis.shape[1]
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)

@@ -121,7 +121,7 @@ def candidates(x: jax.Array) -> dict[str, Callable]:
         "product": lambda x: square @ x,
         "peer: jnp.linalg.svd": through_svd,
         "SVD": of(polar.SVD()),
-        "Gram": of(polar.Gram()),
+        "Gram": of(polar.Halley()),
         "Auto": of(polar.Auto()),
         "NewtonSchulz 5 steps": of(polar.NewtonSchulz(steps=5)),
         "NewtonSchulz 8 steps": of(polar.NewtonSchulz()),
@@ -139,7 +139,7 @@ def sketches(x: jax.Array, rank: int) -> dict[str, Callable]:
         return {}
     found = {f"Randomized {rank}": of(polar.Randomized(rank))}
     if x.ndim == 2:
-        method = polar.Streaming(rank)
+        method = polar.SubspaceIteration(rank)
         _, state = method.update(x, method.init(x))
         found[f"Streaming {rank}"] = lambda x: method.update(x, state)[0]
     return found

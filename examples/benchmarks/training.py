@@ -2,7 +2,7 @@
 
     python examples/benchmarks/training.py                     # about 4 minutes on two cores
 
-An epoch without whitening, with the SVD and with `Gram`, each also with `spectrum_monitor`; BLAS
+An epoch without whitening, with the SVD and with `Halley`, each also with `spectrum_monitor`; BLAS
 with as many threads as it takes by itself, and with one.
 """
 

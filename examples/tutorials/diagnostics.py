@@ -5,7 +5,7 @@
 # gradient looked like. Two tools look behind it:
 #
 # - `diagnostics.spectrum_monitor` stands in a chain, leaves the updates alone, and keeps figures
-#   of each matrix in the optimizer's state. `diagnostics.readings` gets them out.
+#   of each matrix in the optimizer's state. `diagnostics.read_spectra` gets them out.
 # - `diagnostics.polar_report` compares one gradient with what a method made of it, direction by
 #   direction.
 #
@@ -64,7 +64,7 @@ def train(chain, rates, chosen):
         gradients = jax.grad(loss)(params, IMAGES[batch], TARGETS[batch])
         updates, state = chain.update(gradients, state, params)
         params = jax.tree.map(lambda param, update: param - rate * update, params, updates)
-        return (params, state), (loss(params), diagnostics.readings(state))
+        return (params, state), (loss(params), diagnostics.read_spectra(state))
 
     (params, _), history = jax.lax.scan(step, (START, chain.init(START)), (rates, chosen))
     return params, *history
@@ -220,7 +220,7 @@ def approach(rates):
     def step(carry, rate):
         weights, state = carry
         update, state = chain.update({"w": weights - GOAL}, state, {"w": weights})
-        return (weights - rate * update["w"], state), diagnostics.readings(state)
+        return (weights - rate * update["w"], state), diagnostics.read_spectra(state)
 
     weights = jnp.zeros((16, 10))
     return jax.lax.scan(step, (weights, chain.init({"w": weights})), rates)[1]
@@ -364,7 +364,7 @@ factors = {
     for name, (method, *_) in METHODS.items()
 }
 reports = {name: report(GRADIENT, factor) for name, factor in factors.items()}
-FIELDS = "rank", "gain_min", "gain_max", "null_gain", "dropped_share"
+FIELDS = "rank", "gain_min", "gain_max", "null_gain", "dropped_energy"
 print(f"{'':24}", *(f"{field:>14}" for field in FIELDS))
 for name, figures in reports.items():
     print(f"{name:24}", *(f"{float(getattr(figures, field)):14.2g}" for field in FIELDS))
@@ -392,7 +392,7 @@ draw_gains()
 # - **Exact**: gains of 1 over the numerical range, and nothing outside it (`null_gain` 0).
 # - **Polynomials** leave small directions small: `gain_min` is far below 1. Five steps
 #   (`"jordan"`) also scatter the gains of the large ones.
-# - **A sketch** of rank 6 drops the other six: `gain_min` 0. `dropped_share` tells how much of the
+# - **A sketch** of rank 6 drops the other six: `gain_min` 0. `dropped_energy` tells how much of the
 #   gradient's squared norm goes with them: next to nothing. That is no proof that they do not
 #   matter: the decay-only direction above was as small.
 # - **No cut-off** looks perfect over the range, and has `null_gain` 1: the four directions without
@@ -406,7 +406,7 @@ assert 0.1 < newton.gain_min < 0.5
 assert jordan.gain_min < 0.05
 assert jordan.gain_max > 1.1
 assert abs(sketch.gain_min) < 1e-2
-assert 0 < sketch.dropped_share < 1e-3
+assert 0 < sketch.dropped_energy < 1e-3
 assert abs(without.gain_min - 1) < 1e-2
 assert without.null_gain > 0.99
 
@@ -431,13 +431,13 @@ def finite(updates):
 
 plain, safe = watched(), optax.apply_if_finite(watched(), max_consecutive_errors=2)
 updates, state = compiled(plain.update)(bad, plain.init(START), START)
-alone = finite(updates), float(diagnostics.readings(state)[0]["hidden/kernel"].norm[0])
+alone = finite(updates), float(diagnostics.read_spectra(state)[0]["hidden/kernel"].norm[0])
 print("alone:  ", *alone)
 
 update, state, guarded = compiled(safe.update), safe.init(START), []
 for gradients in (good, bad, bad, bad):
     updates, state = update(gradients, state, START)
-    norm = float(diagnostics.readings(state)[0]["hidden/kernel"].norm[0])
+    norm = float(diagnostics.read_spectra(state)[0]["hidden/kernel"].norm[0])
     guarded.append((finite(updates), norm))
     print("guarded:", *guarded[-1], "not finite so far:", state.total_notfinite)
 
@@ -452,7 +452,7 @@ assert not guarded[3][0]["hidden"]
 
 # %%
 _, state = compiled(plain.update)(jax.tree.map(jnp.zeros_like, good), plain.init(START), START)
-nothing = diagnostics.readings(state)[0]["hidden/kernel"]
+nothing = diagnostics.read_spectra(state)[0]["hidden/kernel"]
 assert nothing.norm[0] == 0
 assert np.isnan(nothing.condition[0])
 

@@ -3,7 +3,7 @@
 #
 # Whitening is for matrices, and a convolution keeps its matrix in an array of four axes. This page
 # trains a small CNN on scikit-learn's handwritten digits (1797 images of 8 by 8 pixels) and shows
-# how `propose_axes` finds the matrices, who takes care of the rest, and what the output head needs.
+# how `infer_axes` finds the matrices, who takes care of the rest, and what the output head needs.
 
 # %%
 import functools
@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from egd_optax import egd, propose_axes
+from egd_optax import egd, infer_axes
 
 
 class CNN(nnx.Module):
@@ -33,12 +33,12 @@ class CNN(nnx.Module):
 # %% [markdown]
 # ## Which axes make the matrix?
 #
-# `propose_axes` reads the names and shapes of the parameters. Print what it returns before you use
+# `infer_axes` reads the names and shapes of the parameters. Print what it returns before you use
 # it: the table says for every leaf what would be whitened, and why.
 
 # %%
 shapes = nnx.eval_shape(lambda: CNN(nnx.Rngs(0)))  # a model will do, too
-axes = propose_axes(nnx.state(shapes, nnx.Param))
+axes = infer_axes(nnx.state(shapes, nnx.Param))
 print(axes)
 
 matrices = {leaf.path: leaf.matrix for leaf in axes.leaves}  # (how many, rows, columns) or None
@@ -55,7 +55,7 @@ assert matrices["head/kernel"] is None
 #
 # ## The output head
 #
-# `propose_axes` leaves out output heads, as is usual with Muon. It knows a head by its name alone:
+# `infer_axes` leaves out output heads, as is usual with Muon. It knows a head by its name alone:
 # `head`, `readout`, `logits`, `classifier` and the like. Nothing in a shape tells that a layer is
 # the last one. If yours has another name, say so yourself: give a pattern of its path, and None.
 
@@ -69,7 +69,7 @@ class OtherName(CNN):
 
 
 other = nnx.state(nnx.eval_shape(lambda: OtherName(nnx.Rngs(0))), nnx.Param)
-for proposed in (propose_axes(other), propose_axes(other, {"digit/kernel": None})):
+for proposed in (infer_axes(other), infer_axes(other, {"digit/kernel": None})):
     leaf = next(leaf for leaf in proposed.leaves if leaf.path == "digit/kernel")
     print(f"{leaf.path}: {'left out' if leaf.axes is None else 'whitened'} ({leaf.why})")
 assert leaf.axes is None

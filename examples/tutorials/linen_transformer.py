@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState
 
-from egd_optax import MatrixAxes, egd, propose_axes
+from egd_optax import MatrixAxes, egd, infer_axes
 
 DIGITS, LENGTH, WIDTH, HEADS = 10, 10, 32, 2
 
@@ -43,14 +43,14 @@ class Transformer(nn.Module):
 # %% [markdown]
 # ## Which axes make the matrix?
 #
-# Give `propose_axes` what the optimizer will get, in Linen `variables["params"]`. It needs shapes
+# Give `infer_axes` what the optimizer will get, in Linen `variables["params"]`. It needs shapes
 # only, so `eval_shape` will do.
 
 # %%
 model = Transformer()
 init = functools.partial(model.init, tokens=jnp.zeros((1, LENGTH), jnp.int32))
 shapes = jax.eval_shape(init, jax.random.key(0))["params"]
-axes = propose_axes(shapes)
+axes = infer_axes(shapes)
 print(axes)
 
 matrices = {leaf.path: leaf.matrix for leaf in axes.leaves}  # (how many, rows, columns) or None
@@ -69,7 +69,7 @@ assert matrices["head/kernel"] is None
 # matrices:
 
 # %%
-each_head = propose_axes(
+each_head = infer_axes(
     shapes,
     {
         "attention/(query|key|value)/kernel": MatrixAxes(rows=0, columns=2),

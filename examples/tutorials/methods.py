@@ -20,12 +20,12 @@ RANK = 12
 METHODS = {
     "Auto": polar.Auto(),
     "SVD": polar.SVD(),
-    "Gram": polar.Gram(),
+    "Gram": polar.Halley(),
     "NewtonSchulz": polar.NewtonSchulz(),
     "NewtonSchulz, jordan": polar.NewtonSchulz("jordan"),
     "Randomized": polar.Randomized(RANK),
-    "Randomized, keep": polar.Randomized(RANK, tail="keep"),
-    "Streaming": polar.Streaming(RANK),
+    "Randomized, keep": polar.Randomized(RANK, residual="keep"),
+    "Streaming": polar.SubspaceIteration(RANK),
 }
 # Any of them is the first argument of scale_by_egd, and of egd(..., method=...).
 OPTIMIZERS = {name: scale_by_egd(method) for name, method in METHODS.items()}
@@ -95,13 +95,13 @@ _ = panels[0].set_ylabel("gain")
 #
 # - **Exact**: every direction above the rank tolerance, 1e-5 of the largest singular value in
 #   float32, has the gain 1. Below it lies round-off, and round-off must not be whitened: `SVD` cuts
-#   at the tolerance, `Gram` rolls off around it. `Auto` takes `Gram`, and `SVD` for small matrices
-#   on CPU; here its factor is `Gram`'s.
+#   at the tolerance, `Halley` rolls off around it. `Auto` takes `Halley`, and `SVD` for small matrices
+#   on CPU; here its factor is `Halley`'s.
 # - **Polynomial**: the default table of `NewtonSchulz` has the gain 1 down to 1e-3 of the Frobenius
 #   norm, five steps of Muon's table ("jordan") something between 0.47 and 1.21. Smaller directions
 #   stay small, in proportion.
 # - **Sketch**: the leading directions have the gain 1, if there is a gap behind them. The rest is
-#   dropped, or with `tail="keep"` divided by the last whitened singular value. `Streaming` follows
+#   dropped, or with `residual="keep"` divided by the last whitened singular value. `SubspaceIteration` follows
 #   the directions from step to step, so it may need a few steps to find them; we gave it five.
 
 # %%

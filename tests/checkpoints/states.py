@@ -19,14 +19,14 @@ from egd_optax.diagnostics import spectrum_monitor
 
 FOLDER = pathlib.Path(__file__).parent
 STACKED = MatrixAxes(rows=-2, columns=-1)
-STREAMING = scale_by_egd(polar.Streaming(2), axes=STACKED)
+STREAMING = scale_by_egd(polar.SubspaceIteration(2), axes=STACKED)
 RANDOMIZED = scale_by_egd(polar.Randomized(2), axes=STACKED)
 
 TRANSFORMATIONS = {
     "scale_by_egd": scale_by_egd(axes=STACKED),
     "streaming": STREAMING,
     "randomized": RANDOMIZED,
-    "egd": egd(0.1, method=polar.Streaming(2), axes=STACKED, momentum=0.9),
+    "egd": egd(0.1, method=polar.SubspaceIteration(2), axes=STACKED, momentum=0.9),
     "switch_off": switch(RANDOMIZED, optax.trace(0.9), threshold=0.5),
     "blend_in": blend_in(STREAMING, optax.linear_schedule(0.0, 1.0, 8)),
     "grokfast_ema": grokfast_ema(),

@@ -13,7 +13,7 @@ from egd_optax.polar._oriented import orient, resolve_rtol
 
 
 @dataclasses.dataclass(frozen=True)
-class Gram(Stateless):
+class Halley(Stateless):
     """Exact polar factor by Halley's iteration on Gram matrices, and a filter.
 
     Each pass maps the singular values by the dynamically weighted Halley function,

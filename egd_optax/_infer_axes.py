@@ -35,11 +35,11 @@ PROJECTION = r"(^|/)(query|key|value|[qkv](_proj)?)/[^/]+$"
 CONVOLUTION = r"conv(?!local)[^/]*(/\d+)?/[^/]+$"
 LEGEND = (
     "axes: rows x columns; * stands for numbers. To change a row, give the pattern of its path:\n"
-    'propose_axes(params, {"...": MatrixAxes(rows=..., columns=...)}), or None to leave it out.'
+    'infer_axes(params, {"...": MatrixAxes(rows=..., columns=...)}), or None to leave it out.'
 )
 
 
-class LeafProposal(NamedTuple):
+class LeafAxes(NamedTuple):
     """What is proposed for one leaf: its axes, or None, the matrix (batch, m, n), and why."""
 
     path: str
@@ -50,19 +50,19 @@ class LeafProposal(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class ProposedAxes(Mapping[str, MatrixAxes | None]):
+class InferredAxes(Mapping[str, MatrixAxes | None]):
     """Path patterns with the axes of their leaves, to be used as `axes`; printed as a table.
 
     The patterns are anchored and each leaf matches one of them; numbers in a path, those of
     layers, stand for any number where all such leaves agree.
 
     Args:
-        leaves: one `LeafProposal` (path, shape, axes, matrix, why) for each leaf of two axes or
+        leaves: one `LeafAxes` (path, shape, axes, matrix, why) for each leaf of two axes or
             more; `axes` is None where it is left out.
         rest: number of leaves that are no matrices: vectors, scalars, integers.
     """
 
-    leaves: tuple[LeafProposal, ...]
+    leaves: tuple[LeafAxes, ...]
     rest: int
 
     @functools.cached_property
@@ -101,9 +101,9 @@ class ProposedAxes(Mapping[str, MatrixAxes | None]):
         return "\n".join([*table, summary, LEGEND])
 
 
-def propose_axes(
+def infer_axes(
     params: Any, overrides: Mapping[str, MatrixAxes | None] | None = None
-) -> ProposedAxes:
+) -> InferredAxes:
     """Propose which leaves of a Flax model are whitened, along which axes, and say why.
 
     Print what it returns, then hand it over: `egd(0.02, axes=proposed, others=optax.adam(1e-3))`.
@@ -132,14 +132,14 @@ def propose_axes(
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from egd_optax import MatrixAxes, propose_axes
+        >>> from egd_optax import MatrixAxes, infer_axes
         >>> params = {"query": {"kernel": jnp.ones((8, 2, 4)), "bias": jnp.zeros((2, 4))}}
-        >>> dict(propose_axes(params))
+        >>> dict(infer_axes(params))
         {'^query/bias$': None, '^query/kernel$': MatrixAxes(rows=0, columns=(1, 2))}
 
         One matrix for each head instead:
 
-        >>> each = propose_axes(params, {"query/kernel": MatrixAxes(rows=0, columns=2)})
+        >>> each = infer_axes(params, {"query/kernel": MatrixAxes(rows=0, columns=2)})
         >>> each.leaves[1].matrix  # batch, m, n
         (2, 8, 4)
 
@@ -159,9 +159,9 @@ def propose_axes(
     _check_used("override", overrides, paths)
     chosen = {path: _override(path, overrides) or _by_rules(path, shapes) for path in paths}
     views = {view.path: view for view in matrix_views(params, lambda path, leaf: chosen[path][0])}
-    return ProposedAxes(
+    return InferredAxes(
         tuple(
-            LeafProposal(
+            LeafAxes(
                 path,
                 shapes[path],
                 axes,
@@ -256,7 +256,7 @@ def check_axes_used(axes: Any, params: Any) -> None:
     """
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_masked)
     masked = any(_is_masked(leaf) for _, leaf in leaves)
-    proposed = isinstance(axes, ProposedAxes)
+    proposed = isinstance(axes, InferredAxes)
     if isinstance(axes, Mapping) and not (masked or proposed or is_placeholder(params)):
         _check_used("pattern in axes", axes, [leaf_path(path) for path, _ in leaves])
 
@@ -284,7 +284,7 @@ def _bare(axes: range) -> int | tuple[int, ...]:
     return axes[0] if len(axes) == 1 else tuple(axes)
 
 
-def _row(same: list[LeafProposal]) -> tuple[str, ...]:
+def _row(same: list[LeafAxes]) -> tuple[str, ...]:
     """Return the cells of leaves that differ by numbers in their paths only."""
     first = same[0]
     several = f"{re.sub(r'[0-9]+', '*', first.path)} ({len(same)})"
