@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from egd_optax import _witness
@@ -17,6 +17,8 @@ from egd_optax._selection import is_placeholder, leaf_path, listed, matching
 from egd_optax._transform import scale_by_egd
 from egd_optax.polar._method import PolarMethod
 from egd_optax.polar._stacks import as_method
+
+NUMBER = int | float | np.number
 
 
 def egd(
@@ -222,7 +224,7 @@ def _are_patterns(matrices: Any) -> bool:
 
 def _check_numbers(learning_rate: Any, momentum: Any, nesterov: Any, weight_decay: Any) -> None:
     """Raise on numbers out of range; `inject_hyperparams` hands over arrays instead."""
-    if not (isinstance(learning_rate, Real | jax.Array) or callable(learning_rate)):
+    if not (isinstance(learning_rate, NUMBER | jax.Array) or callable(learning_rate)):
         raise TypeError(f"learning_rate must be a number or a schedule, got {learning_rate!r}.")
     if not isinstance(nesterov, bool):
         raise TypeError(
@@ -232,7 +234,7 @@ def _check_numbers(learning_rate: Any, momentum: Any, nesterov: Any, weight_deca
     if nesterov and momentum is None:
         raise ValueError("nesterov=True needs a momentum, such as momentum=0.9, got None.")
     for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if isinstance(value, Real) and not value >= 0:
+        if isinstance(value, NUMBER) and not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value!r}.")
-    if isinstance(momentum, Real) and not 0 <= momentum < 1:
+    if isinstance(momentum, NUMBER) and not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")

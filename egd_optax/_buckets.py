@@ -46,7 +46,7 @@ class Bucket:
 def plan_buckets(
     views: list[MatrixView], leaves: list[jax.Array], max_stack_size: int
 ) -> list[Bucket]:
-    """Group views of equal shape, dtype and sharding; a bucket has at most `max_stack_size` entries.
+    """Group views of equal shape, dtype and sharding, at most `max_stack_size` entries each.
 
     A leaf is never divided: one of more than `max_stack_size` entries is a bucket of its own.
     """

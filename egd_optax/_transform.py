@@ -85,6 +85,7 @@ def scale_by_egd(
     check_scale(scale)
     limit = MAX_STACK_SIZE if max_stack_size is None else max_stack_size
     check_at_least("max_stack_size", limit, 1)
+
     def init(params: optax.Params) -> ScaleByEGDState:
         decided = literal_axes(params, axes)
         if witness := _witness.current():

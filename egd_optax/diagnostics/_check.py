@@ -73,7 +73,9 @@ class WhiteningCheck(Mapping[str, LeafCheck]):
         rows = [("leaf", "shape", "matrix", "whitened", "why")]
         for leaf in sorted(self.leaves, key=lambda leaf: leaf not in self.failed):
             verdict = "yes" if leaf.whitened else "-" if leaf.matrix is None else "NO"
-            rows.append((leaf.path, str(leaf.shape), matrix_text(leaf.matrix), verdict, leaf.reason))
+            rows.append(
+                (leaf.path, str(leaf.shape), matrix_text(leaf.matrix), verdict, leaf.reason)
+            )
         done = planned - len(self.failed)
         return "\n".join([f"Whitened: {done} of {planned} leaves.", *aligned(rows)])
 

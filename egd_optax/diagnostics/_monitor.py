@@ -163,5 +163,3 @@ def _spectrum(matrix: jax.Array, rtol: float | None) -> Spectrum:
     unit = jnp.max(jnp.abs(oriented.x)).astype(jnp.float32)
     norm = jnp.linalg.norm(oriented.x).astype(jnp.float32) / unit * largest
     return Spectrum(norm=norm, **figures)
-
-
