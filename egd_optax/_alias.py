@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from egd_optax import _witness
-from egd_optax._axes import Axes, InferredAxes, check_axes, is_function, shortened
+from egd_optax._axes import Axes, InferredAxes, check_axes, is_function
 from egd_optax._checks import check_at_least, check_choice
 from egd_optax._infer_axes import infer_axes
 from egd_optax._scaling import Scale, check_scale
@@ -211,7 +211,7 @@ def _selected(tree: Any, matrices: Any) -> set[str]:
     except (ValueError, TypeError) as error:
         raise ValueError(
             "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
-            f"function from the parameters to one of these, got {shortened(mask)}."
+            f"function from the parameters to one of these, got {repr(mask)[:100]}."
         ) from error
     pairs = jax.tree_util.tree_leaves_with_path(chosen)
     return {leaf_path(path) for path, wanted in pairs if wanted}
