@@ -226,11 +226,6 @@ def _check_numbers(learning_rate: Any, momentum: Any, nesterov: Any, weight_deca
     """Raise on numbers out of range; `inject_hyperparams` hands over arrays instead."""
     if not (isinstance(learning_rate, NUMBER | jax.Array) or callable(learning_rate)):
         raise TypeError(f"learning_rate must be a number or a schedule, got {learning_rate!r}.")
-    if not isinstance(nesterov, bool):
-        raise TypeError(
-            f"nesterov must be True or False, got {nesterov!r}. Under optax.inject_hyperparams "
-            'name it in static_args, such as static_args=("nesterov",).'
-        )
     if nesterov and momentum is None:
         raise ValueError("nesterov=True needs a momentum, such as momentum=0.9, got None.")
     for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):

@@ -39,8 +39,8 @@ def switch_off(
         `switched` and the states of both sides.
 
     Raises:
-        TypeError: `inner` or `after` is no transformation, `threshold` no number.
-        ValueError: a threshold of NaN; at update, no `metric`.
+        TypeError: `inner` or `after` is no transformation, `threshold` no number, or NaN.
+        ValueError: at update, no `metric`.
 
     Examples:
         >>> import optax
@@ -85,10 +85,8 @@ def _check(inner: Any, after: Any, threshold: Any) -> None:
     for name, value in (("inner", inner), ("after", after)):
         if not (hasattr(value, "init") and hasattr(value, "update")):
             raise TypeError(
-                f"{name} must be a transformation such as scale_by_egd() or optax.identity(), got "
-                f"{value!r}."
+                f"{name} must be a transformation such as scale_by_egd(), got {value!r}."
             )
-    if not isinstance(threshold, int | float | jax.Array):
+    traced = isinstance(threshold, jax.Array)  # under `optax.inject_hyperparams`
+    if not traced and not (isinstance(threshold, int | float) and threshold == threshold):
         raise TypeError(f"threshold must be a number such as 0.95, got {threshold!r}.")
-    if isinstance(threshold, float) and threshold != threshold:
-        raise ValueError("threshold must be a number such as 0.95, got NaN, which is never passed.")
