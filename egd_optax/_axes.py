@@ -12,6 +12,7 @@ from egd_optax._matrix_view import MatrixAxes, view_of
 from egd_optax._selection import (
     check_patterns_match,
     compile_patterns,
+    is_function,
     is_matrix_like,
     is_partial,
     is_placeholder,
@@ -174,11 +175,6 @@ def check_axes(axes: Axes) -> None:
         )
     if _is_pattern_mapping(axes):
         compile_patterns(axes)
-
-
-def is_function(value: Any) -> bool:
-    """Return whether it is a function, and not a tree that can be called, as Equinox's modules."""
-    return callable(value) and jax.tree_util.all_leaves([value])
 
 
 def _is_pattern_mapping(axes: Any) -> bool:

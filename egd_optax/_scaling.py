@@ -20,7 +20,7 @@ RULES: dict[str, Callable[[int, int], float]] = {"muon": muon, "consistent_rms":
 
 
 def check_scale(scale: Scale) -> None:
-    """Raise unless `scale` is None, a rule's name or a function (m, n) -> factor."""
+    """Raise ValueError unless `scale` is None, a rule's name or a function (m, n) -> factor."""
     if not (scale is None or callable(scale) or scale in RULES):
         raise ValueError(
             f"scale must be None, one of {', '.join(RULES)}, or a function (m, n) -> factor, "

@@ -125,7 +125,8 @@ def check_whitening(
             update = optax.with_extra_args_support(optimizer).update
             return update(gradients, fresh if state is None else state, params, **extra_args)
 
-    gradients = _random_like(params) if gradients is None else gradients
+    if gradients is None:
+        gradients = jax.tree.map(_random_like, params)
     jax.block_until_ready(jax.jit(one_update)(params, gradients, state))
     jax.effects_barrier()
     plan = witness.plan_of(params)
@@ -187,17 +188,8 @@ def _singular_values(factor: jax.Array) -> jax.Array:
     return _lapack.svd(wide.astype(working_dtype(wide.dtype)))[1]
 
 
-def _random_like(params: Any) -> Any:
-    """Return a tree of N(0, 1) entries; integers get zeros."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), max(1, len(leaves)))
-    drawn = [
-        jax.random.normal(key, leaf.shape, leaf.dtype)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-        else jnp.zeros(leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=False)
-    ]
-    return jax.tree.unflatten(structure, drawn)
+def _random_like(leaf: Any) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), leaf.shape).astype(leaf.dtype)
 
 
 def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any, Any, Any, Any]:
