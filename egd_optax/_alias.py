@@ -109,7 +109,8 @@ def egd(
         chosen = _chosen(tree, axes, matrices)
         whiten = scale_by_egd(method, axes=chosen, scale=scale, max_stack_size=max_stack_size)
         whole = optax.chain(before, average, whiten, after, learn)
-        return optax.partition({"matrices": whole, "others": rest}, _labels(chosen, tree))
+        labels = _labels(chosen, tree)  # in a function: a module is a tree that can be called
+        return optax.partition({"matrices": whole, "others": rest}, lambda _: labels)
 
     def init(params):
         return optimizer(params).init(params)
