@@ -125,22 +125,23 @@ def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTra
     """Return the debiased average, which Nesterov's look-ahead mixes with the gradient again."""
     if momentum is None:
         return optax.identity()
-    average = optax.ema(momentum, debias=True)
-    if not nesterov:
-        return average
+    average = optax.ema(momentum, debias=False)
 
     def update(updates, state, params=None):
         _, new = average.update(updates, state, params)
-        now = optax.safe_increment(state.count)
-        old = momentum / (1 - momentum ** optax.safe_increment(now))
-        fresh = (1 - momentum) / (1 - momentum**now)
-
-        def ahead(mean, gradient):
-            return old.astype(mean.dtype) * mean + fresh.astype(mean.dtype) * gradient
-
-        return jax.tree.map(ahead, new.ema, updates), new
+        if not nesterov:
+            return _debiased(new.ema, momentum, new.count), new
+        mean = _debiased(new.ema, momentum, optax.safe_increment(new.count))
+        gradient = _debiased(updates, momentum, new.count)
+        return jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, mean, gradient), new
 
     return optax.GradientTransformation(average.init, update)
+
+
+def _debiased(tree: Any, momentum: Any, count: jax.Array) -> Any:
+    """Return the tree over 1 - momentum^count: Optax's function needs dtypes to be promoted."""
+    weight = 1 - momentum ** count.astype(float)
+    return jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), tree)
 
 
 def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
