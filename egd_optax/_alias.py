@@ -97,8 +97,9 @@ def egd(
         )
     method = as_method(method)
     none = isinstance(weight_decay, NUMBER) and weight_decay == 0
-    decaying = optax.identity() if none else optax.add_decayed_weights(weight_decay)
-    before, after = (decaying, optax.identity())[:: 1 if decay == "coupled" else -1]
+    nothing = optax.identity()
+    decaying = nothing if none else optax.add_decayed_weights(weight_decay)
+    before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
     average = _moving_average(momentum, nesterov)
     learn = optax.scale_by_learning_rate(learning_rate)
     rest = optax.chain(before, average, after, learn) if others is None else others
@@ -108,7 +109,8 @@ def egd(
         chosen = _chosen(tree, axes, matrices)
         whiten = scale_by_egd(method, axes=chosen, scale=scale, max_stack_size=max_stack_size)
         whole = optax.chain(before, average, whiten, after, learn)
-        return optax.partition({"matrices": whole, "others": rest}, _labels(chosen, tree))
+        labels = _labels(chosen, tree)  # in a function: a module is a tree that can be called
+        return optax.partition({"matrices": whole, "others": rest}, lambda _: labels)
 
     def init(params):
         return decided(params).init(params)
@@ -123,21 +125,23 @@ def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTra
     """Return the debiased average, which Nesterov's look-ahead mixes with the gradient again."""
     if momentum is None:
         return optax.identity()
-    average = optax.ema(momentum, debias=True)
-    if not nesterov:
-        return average
+    average = optax.ema(momentum, debias=False)
 
     def update(updates, state, params=None):
         _, new = average.update(updates, state, params)
-        old = momentum / (1 - momentum ** optax.safe_increment(new.count))
-        fresh = (1 - momentum) / (1 - momentum**new.count)
-
-        def ahead(mean, gradient):
-            return old.astype(mean.dtype) * mean + fresh.astype(mean.dtype) * gradient
-
-        return jax.tree.map(ahead, new.ema, updates), new
+        count = new.count.astype(float)
+        if not nesterov:
+            return _scaled(1 / (1 - momentum**count), new.ema), new
+        old = _scaled(momentum / (1 - momentum ** (count + 1)), new.ema)
+        fresh = _scaled((1 - momentum) / (1 - momentum**count), updates)
+        return jax.tree.map(lambda x, y: x + y, old, fresh), new
 
     return optax.GradientTransformation(average.init, update)
+
+
+def _scaled(factor: jax.Array, tree: Any) -> Any:
+    """Return the tree times a factor, in the dtypes of its leaves."""
+    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
 
 
 def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
