@@ -1,5 +1,6 @@
 """The whole optimizer in one call: decay, momentum, whitening, learning rate, and the rest."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,14 +10,13 @@ import numpy as np
 import optax
 
 from egd_optax import _witness
-from egd_optax._axes import Axes, InferredAxes, LeafAxes, check_axes
-from egd_optax._checks import check_at_least, check_choice
+from egd_optax._axes import Axes, InferredAxes, LeafAxes
+from egd_optax._checks import check_choice, check_transformation
 from egd_optax._infer_axes import infer_axes
-from egd_optax._scaling import Scale, check_scale
+from egd_optax._scaling import Scale
 from egd_optax._selection import is_placeholder, leaf_path, listed, selected_paths
 from egd_optax._transform import scale_by_egd
 from egd_optax.polar._method import PolarMethod
-from egd_optax.polar._stacks import as_method
 
 NUMBER = int | float | np.number
 
@@ -87,15 +87,10 @@ def egd(
     """
     _check_numbers(learning_rate, momentum, nesterov, weight_decay)
     check_choice("decay", decay, ("coupled", "decoupled"))
-    check_axes(axes)
-    check_scale(scale)
-    if max_stack_size is not None:
-        check_at_least("max_stack_size", max_stack_size, 1)
-    if not (others is None or hasattr(others, "update")):
-        raise TypeError(
-            f"others must be a transformation such as optax.adam(1e-3), got {others!r}."
-        )
-    method = as_method(method)
+    if others is not None:
+        check_transformation("others", others)
+    whitening = functools.partial(scale_by_egd, method, scale=scale, max_stack_size=max_stack_size)
+    whitening(axes=axes)  # raises now where an argument is wrong, not at `init`
     none = isinstance(weight_decay, NUMBER) and weight_decay == 0
     nothing = optax.identity()
     decaying = nothing if none else optax.add_decayed_weights(weight_decay)
@@ -107,8 +102,7 @@ def egd(
     def decided(tree: Any) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer of these leaves: which are matrices is static."""
         chosen = _chosen(tree, axes, matrices)
-        whiten = scale_by_egd(method, axes=chosen, scale=scale, max_stack_size=max_stack_size)
-        whole = optax.chain(before, average, whiten, after, learn)
+        whole = optax.chain(before, average, whitening(axes=chosen), after, learn)
         labels = _labels(chosen, tree)  # in a function: a module is a tree that can be called
         return optax.partition({"matrices": whole, "others": rest}, lambda _: labels)
 
@@ -165,25 +159,20 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
             f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(rows=..., columns=...)}}, or leave one "
             "to `others` by None there. print(infer_axes(params)) shows all leaves."
         )
-    if not any(leaf.axes for leaf in leaves) and (leaves or inferred.rest):
-        _complain_of_nothing(leaves, given=not (matrices is None and axes is None))
-    return chosen
-
-
-def _complain_of_nothing(leaves: Sequence[LeafAxes], given: bool) -> None:
-    """Raise ValueError, or warn where nothing was selected and nothing could be whitened."""
-    if leaves or given:
-        reasons = listed([f"{leaf.path}: {leaf.reason}" for leaf in leaves])
+    if any(leaf.axes for leaf in leaves) or not (leaves or inferred.rest):
+        return chosen
+    if leaves or not (matrices is None and axes is None):
         raise ValueError(
-            "egd would whiten nothing here. Leaves of two axes or more, and why they are left "
-            f"out: {reasons}. Name one in axes, such as "
-            'axes={"kernel": MatrixAxes(rows=0, columns=1)}, or widen `matrices`.'
+            "egd would whiten nothing here. Leaves of two axes or more, and why they are left out: "
+            f"{listed([f'{leaf.path}: {leaf.reason}' for leaf in leaves])}. Name one in axes, such "
+            'as axes={"kernel": MatrixAxes(rows=0, columns=1)}, or widen `matrices`.'
         )
     warnings.warn(
         "egd whitens nothing here: no leaf has two axes or more. Vectors alone train by `others`. "
         "If this is optax.flatten, which hands over one vector, put it around `others` alone.",
-        stacklevel=5,
+        stacklevel=4,
     )
+    return chosen
 
 
 def _labels(chosen: InferredAxes, tree: Any) -> Any:
