@@ -101,7 +101,12 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         return any(p.search(name) for p in wanted) and not any(p.search(name) for p in unwanted)
 
     def mask(tree: PyTree) -> PyTree:
-        _check_tree(tree)
+        if jax.tree_util.all_leaves([tree]) and getattr(tree, "ndim", None) == 0:
+            raise TypeError(
+                "matching(...) was called with a number in place of a tree. inject_hyperparams "
+                "takes functions for schedules: pass the pattern itself, or name the argument in "
+                'static_args, such as optax.inject_hyperparams(egd, static_args="matrices").'
+            )
         selected = jax.tree_util.tree_map_with_path(selects, tree)
         if not is_partial(tree):
             paths = list(leaves_by_path(tree))
@@ -115,14 +120,27 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
     return mask
 
 
-def _check_tree(tree: PyTree) -> None:
-    """Raise TypeError where `optax.inject_hyperparams` takes a mask function for a schedule."""
-    if jax.tree_util.all_leaves([tree]) and getattr(tree, "ndim", None) == 0:
-        raise TypeError(
-            "matching(...) was called with a number in place of a tree. optax.inject_hyperparams "
-            "takes functions for schedules: pass the pattern itself, or name the argument in "
-            'static_args, such as inject_hyperparams(egd, static_args="matrices").'
-        )
+def selected_paths(tree: PyTree, matrices: Any) -> set[str]:
+    """Return the paths of the leaves that `matrices`, in any of its forms, selects."""
+    mask = matrices(tree) if is_function(matrices) else matrices
+    patterns = [mask] if isinstance(mask, str) else mask
+    if mask is None:
+        mask = jax.tree.map(lambda leaf: True, tree)
+    elif isinstance(patterns, list | tuple) and {*map(type, patterns)} == {str}:
+        mask = matching(*patterns)(tree)
+    try:
+        chosen = jax.tree.map(lambda leaf, wanted: bool(wanted), tree, mask)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
+            f"function from the parameters to one of these, got {repr(mask)[:100]}."
+        ) from error
+    return {path for path, wanted in leaves_by_path(chosen).items() if wanted}
+
+
+def is_function(value: Any) -> bool:
+    """Return whether it is a function, and not a tree that can be called, as Equinox's modules."""
+    return callable(value) and jax.tree_util.all_leaves([value])
 
 
 def check_patterns_match(what: str, patterns: Iterable[str], paths: Sequence[str]) -> None:
@@ -144,14 +162,11 @@ def listed(paths: Sequence[str], limit: int = 20) -> str:
 
 
 def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
-    """Compile regular expressions, or raise ValueError that quotes the bad one."""
-    compiled = []
-    for pattern in patterns:
-        try:
-            compiled.append(re.compile(pattern))
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"{pattern!r} is not a regular expression: {error}. Pass patterns one by one, as "
-                'strings, such as matching("hidden", "readout").'
-            ) from None
-    return compiled
+    """Compile regular expressions, or raise ValueError that quotes them."""
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{patterns!r} are not all regular expressions: {error}. Pass patterns one by one, as "
+            'strings, such as matching("hidden", "readout").'
+        ) from None
