@@ -75,17 +75,20 @@ def equinox_mlp():
     return params, lambda params: loss_of(jax.vmap(eqx.combine(params, static))(TOKENS))
 
 
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x + nn.relu(nn.Dense(32)(x)), None
+
+
 class Stack(nn.Module):
     """Three layers with biases under `nn.scan`."""
 
     @nn.compact
     def __call__(self, tokens):
-        def layer(module, x, _):
-            return x + nn.relu(nn.Dense(32, name="layer")(x)), None
-
+        options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 3}
         x = nn.Embed(5, 8, name="tokens")(tokens).reshape(len(tokens), -1)
-        scan = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
-        return nn.Dense(5, name="head")(scan(self, x, None)[0])
+        return nn.Dense(5, name="head")(nn.scan(Layer, **options)(name="layers")(x, None)[0])
 
 
 def scanned_stack():
@@ -94,7 +97,7 @@ def scanned_stack():
     return params, lambda params: loss_of(model.apply({"params": params}, TOKENS))
 
 
-ATTENTION = {name: (1, 16, 16) for name in ("query/kernel", "key/kernel", "value/kernel")}
+ATTENTION = dict.fromkeys(("query/kernel", "key/kernel", "value/kernel"), (1, 16, 16))
 INSIDE = {f"attention/{name}/kernel": (1, 40, 40) for name in ("query", "key", "value", "out")}
 MODELS = {
     nnx_cnn: {"conv/kernel": (1, 9, 8), **INSIDE},
@@ -105,7 +108,7 @@ MODELS = {
         "Dense_1/kernel": (1, 16, 32),
     },
     equinox_mlp: {"mlp/layers/0/weight": (1, 32, 32), "mlp/layers/1/weight": (1, 32, 32)},
-    scanned_stack: {"layer/kernel": (3, 32, 32)},
+    scanned_stack: {"layers/Dense_0/kernel": (3, 32, 32)},
 }
 
 
