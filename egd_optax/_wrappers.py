@@ -1,5 +1,6 @@
 """A transformation around transformations: switch-off by a metric."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -88,7 +89,7 @@ def _check(inner: Any, after: Any, threshold: Any) -> None:
                 f"{name} must be a transformation such as scale_by_egd() or optax.identity(), got "
                 f"{value!r}."
             )
-    if not isinstance(threshold, int | float | jax.Array):
+    if not isinstance(threshold, numbers.Real | jax.Array):
         raise TypeError(f"threshold must be a number such as 0.95, got {threshold!r}.")
-    if isinstance(threshold, float) and threshold != threshold:
+    if isinstance(threshold, numbers.Real) and threshold != threshold:
         raise ValueError("threshold must be a number such as 0.95, got NaN, which is never passed.")
