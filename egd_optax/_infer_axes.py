@@ -84,7 +84,9 @@ def _by_rules(path: str, shapes: Shapes) -> LeafAxes:
     """Return what the rules say of one leaf."""
     shape, query = shapes[path], _query(path, shapes)
     for pattern, reason in LEFT_OUT.items():
-        if not (pattern == HEAD and _is_attention_output(path, shape, query)) and re.search(pattern, path, re.IGNORECASE):
+        if not (pattern == HEAD and _is_attention_output(path, shape, query)) and re.search(
+            pattern, path, re.IGNORECASE
+        ):
             return LeafAxes(path, shape, None, reason)
     if shapes.get(_beside(path, "bias")) == shape:
         return LeafAxes(path, shape, None, "scale: its bias has the same shape")
