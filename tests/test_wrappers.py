@@ -15,11 +15,11 @@ GRADS = np.random.default_rng(0).standard_normal((9, 4, 6)).astype(np.float32)
 
 @pytest.mark.parametrize(
     ("metrics", "used"),
-    [((0.95, 0.96, 0.5, 0.99), "iaaa"), ((np.nan, np.inf, np.nan, 0.1), "iaaa")],
+    [((np.float32(0.95), 0.96, 0.5, 0.99), "iaaa"), ((np.nan, np.inf, np.nan, 0.1), "iaaa")],
     ids=["crossed once, latched", "NaN exceeds nothing"],
 )
 def test_switch_off_follows_the_metric(metrics, used):
-    optimizer = switch_off(optax.scale(2.0), optax.scale(3.0), threshold=0.95)
+    optimizer = switch_off(optax.scale(2.0), optax.scale(3.0), threshold=np.float32(0.95))
     update = jax.jit(optimizer.update)
     state, seen = optimizer.init(jnp.ones(())), ""
     for metric in metrics:
