@@ -101,7 +101,7 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         return any(p.search(name) for p in wanted) and not any(p.search(name) for p in unwanted)
 
     def mask(tree: PyTree) -> PyTree:
-        _check_tree(tree)
+        check_tree("matching(...)", tree)
         selected = jax.tree_util.tree_map_with_path(selects, tree)
         if not is_partial(tree):
             paths = list(leaves_by_path(tree))
@@ -115,13 +115,13 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
     return mask
 
 
-def _check_tree(tree: PyTree) -> None:
-    """Raise TypeError where `optax.inject_hyperparams` takes a mask function for a schedule."""
+def check_tree(function: str, tree: PyTree) -> None:
+    """Raise TypeError where `optax.inject_hyperparams` takes a function of trees for a schedule."""
     if jax.tree_util.all_leaves([tree]) and getattr(tree, "ndim", None) == 0:
         raise TypeError(
-            "matching(...) was called with a number in place of a tree. optax.inject_hyperparams "
-            "takes functions for schedules: pass the pattern itself, or name the argument in "
-            'static_args, such as inject_hyperparams(egd, static_args="matrices").'
+            f"{function} was called with a number in place of a tree. optax.inject_hyperparams "
+            "takes functions for schedules: pass a value, or name the argument in static_args, "
+            'such as inject_hyperparams(egd, static_args=("matrices", "axes")).'
         )
 
 

@@ -172,6 +172,8 @@ def test_a_state_of_another_method_is_refused():
     ("factory", "arguments"),
     [
         (egd, {"learning_rate": 0.1, "matrices": matching("kernel")}),
+        (egd, {"learning_rate": 0.1, "axes": infer_axes}),
+        (egd, {"learning_rate": 0.1, "method": lambda matrix: matrix}),
         (egd, {"learning_rate": 0.1, "max_stack_size": 8}),
         (scale_by_egd, {"max_stack_size": 8}),
         (diagnostics.spectrum_monitor, {"every": 2}),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from egd_optax._checks import as_array
+from egd_optax._checks import as_array, check_static
 from egd_optax.polar._auto import Auto
 from egd_optax.polar._dtypes import working_dtype
 from egd_optax.polar._lapack import by_platform
@@ -24,6 +24,7 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
     """
     if method is None:
         return Auto()
+    check_static("method", method)
     if isinstance(method, type):
         raise TypeError(
             f"method must be a value, got the class {method.__name__}; write {method.__name__}()."
