@@ -1,24 +1,16 @@
-"""Naive float64 NumPy, and gradients whose spectrum is known: what the core is measured against."""
+"""Trees of gradients, and what an optimizer makes of them."""
 
 import jax
 import jax.numpy as jnp
+import matrices
 import numpy as np
 
 from egd_optax._selection import leaf_path
 
 
-def polar64(matrix, rtol=1e-5):
-    """U V^H over the singular values above rtol * sigma_1, straight from the definition."""
-    u, s, vh = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
-    keep = s > rtol * s.max(initial=0)
-    return u[:, keep] @ vh[keep]
-
-
 def gradient(shape=(24, 40), seed=0, decades=2.0):
     """A float32 matrix with singular values from 1 down to 10^-decades."""
-    rng, k = np.random.default_rng(seed), min(shape)
-    u, v = (np.linalg.qr(rng.standard_normal((size, k)))[0] for size in shape)
-    return jnp.asarray((u * np.logspace(0, -decades, k)) @ v.T, jnp.float32)
+    return jnp.asarray(matrices.with_spectrum(shape, np.logspace(0, -decades, min(shape)), seed))
 
 
 def normal(tree, seed=0):

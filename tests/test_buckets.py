@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import gradient, polar64
+from helpers import gradient
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from reference import polar64
 
 from egd_optax import MatrixAxes, polar, scale_by_egd
 from egd_optax._buckets import plan_buckets
