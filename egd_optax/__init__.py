@@ -3,10 +3,6 @@
 from egd_optax import diagnostics as diagnostics
 from egd_optax import polar as polar
 from egd_optax._alias import egd as egd
-from egd_optax._controls import normalize_columns as normalize_columns
-from egd_optax._grokfast import GrokfastState as GrokfastState
-from egd_optax._grokfast import grokfast_ema as grokfast_ema
-from egd_optax._grokfast import grokfast_ma as grokfast_ma
 from egd_optax._infer_axes import InferredAxes as InferredAxes
 from egd_optax._infer_axes import LeafAxes as LeafAxes
 from egd_optax._infer_axes import infer_axes as infer_axes

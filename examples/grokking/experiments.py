@@ -3,12 +3,11 @@
 `paper.py` runs them and `pages.py` makes tables and figures from their logs.
 """
 
-import of_the_paper
-import our_own
-from rows import LOGS as LOGS
-from rows import Experiment as Experiment
-from rows import Row as Row
-from rows import published as published
+from grokking import of_the_paper, our_own
+from grokking.rows import LOGS as LOGS
+from grokking.rows import Experiment as Experiment
+from grokking.rows import Row as Row
+from grokking.rows import published as published
 
 EXPERIMENTS = {
     experiment.name: experiment

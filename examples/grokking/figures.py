@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from experiments import LOGS
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from results import Outcome, outcomes
 
-from egd_optax.grokking import Log
-from egd_optax.grokking.plots import COLORS, plot_runs
-from egd_optax.grokking.spectra import Spectrum
-from egd_optax.grokking.toy_figure import plot_toy
+from grokking.experiments import LOGS
+from grokking.plots import COLORS, plot_runs
+from grokking.record import Log
+from grokking.results import Outcome, outcomes
+from grokking.spectra import Spectrum
+from grokking.toy_figure import plot_toy
 
 Panel = Callable[[Axes, Log], None]
 

@@ -3,9 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from rows import Experiment, Row, changed, paper_rows, sketch, sweep
-
-from egd_optax.grokking import RECIPES, Config, Images
+from grokking.config import Config
+from grokking.images import Images
+from grokking.recipes import RECIPES
+from grokking.rows import Experiment, Row, changed, paper_rows, sketch, sweep
 
 EPOCHS_OF_A_PHASE = 20
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from rows import Experiment, changed, sweep
-
-from egd_optax.grokking import RECIPES
+from grokking.recipes import RECIPES
+from grokking.rows import Experiment, changed, sweep
 
 
 def both() -> Experiment:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from experiments import EXPERIMENTS
 from tqdm import tqdm
 
-from egd_optax.grokking import Config
-from egd_optax.grokking.record import check_writable, environment
-from egd_optax.grokking.session import one_blas_thread
-from egd_optax.grokking.train import prepare
+from grokking.config import Config
+from grokking.experiments import EXPERIMENTS
+from grokking.record import check_writable, environment
+from grokking.session import one_blas_thread
+from grokking.train import prepare
 
 ROUNDS = 7
 TABLES = ("T2", "T4", "T7", "both", "methods", "peers")

@@ -11,16 +11,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import figures
 import tyro
-from experiments import EXPERIMENTS, LOGS
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from results import Outcome, outcomes, paces
 from tabulate import tabulate
 
-from egd_optax.grokking.toy_figure import ToyLog, read_toy, slope, worst_gap
+from grokking import figures
+from grokking.experiments import EXPERIMENTS, LOGS
+from grokking.results import Outcome, outcomes, paces
+from grokking.toy_figure import ToyLog, read_toy, slope, worst_gap
 
-TEMPLATES = Path(__file__).parent / "pages"
+TEMPLATES = Path(__file__).parent / "templates"
 DOCS = Path(__file__).parents[2] / "docs" / "grokking"
 TOY = LOGS / "toy" / "toy.jsonl"
 NONE = "-"

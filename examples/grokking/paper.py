@@ -20,19 +20,20 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated
 
-import pages
 import tyro
-from experiments import EXPERIMENTS, LOGS, Experiment
-from of_the_paper import from_folder
-from pace import run_pace
-from results import log_at
 from tqdm import tqdm
 
-from egd_optax.grokking import Config, Images, TrainingDiverged
-from egd_optax.grokking.images import load
-from egd_optax.grokking.record import LogError
-from egd_optax.grokking.session import train_logged
-from egd_optax.grokking.toy_figure import run_toy
+from grokking import pages
+from grokking.config import Config
+from grokking.experiments import EXPERIMENTS, LOGS, Experiment
+from grokking.images import Images, load
+from grokking.of_the_paper import from_folder
+from grokking.pace import run_pace
+from grokking.record import LogError
+from grokking.results import log_at
+from grokking.session import train_logged
+from grokking.toy_figure import run_toy
+from grokking.train import TrainingDiverged
 
 UNKNOWN_SECONDS = 60.0
 # What is no training run: the log that says it is done, how to make it, about how many seconds.
@@ -151,7 +152,7 @@ def main(
         pages.render()
         print(f"written: {pages.DOCS}")
     else:
-        print(f"to see them: python -m egd_optax.grokking table {logs}/*/*.jsonl")
+        print(f"to see them: python -m grokking table {logs}/*/*.jsonl")
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {'; '.join(failed)}")
 

@@ -8,10 +8,9 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments import EXPERIMENTS, LOGS, Experiment, Row, published
-
-from egd_optax.grokking import Log, read_log
-from egd_optax.grokking.train import first_at_target
+from grokking.experiments import EXPERIMENTS, LOGS, Experiment, Row, published
+from grokking.record import Log, read_log
+from grokking.train import first_at_target
 
 
 @dataclasses.dataclass(frozen=True)

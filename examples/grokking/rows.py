@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from egd_optax.grokking import RECIPES, Config
+from grokking.config import Config
+from grokking.recipes import RECIPES
 
 LOGS = Path(__file__).parent / "logs"
 PUBLISHED = Path(__file__).parent / "published.csv"

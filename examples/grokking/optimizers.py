@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 import egd_optax
-from egd_optax.grokking.config import Config
 from egd_optax.polar import PolarMethod
+from grokking.column_norm import normalize_columns
+from grokking.config import Config
+from grokking.grokfast import grokfast_ema, grokfast_ma
 
 MATRICES = {
     "first": r"^hidden/kernel$",
@@ -28,13 +30,13 @@ METHODS: dict[str, Callable[[Config], PolarMethod | Callable]] = {
 GRADIENTS: dict[str, Callable[[Config], optax.GradientTransformation]] = {
     "raw": lambda config: optax.identity(),
     "egd": lambda config: _whitening(config),
-    "column_norm": lambda config: egd_optax.normalize_columns(),
+    "column_norm": lambda config: normalize_columns(),
     # Whitened, a matrix of rank r has the Frobenius norm sqrt(r): the same length, no equal speeds.
     "norm": lambda config: optax.normalize_by_update_norm(
         min(config.task.in_features, config.width) ** 0.5
     ),
-    "grokfast_ema": lambda config: egd_optax.grokfast_ema(),
-    "grokfast_ma": lambda config: egd_optax.grokfast_ma(),
+    "grokfast_ema": lambda config: grokfast_ema(),
+    "grokfast_ma": lambda config: grokfast_ma(),
 }
 
 OPTIMIZERS: dict[str, Callable[[Config], optax.GradientTransformation]] = {

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from egd_optax.grokking.config import Config
-from egd_optax.grokking.images import Images
-from egd_optax.grokking.tasks import ModularArithmetic, SparseParity
+from grokking.config import Config
+from grokking.images import Images
+from grokking.tasks import ModularArithmetic, SparseParity
 
 # Settings of the paper's Table 1. The cap on the epochs lies above its slowest SGD (10116).
 RECIPES: dict[str, Config] = {

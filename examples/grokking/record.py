@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from egd_optax.grokking.config import Config
-from egd_optax.grokking.spectra import Spectrum
-from egd_optax.grokking.train import Epoch, Result, TrainingDiverged
+from grokking.config import Config
+from grokking.spectra import Spectrum
+from grokking.train import Epoch, Result, TrainingDiverged
 
 PACKAGES = ("egd_optax", "jax", "jaxlib", "optax", "flax", "numpy")
 

@@ -38,7 +38,7 @@ def grokfast_ema(decay: float = 0.98, strength: float = 2.0) -> optax.GradientTr
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from egd_optax import grokfast_ema
+        >>> from grokking.grokfast import grokfast_ema
         >>> transformation = grokfast_ema(decay=0.5, strength=2.0)
         >>> state = transformation.init(jnp.zeros(()))
         >>> first, state = transformation.update(jnp.float32(1.0), state)
@@ -89,7 +89,7 @@ def grokfast_ma(
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from egd_optax import grokfast_ma
+        >>> from grokking.grokfast import grokfast_ma
         >>> transformation = grokfast_ma(window=2, strength=5.0)
         >>> state = transformation.init(jnp.zeros(()))
         >>> first, state = transformation.update(jnp.float32(1.0), state)

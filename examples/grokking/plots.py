@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-from egd_optax.grokking.record import Log, LogError, check_writable
-from egd_optax.grokking.train import first_at_target
+from grokking.record import Log, LogError, check_writable
+from grokking.train import first_at_target
 
 # Okabe and Ito's palette, told apart by every kind of colour vision.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from egd_optax.grokking.examples import Examples, Split
 from egd_optax.grokking.images import DIGITS_COUNT, Images, load, relabel
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m egd_optax.grokking --help`."""
+"""The command line: `python -m grokking --help`."""
 
 import dataclasses
 import sys
@@ -10,12 +10,12 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from egd_optax.grokking.config import Config
-from egd_optax.grokking.plots import check_figure, plot_runs
-from egd_optax.grokking.recipes import RECIPES
-from egd_optax.grokking.record import Log, LogError, read_log
-from egd_optax.grokking.report import run_table
-from egd_optax.grokking.session import (
+from grokking.config import Config
+from grokking.plots import check_figure, plot_runs
+from grokking.recipes import RECIPES
+from grokking.record import Log, LogError, read_log
+from grokking.report import run_table
+from grokking.session import (
     DEMO_FOLDER,
     demo_runs,
     free_file,
@@ -24,9 +24,9 @@ from egd_optax.grokking.session import (
     run_demo,
     train_logged,
 )
-from egd_optax.grokking.train import TrainingDiverged
+from grokking.train import TrainingDiverged
 
-PROGRAM = "python -m egd_optax.grokking"
+PROGRAM = "python -m grokking"
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 1, 130
 
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from egd_optax import grokfast_ema
 from egd_optax.grokking.config import Config
 from egd_optax.grokking.optimizers import build_optimizer, spectral
 from egd_optax.grokking.recipes import RECIPES
 from egd_optax.grokking.tasks import ModularArithmetic
+
+from egd_optax import grokfast_ema
 
 TINY = Config(task=ModularArithmetic(p=7), width=16, batch_size=8, epochs=3)
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from egd_optax.grokking.plots import COLORS, check_figure
-from egd_optax.grokking.record import LogError, check_writable, environment, of_kind
-from egd_optax.grokking.toy import Dynamics, ToyProblem, ToySample, plateau
+from grokking.plots import COLORS, check_figure
+from grokking.record import LogError, check_writable, environment, of_kind
+from grokking.toy import Dynamics, ToyProblem, ToySample, plateau
 
 CURVE_EPS = (1e-1, 1e-2, 1e-3, 1e-4)
 PLATEAU_EPS = (1e-1, 10**-1.5, 1e-2, 10**-2.5, 1e-3, 10**-3.5, 1e-4)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-
 from egd_optax.grokking.record import LogError
 from egd_optax.grokking.toy import ToyProblem, ToySample, draw_test, draw_train, plateau
 from egd_optax.grokking.toy_figure import plot_toy, read_toy, run_toy, slope, worst_gap
+
 from egd_optax.polar import polar_factor
 
 # Away from pi/4, from u1 = 0 and from s = 1, where a wrong formula could hide.

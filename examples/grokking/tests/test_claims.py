@@ -7,12 +7,12 @@ import jax
 import optax
 import pages
 import pytest
-from results import outcomes, paces
-
-from egd_optax import matching
 from egd_optax.grokking import RECIPES
 from egd_optax.grokking.toy_figure import read_toy, slope, worst_gap
 from egd_optax.grokking.train import prepare
+from results import outcomes, paces
+
+from egd_optax import matching
 
 MODULAR = [(table, p) for table in ("T2", "T3") for p in (79, 97, 127)]
 

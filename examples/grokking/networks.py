@@ -2,10 +2,10 @@
 
 from flax import nnx
 
-from egd_optax.grokking.config import Config
-from egd_optax.grokking.images import Images
-from egd_optax.grokking.tasks import ModularArithmetic
 from egd_optax.models import MLP, DecoderTransformer, TwoLayerMLP
+from grokking.config import Config
+from grokking.images import Images
+from grokking.tasks import ModularArithmetic
 
 
 def build_network(config: Config, rngs: nnx.Rngs) -> nnx.Module:

@@ -5,7 +5,7 @@ import math
 import sys
 from typing import Any, Literal, get_args
 
-from egd_optax.grokking.tasks import TASKS, ModularArithmetic, SparseParity, Task
+from grokking.tasks import TASKS, ModularArithmetic, SparseParity, Task
 
 GradientName = Literal["raw", "egd", "column_norm", "norm", "grokfast_ema", "grokfast_ma"]
 OptimizerName = Literal["sgd", "adam", "radam", "rmsprop", "muon"]

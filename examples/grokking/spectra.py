@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from egd_optax.grokking.config import Config
-from egd_optax.grokking.examples import Examples
+from grokking.config import Config
+from grokking.examples import Examples
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,6 @@ import sys
 
 import jax
 import pytest
-from rich.console import Console
-
 from egd_optax.grokking import session
 from egd_optax.grokking.__main__ import main
 from egd_optax.grokking.config import Config
@@ -17,6 +15,7 @@ from egd_optax.grokking.recipes import RECIPES
 from egd_optax.grokking.record import LogError, RunLog, read_log
 from egd_optax.grokking.tasks import ModularArithmetic
 from egd_optax.grokking.train import TrainingDiverged
+from rich.console import Console
 
 TINY = Config(task=ModularArithmetic(p=7), width=16, batch_size=8, epochs=3)
 TINY_FLAGS = ["addition-97", "--task.p", "7", "--width", "16", "--batch-size", "8", "--epochs", "3"]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egd_optax.grokking.examples import Examples, Split, class_accuracy, cross_entropy
+from grokking.examples import Examples, Split, class_accuracy, cross_entropy
 
 CLASSES = 10
 DIGITS_COUNT = 1797
@@ -158,8 +158,8 @@ def relabel(
 
     Examples:
         >>> import jax
-        >>> from egd_optax.grokking.images import relabel
-        >>> from egd_optax.grokking.tasks import ModularArithmetic
+        >>> from grokking.images import relabel
+        >>> from grokking.tasks import ModularArithmetic
         >>> split = ModularArithmetic(p=7).split(jax.random.key(0))
         >>> relabel(jax.random.key(1), split, "examples").test is split.test
         True

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from egd_optax.grokking.config import Config
-from egd_optax.grokking.examples import Examples, Split
-from egd_optax.grokking.images import relabel
-from egd_optax.grokking.networks import build_network
-from egd_optax.grokking.optimizers import build_optimizer
-from egd_optax.grokking.spectra import Spectra, Spectrum
-from egd_optax.grokking.tasks import Task
+from grokking.config import Config
+from grokking.examples import Examples, Split
+from grokking.images import relabel
+from grokking.networks import build_network
+from grokking.optimizers import build_optimizer
+from grokking.spectra import Spectra, Spectrum
+from grokking.tasks import Task
 
 
 class TrainingDiverged(RuntimeError):
@@ -86,7 +86,9 @@ def train(
         TrainingDiverged: a loss is not finite; the epochs before it have been handed to `on_epoch`.
 
     Examples:
-        >>> from egd_optax.grokking import Config, ModularArithmetic, train
+        >>> from grokking.config import Config
+        >>> from grokking.tasks import ModularArithmetic
+        >>> from grokking.train import train
         >>> tiny = Config(task=ModularArithmetic(p=7), width=16, batch_size=8, epochs=3)
         >>> len(train(tiny).history)
         3

@@ -14,11 +14,10 @@ import numpy as np
 import pages
 import paper
 import pytest
-from of_the_paper import from_folder
-from results import Outcome, outcomes
-
 from egd_optax.grokking import Config, ModularArithmetic, session
 from egd_optax.grokking.record import LogError, read_log
+from of_the_paper import from_folder
+from results import Outcome, outcomes
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = Config(task=ModularArithmetic(p=7), width=16, batch_size=8, epochs=3)

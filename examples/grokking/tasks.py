@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from egd_optax.grokking.examples import Examples, Split, class_accuracy, cross_entropy
-from egd_optax.grokking.images import Images
+from grokking.examples import Examples, Split, class_accuracy, cross_entropy
+from grokking.images import Images
 
 OPERATIONS = {"addition": jnp.add, "multiplication": jnp.multiply}
 ENCODINGS = ("one_hots", "tokens")

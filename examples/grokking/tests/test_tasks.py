@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-
 from egd_optax.grokking.images import Images
 from egd_optax.grokking.tasks import TASKS, ModularArithmetic, SparseParity
+from flax import nnx
+
 from egd_optax.models import DecoderTransformer
 
 OPERATORS = {"addition": operator.add, "multiplication": operator.mul}

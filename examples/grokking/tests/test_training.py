@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from egd_optax.grokking import session
 from egd_optax.grokking.config import Config
 from egd_optax.grokking.recipes import RECIPES

@@ -10,12 +10,12 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from egd_optax.grokking.config import Config
-from egd_optax.grokking.plots import plot_runs
-from egd_optax.grokking.recipes import RECIPES
-from egd_optax.grokking.record import RunLog, read_log
-from egd_optax.grokking.report import run_table
-from egd_optax.grokking.train import Epoch, Result, train
+from grokking.config import Config
+from grokking.plots import plot_runs
+from grokking.recipes import RECIPES
+from grokking.record import RunLog, read_log
+from grokking.report import run_table
+from grokking.train import Epoch, Result, train
 
 DEMO_FOLDER = Path("runs/demo")
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from rich.table import Column, Table
 
-from egd_optax.grokking.record import Log
-from egd_optax.grokking.train import first_at_target
+from grokking.record import Log
+from grokking.train import first_at_target
 
 HEADINGS = ("epochs\nto target", "seconds\nto target", "ms per\nepoch", "train", "test")
 
