@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from grokking.config import Config
-from grokking.examples import Examples
+from grokking.tasks import Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,11 @@ class Spectrum:
 
 
 class Spectra:
-    """Measures a Spectrum at each of the run's `spectra_at` epochs and hands it on."""
+    """Measures a Spectrum at each of the run's `spectra_at` epochs and hands it to `emit`.
+
+    Raises:
+        ValueError: the network has no hidden/kernel.
+    """
 
     def __init__(
         self,
@@ -40,33 +44,32 @@ class Spectra:
         examples: Examples,
         emit: Callable[[Spectrum], None],
     ):
-        self._config, self._examples, self._emit = config, examples, emit
+        self._epochs, self._examples, self._emit = config.spectra_at, examples, emit
+        self._decay = config.optimizer.settings["weight_decay"]
         self._gradient = jax.jit(jax.grad(loss))
-        if config.spectra_at:
-            self._start = np.asarray(params["hidden"]["kernel"], np.float64)
-            u, _, vh = np.linalg.svd(self._matrices(params)[1], full_matrices=False)
-            self._directions = (u, vh)
-            self.measure(0, params)
+        if not self._epochs:
+            return
+        if "hidden" not in params:
+            raise ValueError(
+                "spectra_at needs the two-layer network's hidden/kernel, and the network of the "
+                f"task {config.task.kind} has {', '.join(params)}; drop it"
+            )
+        self._start = np.asarray(params["hidden"]["kernel"], np.float64)
+        self._u, _, self._vh = np.linalg.svd(self._matrices(params)[1], full_matrices=False)
+        self.measure(0, params)
 
     def measure(self, epoch: int, params: Any) -> None:
         """Measure if this epoch is asked for; outside of the run's clock."""
-        if epoch not in self._config.spectra_at:
+        if epoch not in self._epochs:
             return
         raw, decayed = (np.linalg.svd(m, compute_uv=False) for m in self._matrices(params))
-        u, vh = self._directions
         moved = np.asarray(params["hidden"]["kernel"], np.float64) - self._start
-        progress = np.einsum("mi,mn,in->i", u, moved, vh, optimize=True)
-        self._emit(
-            Spectrum(
-                epoch,
-                tuple(map(float, raw)),
-                tuple(map(float, decayed)),
-                tuple(map(float, progress)),
-            )
-        )
+        progress = np.einsum("mi,mn,in->i", self._u, moved, self._vh, optimize=True)
+        values = (tuple(map(float, array)) for array in (raw, decayed, progress))
+        self._emit(Spectrum(epoch, *values))
 
     def _matrices(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the full-batch gradient without and with the decay term, in float64."""
         gradient = self._gradient(params, self._examples)["hidden"]["kernel"]
         raw, weights = (np.asarray(x, np.float64) for x in (gradient, params["hidden"]["kernel"]))
-        return raw, raw + self._config.weight_decay * weights
+        return raw, raw + self._decay * weights

@@ -1,83 +1,100 @@
-"""Tasks on which networks grok. A task is one small class, entered in `TASKS` and in `Task`."""
+"""Tasks on which networks grok, each with its data, its network, its loss and its accuracy."""
 
 import dataclasses
-from typing import ClassVar, Literal
+import functools
+import importlib
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax import nnx
 
-from grokking.examples import Examples, Split, class_accuracy, cross_entropy
-from grokking.images import Images
+from egd_optax.models import MLP, DecoderTransformer, TwoLayerMLP
 
 OPERATIONS = {"addition": jnp.add, "multiplication": jnp.multiply}
 ENCODINGS = ("one_hots", "tokens")
+LOSSES = ("squared_error", "cross_entropy")
+DIGITS, CLASSES, BRIGHTEST = 1_797, 10, 16.0  # scikit-learn's digits, 8 x 8
+
+
+class Examples(NamedTuple):
+    """Inputs (count, features), float32 or int32 tokens; labels (count,), int32 or +-1.0."""
+
+    inputs: jax.Array
+    labels: jax.Array
+
+
+class Split(NamedTuple):
+    """The two disjoint sets of a run."""
+
+    train: Examples
+    test: Examples
+
+
+class Task:
+    """Data, network, loss and accuracy; `kind` is its name in logs."""
+
+    kind: ClassVar[str]
+    train_size: int
+
+    def split(self, key: jax.Array) -> Split:
+        """Draw the two sets."""
+        raise NotImplementedError
+
+    def at(self, epoch: int, split: Split, key: jax.Array) -> Split:
+        """Return the data of an epoch, counted from 1: the same in all, unless a task says else."""
+        del epoch, key
+        return split
+
+    def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Return the task's network with new initial values."""
+        raise NotImplementedError
+
+    def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+        """Return the mean cross-entropy in nats of logits (count, classes)."""
+        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels))
+
+    def accuracy(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+        """Return the share of the rows whose largest logit is the label's."""
+        right = jnp.argmax(outputs, axis=-1).astype(labels.dtype) == labels
+        return jnp.mean(right, dtype=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class ModularArithmetic:
+class ModularArithmetic(Task):
     """Learn the table of an operation modulo p from a part of it.
 
     Args:
-        operation: the operation between the two residues.
+        operation: `addition` or `multiplication` of two residues.
         p: the modulus; the table has p * p entries.
         train_fraction: share of the table to train on; the test set is the rest.
         nonzero: leave out the entries whose second residue is 0; p * (p - 1) are left.
-        encoding: `one_hots`, float32 (2 p,), one for each residue; or `tokens`, the int32 sequence
-            (4,) of `a op b =` for a `DecoderTransformer(vocabulary, length)`. The residues are the
-            tokens below p, `op` is p and `=` is p + 1; the logits are over the whole vocabulary.
+        encoding: `one_hots`, float32 (2 p,), for a `TwoLayerMLP`; or `tokens`, the int32 sequence
+            (4,) of `a op b =`, for a `DecoderTransformer`. The residues are the tokens below p,
+            `op` is p and `=` is p + 1.
 
     Raises:
-        ValueError: an unknown operation or encoding, p below 2, or a fraction that leaves one of
-            the sets empty.
+        ValueError: an unknown operation or encoding, p below 2, or an empty set.
     """
 
-    operation: Literal["addition", "multiplication"] = "addition"
+    operation: str = "addition"
     p: int = 97
     train_fraction: float = 0.5
     nonzero: bool = False
-    encoding: Literal["one_hots", "tokens"] = "one_hots"
+    encoding: str = "one_hots"
 
     kind: ClassVar[str] = "modular_arithmetic"
-    bias_scale: ClassVar[float] = 0.0
-    length: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
-        for field, choices in (("operation", OPERATIONS), ("encoding", ENCODINGS)):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"{field} must be one of {', '.join(choices)}; got {getattr(self, field)!r}"
-                )
-        if self.p < 2:
+        check_choice("operation", self.operation, OPERATIONS)
+        check_choice("encoding", self.encoding, ENCODINGS)
+        check_least("the modulus p", self.p, 2)
+        if not 0 < self.train_fraction < 1 or not 0 < self.train_size < self.entries:
             raise ValueError(
-                f"the modulus p must be at least 2, got {self.p}; the paper uses 79, 97 and 127"
+                "train_fraction must lie in (0, 1) and leave both sets an entry, got "
+                f"{self.train_fraction} of {self.entries} entries; the paper uses 0.5"
             )
-        if not 0.0 < self.train_fraction < 1.0:
-            raise ValueError(
-                f"train_fraction must lie in (0, 1), got {self.train_fraction}; the paper uses 0.5"
-            )
-        if not 0 < self.train_size < self.entries:
-            raise ValueError(
-                f"train_fraction must leave both sets an entry, got {self.train_fraction} of "
-                f"{self.entries} entries; move it towards 0.5"
-            )
-
-    @property
-    def name(self) -> str:
-        nonzero = "-nonzero" if self.nonzero else ""
-        tokens = "-tokens" if self.encoding == "tokens" else ""
-        return f"{self.operation}-{self.p}{nonzero}{tokens}"
-
-    @property
-    def in_features(self) -> int:
-        return self.length if self.encoding == "tokens" else 2 * self.p
-
-    @property
-    def out_features(self) -> int:
-        return self.vocabulary if self.encoding == "tokens" else self.p
-
-    @property
-    def vocabulary(self) -> int:
-        return self.p + 2
 
     @property
     def entries(self) -> int:
@@ -95,13 +112,10 @@ class ModularArithmetic:
         labels = (OPERATIONS[self.operation](left, right) % self.p).astype(jnp.int32)
         return _cut(Examples(self._encode(left, right), labels), self.train_size)
 
-    def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """Mean cross-entropy in nats of logits (count, out_features) against classes (count,)."""
-        return cross_entropy(logits, labels)
-
-    def accuracy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """Share of the rows whose largest logit is the label's."""
-        return class_accuracy(logits, labels)
+    def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
+        if self.encoding == "tokens":
+            return DecoderTransformer(self.p + 2, 4, width=width, rngs=rngs)
+        return TwoLayerMLP(2 * self.p, width, self.p, rngs=rngs)
 
     def _encode(self, left: jax.Array, right: jax.Array) -> jax.Array:
         if self.encoding == "tokens":
@@ -112,8 +126,8 @@ class ModularArithmetic:
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseParity:
-    """Learn the product of the first k of n random signs.
+class SparseParity(Task):
+    """Learn the product of the first k of n random signs, with a network of one output.
 
     Args:
         n: number of signs in an input.
@@ -131,53 +145,108 @@ class SparseParity:
     test_size: int = 10_000
 
     kind: ClassVar[str] = "sparse_parity"
-    out_features: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(
-                f"the parity needs k of at least 1 sign, got k={self.k}; the paper uses 2, 3 and 4"
-            )
+        for name in ("k", "train_size", "test_size"):
+            check_least(name, getattr(self, name), 1)
         if self.k > self.n:
             raise ValueError(
-                f"k cannot exceed the n signs of an input, got k={self.k}, n={self.n}; "
-                "lower k or raise n"
+                f"k must not exceed the n signs of an input, got k={self.k}, n={self.n}; lower k"
             )
-        for name in ("train_size", "test_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}; "
-                    "the paper uses 2000 and 10000"
-                )
-
-    @property
-    def name(self) -> str:
-        return f"parity-{self.k}-of-{self.n}"
-
-    @property
-    def in_features(self) -> int:
-        return self.n
-
-    @property
-    def bias_scale(self) -> float:
-        return (2.0 / self.n) ** 0.5
 
     def split(self, key: jax.Array) -> Split:
         """Draw independent uniform signs with `key`; inputs may repeat by chance."""
         inputs = jax.random.rademacher(key, (self.train_size + self.test_size, self.n), jnp.float32)
         return _cut(Examples(inputs, jnp.prod(inputs[:, : self.k], axis=1)), self.train_size)
 
+    def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
+        return TwoLayerMLP(self.n, width, None, bias_scale=(2.0 / self.n) ** 0.5, rngs=rngs)
+
     def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
-        """Mean squared error of outputs (count,) to the targets +-1."""
+        """Return the mean squared error of outputs (count,) to the targets +-1."""
         return jnp.mean(jnp.square(outputs - labels))
 
     def accuracy(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
-        """Share of the outputs that have the target's sign."""
+        """Return the share of the outputs that have the target's sign."""
         return jnp.mean(outputs * labels > 0.0, dtype=jnp.float32)
 
 
-Task = ModularArithmetic | SparseParity | Images
-TASKS = {task.kind: task for task in (ModularArithmetic, SparseParity, Images)}
+@dataclasses.dataclass(frozen=True)
+class Digits(Task):
+    """Tell ten digits of 8 x 8 pixels in [0, 1] apart after a few training points.
+
+    Args:
+        train_size: training points, drawn by the split's key; the test set is the rest.
+        loss_kind: `squared_error` to one-hots, a mean over batch and classes; or `cross_entropy`.
+        shuffle_every: epochs after which the training labels are permuted among the training
+            points, again and again, so that there is nothing to learn but to memorize anew;
+            None never does.
+
+    Raises:
+        ValueError: an unknown loss, an empty set, or `shuffle_every` below 1.
+    """
+
+    train_size: int = 200
+    loss_kind: str = "squared_error"
+    shuffle_every: int | None = None
+
+    kind: ClassVar[str] = "digits"
+
+    def __post_init__(self) -> None:
+        check_choice("loss_kind", self.loss_kind, LOSSES)
+        if not 1 <= self.train_size < DIGITS:
+            raise ValueError(
+                f"train_size must lie in [1, {DIGITS}) and leave digits for the test set, got "
+                f"{self.train_size}; 200 is the default"
+            )
+        if self.shuffle_every is not None:
+            check_least("shuffle_every", self.shuffle_every, 1)
+
+    def split(self, key: jax.Array) -> Split:
+        """Draw the training points with `key`."""
+        order = jax.random.permutation(key, DIGITS)
+        images, labels = (jnp.asarray(array)[order] for array in _digits())
+        return _cut(Examples(images, labels), self.train_size)
+
+    def at(self, epoch: int, split: Split, key: jax.Array) -> Split:
+        """Return the data of an epoch: after each `shuffle_every` with labels shuffled anew."""
+        shuffles = 0 if self.shuffle_every is None else (epoch - 1) // self.shuffle_every
+        if shuffles == 0:
+            return split
+        key = jax.random.fold_in(key, shuffles)
+        labels = jax.random.permutation(key, split.train.labels)
+        return Split(Examples(split.train.inputs, labels), split.test)
+
+    def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
+        return MLP(64, (width, width), CLASSES, rngs=rngs)
+
+    def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+        """Return the loss of the chosen kind of logits (count, 10)."""
+        if self.loss_kind == "cross_entropy":
+            return super().loss(outputs, labels)
+        one_hots = jax.nn.one_hot(labels, CLASSES, dtype=outputs.dtype)
+        return jnp.mean(jnp.square(outputs - one_hots))
+
+
+TASKS = {task.kind: task for task in (ModularArithmetic, SparseParity, Digits)}
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}; raise it")
+
+
+@functools.cache
+def _digits() -> tuple[Any, Any]:
+    """Return images (1797, 64), float32 in [0, 1], and labels (1797,), int32."""
+    datasets = importlib.import_module("sklearn.datasets")  # slow, and for this task only
+    images, labels = datasets.load_digits(return_X_y=True)
+    return (images / BRIGHTEST).astype("float32"), labels.astype("int32")
 
 
 def _cut(examples: Examples, train_size: int) -> Split:
