@@ -1,13 +1,13 @@
 """Polar factors of matrices: arrays in, arrays out; knows no tree and no Optax.
 
-| method         | class      | what it does                                             |
-|----------------|------------|----------------------------------------------------------|
-| `Auto`         | exact      | the default: Gram, or SVD for small matrices on CPU      |
-| `Halley`         | exact      | matrix products and Cholesky factors of the short side   |
-| `SVD`          | exact      | singular value decomposition, the reference              |
-| `NewtonSchulz` | polynomial | products alone, gains as good as its coefficient table   |
-| `Randomized`   | sketch     | the leading `rank` directions, by random projections     |
-| `SubspaceIteration`    | sketch     | the same directions, followed from step to step          |
+| method              | class      | what it does                                              |
+|---------------------|------------|-----------------------------------------------------------|
+| `Auto`              | exact      | the default: `Halley`, or `SVD` for small matrices on CPU |
+| `Halley`            | exact      | matrix products and Cholesky factors of the short side    |
+| `SVD`               | exact      | singular value decomposition, the reference               |
+| `NewtonSchulz`      | polynomial | products alone, gains as good as its coefficient table    |
+| `Randomized`        | sketch     | the leading `rank` directions, by random projections      |
+| `SubspaceIteration` | sketch     | the same directions, followed from step to step           |
 """
 
 from egd_optax.polar._auto import Auto as Auto
@@ -17,6 +17,5 @@ from egd_optax.polar._method import PolarMethod as PolarMethod
 from egd_optax.polar._newton_schulz import NewtonSchulz as NewtonSchulz
 from egd_optax.polar._sketch import Randomized as Randomized
 from egd_optax.polar._sketch import SubspaceIteration as SubspaceIteration
-from egd_optax.polar._stacks import as_method as as_method
 from egd_optax.polar._stacks import polar_factor as polar_factor
 from egd_optax.polar._svd import SVD as SVD

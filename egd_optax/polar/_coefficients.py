@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from egd_optax.polar._method import check_at_least
+from egd_optax._checks import check_at_least
 
 Row = tuple[float, float, float]
 Rows = tuple[Row, ...]
@@ -31,7 +31,7 @@ def polar_express_coefficients(
 ) -> Rows:
     """Derive the rows of Polar Express: a greedy composition of minimax odd quintics.
 
-    Each row minimises max |1 - p(x)| over the interval that the rows before it map
+    Each row minimizes max |1 - p(x)| over the interval that the rows before it map
     [lower, 1] to, which makes the composition optimal among compositions of quintics.
 
     Args:
@@ -39,7 +39,7 @@ def polar_express_coefficients(
         lower: relative singular value from which the gains are to be near 1, in (0, 1).
         safety: rows but the last are those for x / safety, so that singular values up to
             `safety` do not explode under round-off. 1 for none.
-        cushion: least ratio of the interval's ends that a row is optimised for; keeps
+        cushion: least ratio of the interval's ends that a row is optimized for; keeps
             early rows from overshooting in low precision. 0 for none.
 
     Returns:
@@ -54,8 +54,8 @@ def polar_express_coefficients(
     check_at_least("steps", steps, 1)
     if not 0 < lower < 1 or not 1 <= safety < 2 or not 0 <= cushion < 1:
         raise ValueError(
-            "polar_express needs lower in (0, 1), safety in [1, 2) and cushion in [0, 1), got "
-            f"lower={lower}, safety={safety}, cushion={cushion}."
+            "polar_express_coefficients needs lower in (0, 1), safety in [1, 2) and cushion in "
+            f"[0, 1), got lower={lower}, safety={safety}, cushion={cushion}."
         )
     rows, low, high = [], lower, 1.0
     for _ in range(steps):
@@ -125,13 +125,13 @@ TABLES = {
         gains=(1 - 1e-6, 1 + 1e-6),
         source="Amsel et al. 2025, arXiv 2505.16932: lower 1e-3, safety 1.01, cushion .02407",
     ),
-    "jordan": Table(
+    "standard": Table(
         rows=((3.4445, -4.7750, 2.0315),) * 5,
         lower=1e-3,
         gains=(0.47, 1.21),
         source="Jordan et al., Muon, 2024: tuned, without parameters to derive them from",
     ),
-    "you": Table(
+    "dion": Table(
         rows=(
             (4.0848, -6.8946, 2.9270),
             (3.9505, -6.3029, 2.6377),
@@ -141,7 +141,7 @@ TABLES = {
         ),
         lower=1e-3,
         gains=(0.47, 1.15),
-        source="You, coefficients for Muon, 2025: tuned, as Jordan's",
+        source="You, coefficients for Muon, 2025: tuned, as Jordan's; Optax and Dion use them",
     ),
     "cans": Table(
         # As published they turn a singular value of 1.00001 to 2.6, one of 1.001 to 1e23.
@@ -163,3 +163,10 @@ TABLES = {
         "polar_express_coefficients(5, lower=1e-3, cushion=0), of rows with four decimals",
     ),
 }
+# The same tables by their authors' names.
+ALIASES = {"jordan": "standard", "you": "dion"}
+
+
+def named(name: str) -> Table:
+    """Return the table of a name or an alias."""
+    return TABLES[ALIASES.get(name, name)]

@@ -7,9 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from egd_optax.polar._linalg import gram, hermitian_product, inverse, largest_eigenvalue, product
-from egd_optax.polar._method import Stateless, check_rtol
-from egd_optax.polar._oriented import orient, resolve_rtol
+from egd_optax._checks import check_rtol
+from egd_optax.polar._dtypes import resolve_rtol
+from egd_optax.polar._inverse import inverse
+from egd_optax.polar._linalg import gram, largest_eigenvalue, product
+from egd_optax.polar._method import Stateless
+from egd_optax.polar._oriented import orient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +69,13 @@ def _finish(x: jax.Array, square: jax.Array, weights: tuple[float, float, float]
     """
     beta, gamma, c = weights
     identity = jnp.eye(x.shape[0], dtype=x.dtype)
-    times = hermitian_product  # all are functions of A
     w = inverse(identity + c * square)
-    cross = 2 * beta * gamma * (identity - w) + gamma**2 * (w - times(w, w))
+    cross = 2 * beta * gamma * (identity - w) + gamma**2 * (w - product(w, w))
     error = identity - (beta**2 * square + cross / c)
-    error2 = times(error, error)
-    series = identity + 2.5 * error + 4.375 * error2 + 6.5625 * times(error, error2)
-    filtered = times(identity - 2 * error + error2, series)
-    return product(times(beta * identity + gamma * w, filtered), x)
+    error2 = product(error, error)
+    series = identity + 2.5 * error + 4.375 * error2 + 6.5625 * product(error, error2)
+    filtered = product(identity - 2 * error + error2, series)
+    return product(product(beta * identity + gamma * w, filtered), x)
 
 
 # The power iteration underestimates the norm: at worst, with the other singular values close to
@@ -88,7 +90,7 @@ def halley_weights(least: float, eps: float) -> tuple[tuple[float, float, float]
     """Return (beta, gamma, c) of passes x -> beta x + gamma x / (1 + c x^2) for [least, 1].
 
     As few passes as the floor on their design allows, and the gentlest of that number: a higher
-    floor amplifies less of what lies below `least`. The last image is centred on 1.
+    floor amplifies less of what lies below `least`. The last image is centered on 1.
     """
     done = 1 - 0.025 * (eps / 2**-23) ** 0.25  # from here, the filter's error is about 50 eps
     low, high = min(_FLOOR * math.sqrt(eps), 1.0), 1.0
@@ -98,8 +100,8 @@ def halley_weights(least: float, eps: float) -> tuple[tuple[float, float, float]
         enough = len(_passes(least, middle, done)) <= count
         low, high = (middle, high) if enough else (low, middle)
     *passes, (beta, gamma, c, image) = _passes(least, low, done)
-    centre = (1 + image) / 2
-    return (*((b, g, c) for b, g, c, _ in passes), (beta / centre, gamma / centre, c))
+    center = (1 + image) / 2
+    return (*((b, g, c) for b, g, c, _ in passes), (beta / center, gamma / center, c))
 
 
 def _passes(least: float, floor: float, done: float) -> list[tuple[float, float, float, float]]:

@@ -1,38 +1,55 @@
 """What a polar method is: a value with `init` and `update`, written for one matrix."""
 
+import abc
 import dataclasses
-import numbers
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from egd_optax.polar._oriented import working_dtype
+from egd_optax.polar._dtypes import working_dtype
 
 State = Any
 
 
-@runtime_checkable
-class PolarMethod(Protocol):
-    """A way to compute polar factors, written for one `(m, n)` matrix.
+class PolarMethod(abc.ABC):
+    """A way to compute polar factors, written for one `(m, n)` matrix: the base of every method.
 
     `scale_by_egd` and `polar_factor` map it over stacks. It must hash and not change: write a
     frozen dataclass. Zero and non-finite matrices are its own affair; 16-bit ones reach it in
     float32. A method without a memory can be a function instead, from a matrix to its factor.
+
+    Examples:
+        >>> import dataclasses
+        >>> import jax.numpy as jnp
+        >>> from egd_optax import polar
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class OfAverage(polar.PolarMethod):
+        ...     decay: float = 0.9
+        ...
+        ...     def init(self, matrix):
+        ...         return jnp.zeros(matrix.shape, matrix.dtype)
+        ...
+        ...     def update(self, matrix, average):
+        ...         average = self.decay * average + (1 - self.decay) * matrix
+        ...         return polar.polar_factor(average), average
+        >>> print(polar.polar_factor(jnp.diag(jnp.array([4.0, -0.5])), OfAverage()))
+        [[ 1.  0.]
+         [ 0. -1.]]
     """
 
+    @abc.abstractmethod
     def init(self, matrix: jax.ShapeDtypeStruct) -> State:
         """Return the state for matrices of this shape and dtype (a pytree of arrays)."""
-        ...
 
+    @abc.abstractmethod
     def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
         """Return the polar factor of `matrix`, of its shape, and the next state, like `state`."""
-        ...
 
 
-class Stateless:
-    """Base of this package's methods that keep nothing between steps: they write `factor` alone."""
+class Stateless(PolarMethod):
+    """Base of methods that keep nothing between steps: they write `factor` alone."""
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> State:
         del matrix
@@ -41,8 +58,9 @@ class Stateless:
     def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
         return self.factor(matrix), state
 
+    @abc.abstractmethod
     def factor(self, matrix: jax.Array) -> jax.Array:
-        raise NotImplementedError
+        """Return the polar factor of `matrix`, of its shape."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,36 +107,3 @@ def checked_update(method: PolarMethod, matrix: jax.Array, state: State) -> tupl
             f"turned from {before} to {now}."
         )
     return factor.astype(matrix.dtype), after
-
-
-def as_array(value: Any, needed_by: str) -> jax.Array:
-    """Return `value` as one array; a tree of arrays raises."""
-    try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{needed_by} needs one array, got a {type(value).__name__}; map it over a tree of "
-            "arrays by jax.tree.map."
-        ) from error
-
-
-def check_rtol(rtol: float | None) -> None:
-    """Raise ValueError unless `rtol` is None or lies in [0, 0.5)."""
-    number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)
-    if rtol is not None and not (number and 0.0 <= rtol < 0.5):
-        raise ValueError(
-            "rtol is a share of the largest singular value and must lie in [0, 0.5), got "
-            f"{rtol!r}. Leave it None for the default of the dtype."
-        )
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise unless `value` is an integer (NumPy's count) of at least `least`."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

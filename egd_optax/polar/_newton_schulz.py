@@ -4,15 +4,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egd_optax.polar._coefficients import TABLES, Row, Rows, first_rows
-from egd_optax.polar._linalg import gram, hermitian_product, square
-from egd_optax.polar._method import Stateless, check_at_least, check_choice
-from egd_optax.polar._oriented import orient, working_dtype
+from egd_optax._checks import check_at_least, check_choice
+from egd_optax.polar._coefficients import ALIASES, TABLES, Row, Rows, first_rows, named
+from egd_optax.polar._dtypes import working_dtype
+from egd_optax.polar._linalg import gram
+from egd_optax.polar._method import Stateless
+from egd_optax.polar._oriented import orient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +28,13 @@ class NewtonSchulz(Stateless):
 
     Accuracy class: polynomial. Relative to the Frobenius norm, singular values above the
     table's `lower` (1e-3 for all named tables) get gains in the table's interval; the ones
-    below stay small. There is no rank tolerance: enough steps lift round-off, too.
+    below stay small. There is no rank tolerance, because a polynomial cannot cut: enough steps
+    lift round-off as well.
 
     Args:
-        coefficients: "polar_express" (8 rows), "jordan", "you", "cans" (5 rows each, the last made
-            safe for singular values up to 1.01), or rows (a, b, c), such as those of
+        coefficients: "polar_express" (8 rows), "standard" (Muon's, by Jordan: also "jordan"),
+            "dion" (by You: also "you") or "cans" (5 rows each, the last made safe for singular
+            values up to 1.01); or rows (a, b, c), such as those of
             `polar_express_coefficients(12, lower=1e-6)`.
         steps: number of steps. None: one for each row. Fewer take the first rows, more
             repeat the last one.
@@ -49,44 +54,23 @@ class NewtonSchulz(Stateless):
 
     def __post_init__(self) -> None:
         if isinstance(self.coefficients, str):
-            check_choice("coefficients", self.coefficients, tuple(TABLES))
-        else:  # lists and arrays are welcome, but the value has to hash
-            try:
-                table = np.array([[float(x) for x in row] for row in self.coefficients])
-            except (TypeError, ValueError):
-                table = np.empty(0)
-            if table.ndim != 2 or table.shape[1] != 3 or not np.isfinite(table).all():
-                raise ValueError(
-                    "coefficients must be a table's name or finite rows (a, b, c), got "
-                    f"{self.coefficients!r}; a number of steps is `steps`."
-                )
-            object.__setattr__(self, "coefficients", tuple(map(tuple, table.tolist())))
+            check_choice("coefficients", self.coefficients, (*TABLES, *ALIASES))
+        else:
+            object.__setattr__(self, "coefficients", _as_rows(self.coefficients))
         if self.steps is not None:
             check_at_least("steps", self.steps, 1)
-        try:
-            floating = self.dtype is None or (
-                jnp.issubdtype(self.dtype, jnp.inexact) and jnp.finfo(self.dtype).bits >= 16
-            )
-        except TypeError:
-            floating = False
-        if not floating:
-            raise ValueError(
-                f"dtype must be a floating-point type of at least 16 bits, got {self.dtype!r}."
-            )
+        if self.dtype is not None:
+            _check_dtype(self.dtype)
 
     @property
     def rows(self) -> Rows:
         """The rows that one call runs through, in order."""
-        if isinstance(self.coefficients, str):
-            return first_rows(TABLES[self.coefficients].rows, self.steps)
-        return first_rows(self.coefficients, self.steps)
+        given = self.coefficients
+        return first_rows(named(given).rows if isinstance(given, str) else given, self.steps)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
-        if (
-            self.dtype is not None
-            and jnp.iscomplexobj(matrix)
-            and not jnp.issubdtype(self.dtype, jnp.complexfloating)
-        ):
+        real = self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.complexfloating)
+        if real and jnp.iscomplexobj(matrix):
             raise ValueError(
                 f"dtype={self.dtype!r} would drop the imaginary part of {matrix.dtype}."
             )
@@ -101,6 +85,30 @@ class NewtonSchulz(Stateless):
             default=functools.partial(_follow, [(row,) for row in self.rows]),
         )
         return oriented.restore(x)
+
+
+def _as_rows(coefficients: Any) -> Rows:
+    """Return rows as tuples, which hash; lists and arrays are welcome."""
+    try:
+        table = np.array([[float(x) for x in row] for row in coefficients])
+    except (TypeError, ValueError):
+        table = np.empty(0)
+    if table.ndim != 2 or table.shape[1] != 3 or not np.isfinite(table).all():
+        raise ValueError(
+            "coefficients must be a table's name or finite rows (a, b, c), got "
+            f"{coefficients!r}; a number of steps is `steps`."
+        )
+    return tuple(map(tuple, table.tolist()))
+
+
+def _check_dtype(dtype: Any) -> None:
+    """Raise ValueError unless `dtype` is a floating-point type of at least 16 bits."""
+    try:
+        floating = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"dtype must be a floating-point type of at least 16 bits, got {dtype!r}.")
 
 
 def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> list[Rows]:
@@ -129,19 +137,18 @@ def _follow(runs: list[Rows], x: jax.Array) -> jax.Array:
 
     A run takes its steps on A = X X^H alone, X <- P X and A <- P A P, and applies their product.
     """
-    times = functools.partial(hermitian_product, precision=None)  # all are polynomials in A
     for index, (first, *others) in enumerate(runs):
         gramian = gram(x, None)
-        whole = step = _step(first if index else _normalised(first, gramian), gramian)
+        whole = step = _step(first if index else _normalized(first, gramian), gramian)
         for row in others:
-            gramian = times(step, times(gramian, step))
+            gramian = step @ (gramian @ step)
             step = _step(row, gramian)
-            whole = times(step, whole)
+            whole = step @ whole
         x = whole @ x
     return x
 
 
-def _normalised(row: Row, gramian: jax.Array) -> Sequence[jax.Array]:
+def _normalized(row: Row, gramian: jax.Array) -> Sequence[jax.Array]:
     """Return the row of x -> p(x / ||X||_F)."""
     norm = jnp.sqrt(jnp.trace(gramian, dtype=working_dtype(gramian.dtype)).real)
     numbers = (number / norm**power for number, power in zip(row, (1, 3, 5), strict=True))
@@ -149,10 +156,10 @@ def _normalised(row: Row, gramian: jax.Array) -> Sequence[jax.Array]:
 
 
 def _step(row: Sequence[float | jax.Array], gramian: jax.Array) -> jax.Array:
-    """Return P = a I + b A + c A^2."""
+    """Return P = a I + b A + c A^2, with A^2 = A A^H."""
     a, b, c = row
     identity = jnp.eye(gramian.shape[0], dtype=gramian.dtype)
-    return a * identity + b * gramian + c * square(gramian, None)
+    return a * identity + b * gramian + c * gram(gramian, None)
 
 
 # Aspect from which several steps on the Gram matrix cost less than as many on the matrix.

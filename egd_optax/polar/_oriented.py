@@ -1,28 +1,11 @@
-"""Orientation, working dtype, scale, zero and non-finite matrices: the one place."""
+"""Orientation, scale, zero and non-finite matrices: the one place."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# A product formed in floating point leaves round-off up to about 10 eps sigma_1, and the exact
-# methods resolve directions from 2 rtol on; tests/test_accuracy.py holds both.
-_RTOL_IN_EPS = 84.0
-
-
-def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
-    """Return the dtype to compute in: `dtype` itself, or float32 for shorter ones."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-
-
-def default_rtol(dtype: jax.typing.DTypeLike) -> float:
-    """Return the default rank tolerance: 84 eps, 1e-5 in float32 and 1.9e-14 in float64."""
-    return _RTOL_IN_EPS * float(jnp.finfo(dtype).eps)
-
-
-def resolve_rtol(rtol: float | None, dtype: jax.typing.DTypeLike) -> float:
-    """Return `rtol`, or the default of `dtype` for None."""
-    return default_rtol(dtype) if rtol is None else rtol
+from egd_optax.polar._dtypes import working_dtype
 
 
 class Oriented(NamedTuple):

@@ -6,24 +6,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from egd_optax._checks import check_at_least, check_choice, check_rtol
+from egd_optax.polar._dtypes import resolve_rtol, working_dtype
 from egd_optax.polar._halley import Halley
+from egd_optax.polar._lapack import eigh, orthonormal
 from egd_optax.polar._linalg import adjoint, product
-from egd_optax.polar._method import check_at_least, check_choice
-from egd_optax.polar._oriented import default_rtol, orient, working_dtype
+from egd_optax.polar._method import PolarMethod
+from egd_optax.polar._oriented import orient
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sketch:
-    """The fields that the sketches share, and the factor within a basis.
-
-    Raises:
-        ValueError: rank below 1, negative counts, or an unknown tail.
-    """
+class _Sketch(PolarMethod):
+    """The fields that the sketches share, and the factor within a basis."""
 
     rank: int
     oversample: int = 8
     residual: str = "drop"
     seed: int = 0
+    rtol: float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_at_least("rank", self.rank, 1)
@@ -32,6 +32,7 @@ class _Sketch:
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed!r}.")
         check_choice("residual", self.residual, ("drop", "keep"))
+        check_rtol(self.rtol)
 
     def _width(self, m: int) -> int:
         return min(self.rank + self.oversample, m)
@@ -42,18 +43,19 @@ class _Sketch:
         Returns the factor, and the basis turned to the singular directions, leading ones last.
         """
         small = product(adjoint(basis), x)
-        whitened = Halley().factor(small)
+        whitened = Halley(self.rtol).factor(small)
         # The Hermitian factor has the singular values themselves, so eigh resolves them to eps
         # sigma_1; the small Gram matrix has their squares and would lose half of the digits.
         hermitian = product(small, adjoint(whitened))
-        s, turn = jnp.linalg.eigh((hermitian + adjoint(hermitian)) / 2)
+        s, turn = eigh((hermitian + adjoint(hermitian)) / 2)
         rank = min(self.rank, basis.shape[1])
         turned = product(basis, turn)
         leading = turned[:, -rank:]
         factor = product(leading, product(adjoint(turn[:, -rank:]), whitened))
         if self.residual == "keep":
             rest = x - product(leading, product(adjoint(leading), x))
-            factor = factor + _reciprocal(s[-rank], s[-1]).astype(x.dtype) * rest
+            last = _reciprocal(s[-rank], resolve_rtol(self.rtol, s.dtype) * s[-1])
+            factor = factor + last.astype(x.dtype) * rest
         return factor, turned
 
 
@@ -79,9 +81,12 @@ class Randomized(_Sketch):
             smallest whitened singular value, so that it continues the spectrum below 1.
         seed: of the sketches; every step draws a fresh one, the same for all matrices.
         power_iterations: passes over G that sharpen the sketch.
+        rtol: rank tolerance relative to the largest singular value, in [0, 0.5), as `Halley`'s;
+            what lies below is neither whitened nor divided by. None: 84 eps of the working dtype.
 
     Raises:
-        ValueError: rank below 1, negative counts, or an unknown tail.
+        ValueError: rank below 1, negative counts, an unknown `residual`, or `rtol` outside
+            [0, 0.5).
 
     References:
         Halko, Martinsson, Tropp, SIAM Review 53, 2011. Pasand, Dohmatob 2025,
@@ -105,9 +110,9 @@ class Randomized(_Sketch):
         x = oriented.x
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         probe = jax.random.normal(key, (x.shape[1], self._width(x.shape[0])), x.dtype)
-        basis = _orth(product(x, probe))
+        basis = orthonormal(product(x, probe))
         for _ in range(self.power_iterations):
-            basis = _orth(product(x, _orth(product(adjoint(x), basis))))
+            basis = orthonormal(product(x, orthonormal(product(adjoint(x), basis))))
         factor, _ = self._whiten(x, basis)
         return oriented.restore(factor), state._replace(step=state.step + 1)
 
@@ -137,9 +142,13 @@ class SubspaceIteration(_Sketch):
         residual: what becomes of the rest. "drop": zeros. "keep": divided by the smallest
             whitened singular value, so that it continues the spectrum below 1.
         seed: of the random basis to begin with.
+        rtol: rank tolerance relative to the largest singular value, in [0, 0.5), as `Halley`'s;
+            what lies below is neither whitened nor divided by, and is not followed. None: 84 eps
+            of the working dtype.
 
     Raises:
-        ValueError: rank below 1, negative counts, or an unknown tail.
+        ValueError: rank below 1, negative counts, an unknown `residual`, or `rtol` outside
+            [0, 0.5).
 
     References:
         Oja, Karhunen, J. Math. Anal. Appl. 106, 1985 (streaming PCA). Ahn et al., Dion, 2025,
@@ -150,14 +159,14 @@ class SubspaceIteration(_Sketch):
         m = min(matrix.shape)
         dtype = working_dtype(matrix.dtype)
         draw = jax.random.normal(jax.random.key(self.seed), (m, self._width(m)), dtype)
-        return SubspaceIterationState(_orth(draw), jnp.uint32(self.seed), jnp.int32(0))
+        return SubspaceIterationState(orthonormal(draw), jnp.uint32(self.seed), jnp.int32(0))
 
     def update(
         self, matrix: jax.Array, state: SubspaceIterationState
     ) -> tuple[jax.Array, SubspaceIterationState]:
         oriented = orient(matrix)
         x = oriented.x
-        basis = _orth(product(x, self._probe(x, state)))
+        basis = orthonormal(product(x, self._probe(x, state)))
         factor, turned = self._whiten(x, basis)
         kept = jnp.where(oriented.usable, turned, state.basis)
         return oriented.restore(factor), state._replace(basis=kept, step=state.step + 1)
@@ -169,17 +178,13 @@ class SubspaceIteration(_Sketch):
         fresh = jax.random.normal(key, (x.shape[1], width), x.dtype) / x.shape[1] ** 0.5
         followed = product(adjoint(x), state.basis)
         lengths = jnp.linalg.norm(followed, axis=0, keepdims=True)
-        alive = lengths > default_rtol(lengths.dtype) * jnp.linalg.norm(x)
+        alive = lengths > resolve_rtol(self.rtol, lengths.dtype) * jnp.linalg.norm(x)
         extra = jnp.arange(width)[None, :] < width - self.rank
         unit = followed / jnp.where(alive, lengths, jnp.ones_like(lengths)).astype(x.dtype)
         return jnp.where(alive & ~extra, unit, fresh)
 
 
-def _orth(x: jax.Array) -> jax.Array:
-    return jnp.linalg.qr(x)[0]
-
-
-def _reciprocal(value: jax.Array, largest: jax.Array) -> jax.Array:
-    """Return 1 / value, or 0 where it is round-off beside `largest`."""
-    resolved = value > default_rtol(value.dtype) * largest
+def _reciprocal(value: jax.Array, least: jax.Array) -> jax.Array:
+    """Return 1 / value, or 0 where it is at most `least`, hence round-off."""
+    resolved = value > least
     return jnp.where(resolved, 1 / jnp.where(resolved, value, jnp.ones_like(value)), 0)

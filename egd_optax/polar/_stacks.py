@@ -3,24 +3,21 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from egd_optax._checks import as_array
 from egd_optax.polar._auto import Auto
-from egd_optax.polar._method import Custom, PolarMethod, State, as_array, checked_update
-from egd_optax.polar._oriented import working_dtype
+from egd_optax.polar._dtypes import working_dtype
+from egd_optax.polar._lapack import by_platform
+from egd_optax.polar._method import Custom, PolarMethod, State, checked_update
 from egd_optax.polar._sharding import replicated, sharded_like
 
 
 def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> PolarMethod:
     """Return `method` as a PolarMethod: None is `Auto()`, a function is wrapped.
-
-    Args:
-        method: None, a value such as `SVD()`, or a function from `(m, n)` to `(m, n)`.
-
-    Returns:
-        The value itself, or a stateless method around the function.
 
     Raises:
         TypeError: neither None, a method's value nor a function; or a value without a hash.
@@ -31,20 +28,33 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
         raise TypeError(
             f"method must be a value, got the class {method.__name__}; write {method.__name__}()."
         )
-    if isinstance(method, PolarMethod) or callable(method):
-        try:
-            hash(method)
-        except TypeError as error:
-            raise TypeError(
-                f"method must hash, so that it is traced once, got {method!r}; make it a frozen "
-                "dataclass whose fields hash, such as numbers and tuples."
-            ) from error
-        return method if isinstance(method, PolarMethod) else Custom(method)
-    raise TypeError(
-        "method must be None, a value such as egd_optax.polar.SVD(), a function from a matrix to "
-        "its polar factor, or a value with methods `init` and `update` as in "
-        f"egd_optax.polar.PolarMethod, got {method!r}."
-    )
+    if not isinstance(method, PolarMethod):
+        _check_no_transformation(method)
+    if not isinstance(method, PolarMethod) and not callable(method):
+        raise TypeError(
+            "method must be None, a value such as egd_optax.polar.SVD(), a subclass's of "
+            "egd_optax.polar.PolarMethod, or a function from a matrix to its polar factor, got "
+            f"{method!r}."
+        )
+    try:
+        hash(method)
+    except TypeError as error:
+        raise TypeError(
+            f"method must hash, so that it is traced once, got {method!r}; make it a frozen "
+            "dataclass whose fields hash, such as numbers and tuples."
+        ) from error
+    return method if isinstance(method, PolarMethod) else Custom(method)
+
+
+def _check_no_transformation(method: Any) -> None:
+    if hasattr(method, "init") and hasattr(method, "update"):
+        raise TypeError(
+            f"method must be a polar method, got the {type(method).__name__} {method!r}, which "
+            "has init and update but is no egd_optax.polar.PolarMethod. Put an Optax "
+            "transformation before or after the whitening: "
+            "optax.chain(transformation, scale_by_egd()). Let a method of your own inherit from "
+            "egd_optax.polar.PolarMethod."
+        )
 
 
 def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> State:
@@ -60,43 +70,44 @@ def _trace_once(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[j
 
 @functools.partial(jax.jit, static_argnums=0)
 def _update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-    update = functools.partial(_trace_once, method)
-    return jax.lax.platform_dependent(matrix, state, cpu=_one_at_a_time(update), default=update)
+    return _one_at_a_time(functools.partial(_trace_once, method))(matrix, state)
 
 
 def _one_at_a_time(update: Callable) -> Callable:
-    """Return `update` such that a user's `vmap` around it takes one matrix after the other.
+    """Return `update` such that, on CPU, a user's `vmap` around it takes the matrices in turn.
 
-    XLA's CPU backend hands the batches of a LAPACK call to the threads that its operations run on,
-    and waits: two such calls at a time can wait for each other for ever. Derivatives are those of
-    `update` as it is, since `sequential_vmap` has none.
+    Batched products are slow there, and a batched LAPACK call can hang: see `_lapack`. Derivatives
+    are those of `update` itself. A method of a user's own that calls LAPACK may still batch it
+    there, in a `vmap` of its derivative.
     """
-
-    @jax.custom_jvp
-    def in_turn(matrix, state):
-        return jax.custom_batching.sequential_vmap(update)(matrix, state)
-
+    in_turn = jax.custom_jvp(by_platform(cpu=update, default=update))
     in_turn.defjvp(lambda primals, tangents: jax.jvp(update, primals, tangents))
     return in_turn
+
+
+def map_stack(function: Callable, *stacks: Any) -> Any:
+    """Return `function` of each matrix: `stacks` are trees of arrays with one leading axis.
+
+    Batched products are slow in XLA's CPU backend and right on an accelerator, so CPUs take the
+    matrices in turn and the others all at once.
+    """
+    first = jax.tree.map(lambda x: x[0], stacks)
+    if jax.tree.leaves(stacks)[0].shape[0] == 1:
+        return jax.tree.map(lambda x: x[None], function(*first))
+    return jax.lax.platform_dependent(
+        *stacks,
+        cpu=lambda *stacks: jax.lax.map(lambda one: function(*one), stacks),
+        default=jax.vmap(function),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def update_stack(method: PolarMethod, stack: jax.Array, state: State) -> tuple[jax.Array, State]:
     """Return the `(k, m, n)` polar factors of a stack and the next states.
 
-    The method is traced once, for one matrix. Batched products are slow in XLA's CPU backend
-    and right on an accelerator, so CPUs take the matrices in turn and the others all at once.
+    The method is traced once, for one matrix.
     """
-    one = functools.partial(_update_one, method)
-    if stack.shape[0] == 1:
-        first = jax.tree.map(lambda x: x[0], (stack, state))
-        return jax.tree.map(lambda x: x[None], one(*first))
-    return jax.lax.platform_dependent(
-        stack,
-        state,
-        cpu=lambda stack, state: jax.lax.map(lambda pair: one(*pair), (stack, state)),
-        default=jax.vmap(one),
-    )
+    return map_stack(functools.partial(_update_one, method), stack, state)
 
 
 def polar_factor(

@@ -1,0 +1,70 @@
+"""Checks of arguments that all parts of the package share."""
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def as_array(value: Any, needed_by: str) -> jax.Array:
+    """Return `value` as one array; a tree of arrays raises."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{needed_by} needs one array, got a {type(value).__name__}; map it over a tree of "
+            "arrays by jax.tree.map."
+        ) from error
+
+
+def check_static(name: str, value: Any) -> None:
+    """Raise TypeError if `value` is an array: it decides the program, so it is a Python value."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} must be a Python value, known before tracing, got the array {value}; under "
+            f'optax.inject_hyperparams add "{name}" to static_args.'
+        )
+
+
+def check_rtol(rtol: float | None) -> None:
+    """Raise ValueError unless `rtol` is None or lies in [0, 0.5)."""
+    check_static("rtol", rtol)
+    number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)
+    if rtol is not None and not (number and 0.0 <= rtol < 0.5):
+        raise ValueError(
+            "rtol is a share of the largest singular value and must lie in [0, 0.5), got "
+            f"{rtol!r}. Leave it None for the default of the dtype."
+        )
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raise unless `value` is an integer (NumPy's count) of at least `least`."""
+    check_static(name, value)
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+
+def check_state(whose: str, init: Callable, updates: Any, state: Any) -> None:
+    """Raise ValueError unless `state` has the leaves that `init` makes for these updates."""
+    needed, given = (
+        {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (jax.eval_shape(init, updates), state)
+    )
+    for key in {**needed, **given}:
+        if needed.get(key) != given.get(key):
+            raise ValueError(
+                f"The state of {whose} was made for other leaves or by another method. At {key} it "
+                f"has {given.get(key, 'nothing')}, these updates need {needed.get(key, 'nothing')}."
+                " Call `init` with the parameters that they belong to."
+            )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

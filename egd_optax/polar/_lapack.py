@@ -1,0 +1,136 @@
+"""Decompositions of one matrix that LAPACK never gets as a batch on CPU.
+
+XLA's CPU backend hands the matrices of a batched LAPACK call to the threads that its operations run
+on, and waits: two such calls at a time can wait for each other for ever. Under `vmap` these
+functions take the matrices in turn on CPU, and all at once elsewhere. Their derivatives consist of
+products and of these functions, so those do not batch a call either, in any order of transforms.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from egd_optax.polar._linalg import adjoint, product
+
+# Right-hand sides of fewer entries are solved on one thread by OpenBLAS (measured: 1024).
+_UNTHREADED = 960
+
+
+def by_platform(cpu: Callable, default: Callable) -> Callable:
+    """Return a function of arrays without a batch; on CPU, a `vmap` of it is a loop."""
+    in_turn = jax.custom_batching.sequential_vmap(cpu)
+    return lambda *arrays: jax.lax.platform_dependent(*arrays, cpu=in_turn, default=default)
+
+
+def _in_turn(function: Callable) -> jax.custom_jvp:
+    return jax.custom_jvp(functools.wraps(function)(by_platform(function, function)))
+
+
+@_in_turn
+def svd(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return u (m, m), s (m,), vh (m, n) of a wide `x` (m, n), m <= n."""
+    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+    return u, s, vh
+
+
+@_in_turn
+def eigh(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the ascending eigenvalues (m,) and the vectors (m, m) of a Hermitian `h` (m, m)."""
+    values, vectors = jnp.linalg.eigh(h)
+    return values, vectors
+
+
+@_in_turn
+def orthonormal(x: jax.Array) -> jax.Array:
+    """Return the orthonormal factor q (n, k) of a tall `x` (n, k), n >= k."""
+    return jnp.linalg.qr(x)[0]
+
+
+@_in_turn
+def inverse_of_lower(factor: jax.Array) -> jax.Array:
+    """Return the inverse of a lower triangular matrix (m, m)."""
+    identity = jnp.eye(factor.shape[0], dtype=factor.dtype)
+    return jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+
+
+def eigvalsh(h: jax.Array) -> jax.Array:
+    """Return the ascending eigenvalues (m,) of a Hermitian matrix (m, m)."""
+    return eigh(h)[0]
+
+
+def inverse_root(s: jax.Array) -> jax.Array:
+    """Return L^-1 for a positive definite S = L L^H (m, m); for derivatives, see `inverse`."""
+    return by_platform(cpu=_root_in_small_solves, default=_root)(s)
+
+
+def _root_in_small_solves(s: jax.Array) -> jax.Array:
+    """Return L^-1 for S = L L^H, in solves too small for LAPACK to start threads for.
+
+    Its idle threads spin for tens of milliseconds, and the products that follow on the same cores
+    take twice as long.
+    """
+    m = s.shape[0]
+    width = max(1, _UNTHREADED // m)
+    identity = jnp.eye(m, dtype=s.dtype)
+    factor = jax.lax.linalg.cholesky(s, symmetrize_input=False)
+    solve = functools.partial(jax.lax.linalg.triangular_solve, factor, left_side=True, lower=True)
+    return jnp.concatenate(
+        [solve(identity[:, start : start + width]) for start in range(0, m, width)], axis=1
+    )
+
+
+def _root(s: jax.Array) -> jax.Array:
+    return inverse_of_lower(jax.lax.linalg.cholesky(s, symmetrize_input=False))
+
+
+def reciprocal(x: jax.Array) -> jax.Array:
+    """Return 1 / x, and 0 for 0."""
+    return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, jnp.ones_like(x), x))
+
+
+@svd.defjvp
+def _svd_jvp(primals, tangents):
+    """Equal singular values share their directions: there, the part that turns them is left out."""
+    (x,), (dx,) = primals, tangents
+    u, s, vh = svd(x)
+    rows = product(adjoint(u), dx)
+    inner = product(rows, adjoint(vh))
+    gaps = reciprocal((s[None] - s[:, None]) * (s[None] + s[:, None])).astype(x.dtype)
+    weights = s.astype(x.dtype)
+    right, left = inner * weights[None], inner * weights[:, None]
+    turn = gaps * (right + adjoint(right))
+    turn += jnp.diag((jnp.diag(inner) - jnp.conj(jnp.diag(inner))) / 2 * reciprocal(weights))
+    outside = reciprocal(weights)[:, None] * (rows - product(inner, vh))
+    dvh = outside - product(gaps * (left + adjoint(left)), vh)
+    return (u, s, vh), (product(u, turn), jnp.real(jnp.diag(inner)), dvh)
+
+
+@eigh.defjvp
+def _eigh_jvp(primals, tangents):
+    """As for `svd`."""
+    (h,), (dh,) = primals, tangents
+    values, vectors = eigh(h)
+    inner = product(adjoint(vectors), product((dh + adjoint(dh)) / 2, vectors))
+    gaps = reciprocal(values[None] - values[:, None]).astype(h.dtype)
+    return (values, vectors), (jnp.real(jnp.diag(inner)), product(vectors, gaps * inner))
+
+
+@orthonormal.defjvp
+def _orthonormal_jvp(primals, tangents):
+    """With M = dX R^-1 and N = Q^H M: dQ = M - Q (N - K), K skew with N's strictly lower part."""
+    (x,), (dx,) = primals, tangents
+    q = orthonormal(x)
+    factor = jnp.tril(product(adjoint(x), q))  # R^H
+    m = product(dx, adjoint(inverse_of_lower(factor)))
+    n = product(adjoint(q), m)
+    lower = jnp.tril(n, -1)
+    diagonal = jnp.diag((jnp.diag(n) - jnp.conj(jnp.diag(n))) / 2)
+    return q, m - product(q, n - (lower - adjoint(lower) + diagonal))
+
+
+@inverse_of_lower.defjvp
+def _inverse_of_lower_jvp(primals, tangents):
+    inverse = inverse_of_lower(*primals)
+    return inverse, -product(inverse, product(jnp.tril(tangents[0]), inverse))
