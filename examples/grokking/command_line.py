@@ -188,7 +188,8 @@ def with_changes(config: Config, changes: Sequence[str]) -> Config:
         *groups, field = path.split(".")
         if not equals or groups not in ([], ["task"], ["optimizer"]):
             raise ValueError(
-                f"a change is FIELD=VALUE, task.FIELD=VALUE or optimizer.FIELD=VALUE, got {change!r}"
+                "a change is FIELD=VALUE, task.FIELD=VALUE or optimizer.FIELD=VALUE, got "
+                f"{change!r}; see `list NAME` for the fields"
             )
         try:
             value = json.loads(text)
@@ -231,7 +232,7 @@ def _free(path: Path) -> Path:
 def _refuse_to_overwrite(log: Path) -> None:
     if log.is_file():
         raise FileExistsError(
-            f"a log is never overwritten, and {log} exists; choose another place with --log or --out"
+            f"a log is never overwritten, and {log} exists; choose another with --log or --out"
         )
 
 

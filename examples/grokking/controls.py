@@ -96,7 +96,12 @@ def blend_in(inner: optax.GradientTransformation, steps: int) -> optax.GradientT
 
 def fractional(exponent: float) -> Method:
     """Return the method that maps U S V^T to U S^exponent V^T: 1 is SGD, 0 is EGD."""
-    return _spectral(lambda s: jnp.where(s > 1e-5 * s[0], s, 1) ** exponent * (s > 1e-5 * s[0]))
+
+    def gains(s: jax.Array) -> jax.Array:
+        known = s > 1e-5 * s[0]
+        return jnp.where(known, jnp.where(known, s, 1) ** exponent, 0)
+
+    return _spectral(gains)
 
 
 def floored(floor: float) -> Method:

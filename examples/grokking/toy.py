@@ -1,12 +1,10 @@
 """The toy problem behind egalitarian gradient descent: two features, one far slower.
 
 Sec. 3 and Fig. 5 of A. Saheb Pasand and E. Dohmatob, Egalitarian Gradient Descent: A Simple
-Approach to Accelerated Grokking, arXiv 2510.04930, 2026: theory and simulation. Its log and its
-figure are in `toy_figure`.
+Approach to Accelerated Grokking, arXiv 2510.04930, 2026: theory and simulation.
 
-Warning: this theory preconditions the vector w by S^-1, the inverse covariance of the data. The
-polar factor of a one-column gradient g is g / |g|, which equalizes nothing, so calling
-`egd_optax.scale_by_egd` on w does not reproduce the toy.
+This theory preconditions the vector w by S^-1, the inverse covariance of the data. The polar factor
+of a one-column gradient g is g / |g|, which equalizes nothing: `scale_by_egd` is another thing.
 """
 
 import dataclasses
@@ -59,24 +57,19 @@ class ToyProblem:
     start: tuple[float, float] = (0.0, 2.0)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.eps <= 1.0:
-            raise ValueError(f"eps must lie in (0, 1], got {self.eps}; swap the axes if above 1")
-        if not 0.0 <= self.s <= 30.0:
-            raise ValueError(f"s must lie in [0, 30], got {self.s}; 1 is one deviation of z1")
-        if not 0.0 < self.theta < math.pi / 2:
-            raise ValueError(
-                f"theta must lie in (0, pi/2), got {self.theta}; it is in radians, mirror the rest"
-            )
-        if not 0.0 < self.eta <= 1.0 / self.m2:
-            raise ValueError(
-                f"eta must lie in (0, 1/m2] = (0, {1.0 / self.m2:.6g}] at s={self.s}, "
-                f"got {self.eta}; above it the first coordinate overshoots"
-            )
-        if not (-math.inf < self.start[0] <= self.m1 / self.m2 and 0.0 < self.start[1] < math.inf):
-            raise ValueError(
-                f"start must have u1 <= m1/m2 = {self.m1 / self.m2:.6g} and u2 > 0, both finite, "
-                f"got {self.start}; mirror the second axis if u2 is negative"
-            )
+        bounds = {
+            "eps": (0.0 < self.eps <= 1.0, "in (0, 1]"),
+            "s": (0.0 <= self.s <= 30.0, "in [0, 30]"),
+            "theta": (0.0 < self.theta < math.pi / 2, "in (0, pi/2) radians"),
+            "eta": (0.0 < self.eta <= 1.0 / self.m2, f"in (0, 1/m2] = (0, {1.0 / self.m2:.6g}]"),
+            "start": (
+                -math.inf < self.start[0] <= self.m1 / self.m2 and 0.0 < self.start[1] < math.inf,
+                f"finite, with u1 <= m1/m2 = {self.m1 / self.m2:.6g} and u2 > 0",
+            ),
+        }
+        for name, (kept, rule) in bounds.items():
+            if not kept:
+                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}; change it")
 
     @property
     def m1(self) -> float:
@@ -174,17 +167,9 @@ class ToySample:
                 sqrt((1 - m1^2/m2) / (n eps)), so Theorem 1 describes a sample only where n eps is
                 large.
             seed: of NumPy's default generator.
-
-        Raises:
-            ValueError: fewer than one test or two training points.
         """
         if train_size is None:
             train_size = round(points * max(1.0, 0.1 / problem.eps))
-        if points < 1 or train_size < 2:
-            raise ValueError(
-                "a sample needs at least 1 test and 2 training points, "
-                f"got points={points} and train_size={train_size}; the default is 100000"
-            )
         generator = np.random.default_rng(seed)
         covariance, cross = np.zeros((2, 2)), np.zeros(2)
         for first in range(0, train_size, CHUNK):

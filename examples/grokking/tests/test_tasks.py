@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from egd_optax.grokking.images import Images
-from egd_optax.grokking.tasks import TASKS, ModularArithmetic, SparseParity
 from flax import nnx
+from sklearn.datasets import load_digits
 
-from egd_optax.models import DecoderTransformer
+from grokking.tasks import DIGITS, Digits, ModularArithmetic, SparseParity
 
 OPERATORS = {"addition": operator.add, "multiplication": operator.mul}
 
@@ -21,23 +20,19 @@ def everything(split):
     return [np.concatenate(arrays) for arrays in zip(split.train, split.test, strict=True)]
 
 
-@pytest.mark.parametrize("p", [2, 7, 13])
+@pytest.mark.parametrize("p", [2, 13])
 @pytest.mark.parametrize("operation", OPERATORS)
 def test_modular_split_is_a_partition_of_the_right_table(operation, p):
     task = ModularArithmetic(operation, p)
     split = task.split(jax.random.key(3))
     inputs, labels = everything(split)
-    assert inputs.shape == (p * p, task.in_features)
     assert set(np.unique(inputs)) == {0.0, 1.0}
     np.testing.assert_array_equal(inputs.sum(axis=1), 2.0)
-    table = {
-        (int(left), int(right)): int(label)
-        for left, right, label in zip(
-            inputs[:, :p].argmax(1), inputs[:, p:].argmax(1), labels, strict=True
-        )
-    }
+    left, right = inputs[:, :p].argmax(1).tolist(), inputs[:, p:].argmax(1).tolist()
+    table = dict(zip(zip(left, right, strict=True), labels.tolist(), strict=True))
     residues = range(p)
     assert table == {(a, b): OPERATORS[operation](a, b) % p for a in residues for b in residues}
+    assert len(labels) == p * p
     assert len(split.train.labels) == task.train_size == p * p // 2
 
 
@@ -48,7 +43,7 @@ def test_modular_split_is_a_partition_of_the_right_table(operation, p):
         (ModularArithmetic("multiplication", 13, 0.3), "6e84917cde5bcd765af2eaf1352c3cfb"),
     ],
 )
-def test_modular_split_is_that_of_the_first_version(task, digest):
+def test_modular_split_is_that_of_the_logs(task, digest):
     """The committed logs name seeds; a seed keeps its split."""
     sha = hashlib.sha256()
     for array in map(np.asarray, jax.tree.leaves(task.split(jax.random.key(0)))):
@@ -56,121 +51,100 @@ def test_modular_split_is_that_of_the_first_version(task, digest):
     assert sha.hexdigest().startswith(digest)
 
 
-@pytest.mark.parametrize("p", [2, 7])
-@pytest.mark.parametrize("nonzero", [False, True])
-def test_tokens_spell_the_table(p, nonzero):
-    task = ModularArithmetic("multiplication", p, nonzero=nonzero, encoding="tokens")
-    split = task.split(jax.random.key(3))
-    inputs, labels = everything(split)
-    assert inputs.dtype == labels.dtype == np.int32
-    sentences = [(*map(int, row), int(label)) for row, label in zip(inputs, labels, strict=True)]
-    expected = [
-        (a, p, b, p + 1, a * b % p) for a in range(p) for b in range(1 if nonzero else 0, p)
-    ]
+def test_tokens_spell_the_table_in_the_order_of_the_one_hots():
+    p = 7
+    task = ModularArithmetic("multiplication", p, nonzero=True, encoding="tokens")
+    inputs, labels = everything(task.split(jax.random.key(3)))
+    sentences = [(*row, label) for row, label in zip(inputs.tolist(), labels.tolist(), strict=True)]
+    expected = [(a, p, b, p + 1, a * b % p) for a in range(p) for b in range(1, p)]
     assert sorted(sentences) == expected
-    assert inputs.shape[1] == task.length == task.in_features
-    assert task.out_features == task.vocabulary == p + 2
-    assert len(split.train.labels) == task.train_size == len(expected) // 2
+    one_hots = ModularArithmetic("multiplication", p, nonzero=True)
+    same, _ = everything(one_hots.split(jax.random.key(3)))
+    np.testing.assert_array_equal(same[:, :p].argmax(1), inputs[:, 0])
+    np.testing.assert_array_equal(same[:, p:].argmax(1), inputs[:, 2])
 
 
-def test_one_hots_and_tokens_are_one_split():
-    def residues(encoding):
-        task = ModularArithmetic("multiplication", 7, nonzero=True, encoding=encoding)
-        inputs, labels = task.split(jax.random.key(0)).train
-        if encoding == "tokens":
-            return inputs[:, 0], inputs[:, 2], labels
-        return jnp.argmax(inputs[:, :7], 1), jnp.argmax(inputs[:, 7:], 1), labels
-
-    for left, right in zip(residues("one_hots"), residues("tokens"), strict=True):
-        np.testing.assert_array_equal(left, right)
-
-
-def test_modular_names_tell_the_data_apart():
-    names = [
-        ModularArithmetic("multiplication", 97, nonzero=nonzero, encoding=encoding).name
-        for nonzero in (False, True)
-        for encoding in ("one_hots", "tokens")
-    ]
-    assert names[0] == "multiplication-97"
-    assert names[2] == "multiplication-97-nonzero"
-    assert len(set(names)) == 4
-
-
-def test_tokens_fit_the_transformer():
-    task = ModularArithmetic(p=7, encoding="tokens")
-    inputs, labels = task.split(jax.random.key(0)).train
-    logits = nnx.eval_shape(
-        lambda tokens: DecoderTransformer(task.vocabulary, task.length, rngs=nnx.Rngs(0))(tokens),
-        inputs,
-    )
-    assert logits.shape == (task.train_size, task.out_features)
-    np.testing.assert_allclose(task.loss(jnp.zeros(logits.shape), labels), np.log(9), rtol=1e-6)
-    assert float(task.accuracy(jax.nn.one_hot(labels, 9), labels)) == 1.0
-
-
-def test_modular_train_fraction_sets_the_size():
-    split = ModularArithmetic(p=10, train_fraction=0.3).split(jax.random.key(0))
-    assert (len(split.train.labels), len(split.test.labels)) == (30, 70)
-
-
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_parity_is_the_product_of_the_first_signs(k):
-    task = SparseParity(n=5, k=k, train_size=30, test_size=50)
-    split = task.split(jax.random.key(1))
-    inputs, labels = everything(split)
+def test_parity_is_the_product_of_the_first_signs():
+    inputs, labels = everything(SparseParity(5, 2, 30, 50).split(jax.random.key(1)))
     assert inputs.shape == (80, 5)
     assert set(np.unique(inputs)) == {-1.0, 1.0}
-    np.testing.assert_array_equal(labels, inputs[:, :k].prod(axis=1))
-    assert len(split.train.labels) == 30
+    np.testing.assert_array_equal(labels, inputs[:, :2].prod(axis=1))
 
 
-def test_every_task_is_in_the_table():
-    assert set(TASKS.values()) == {ModularArithmetic, SparseParity, Images}
-    assert all(TASKS[task.kind] is task for task in TASKS.values())
+def test_digits_are_a_partition_of_those_of_scikit_learn():
+    split = Digits(train_size=100).split(jax.random.key(2))
+    assert split.train.inputs.shape == (100, 64)
+    inputs, labels = everything(split)
+    images, classes = load_digits(return_X_y=True)
+    found, wanted = (np.column_stack([y, x]) for x, y in ((16 * inputs, labels), (images, classes)))
+    np.testing.assert_array_equal(found[np.lexsort(found.T)], wanted[np.lexsort(wanted.T)])
 
 
-@pytest.mark.parametrize("task", [ModularArithmetic(p=7), SparseParity(8, 2, 40, 40)])
-def test_split_depends_on_the_key_alone(task):
+def test_digits_labels_are_shuffled_among_the_training_points():
+    task, key = Digits(200, shuffle_every=2), jax.random.key(0)
+    split = task.split(key)
+    phases = [task.at(epoch, split, key) for epoch in range(1, 7)]
+    labels = [np.asarray(phase.train.labels) for phase in phases]
+    np.testing.assert_array_equal(labels[0], split.train.labels)
+    for first in (0, 2, 4):
+        np.testing.assert_array_equal(labels[first], labels[first + 1])
+    for one, other in ((0, 2), (2, 4)):
+        np.testing.assert_array_equal(np.sort(labels[one]), np.sort(labels[other]))
+        # Of 200 labels in 10 classes about 20 stay by chance.
+        assert 0 < np.sum(labels[one] == labels[other]) < 50
+    jax.tree.map(np.testing.assert_array_equal, phases[5].test, split.test)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ModularArithmetic(p=7),
+        ModularArithmetic(p=7, encoding="tokens"),
+        SparseParity(8, 2, 40, 40),
+        Digits(),
+    ],
+    ids=str,
+)
+def test_a_split_depends_on_the_key_alone_and_fits_the_network(task):
     first, again, other = (everything(task.split(jax.random.key(seed))) for seed in (0, 0, 1))
-    for left, right in zip(first, again, strict=True):
-        np.testing.assert_array_equal(left, right)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first[0], other[0])
+    train = task.split(jax.random.key(0)).train
+    outputs = nnx.eval_shape(lambda x: task.network(16, nnx.Rngs(0))(x), train.inputs)
+    loss = jax.eval_shape(task.loss, outputs, train.labels)
+    assert (loss.shape, loss.dtype) == ((), jnp.float32)
 
 
-def test_modular_loss_and_accuracy():
-    logits = np.random.default_rng(0).normal(size=(4, 7))
-    labels = np.array([0, 3, 6, 2])
-    expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(4), labels])
-    task, on_device = ModularArithmetic(p=7), jnp.asarray(labels, jnp.int32)
-    np.testing.assert_allclose(task.loss(jnp.float32(logits), on_device), expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        task.accuracy(jnp.float32(logits), on_device), np.mean(logits.argmax(1) == labels)
-    )
-
-
-def test_parity_loss_and_accuracy():
-    outputs, labels = jnp.float32([0.5, -2.0, 3.0, 0.0]), jnp.float32([1.0, -1.0, -1.0, 1.0])
-    task = SparseParity(8, 2)
-    np.testing.assert_allclose(task.loss(outputs, labels), (0.25 + 1.0 + 16.0 + 1.0) / 4)
+def test_losses_and_accuracies():
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(6, 10)), random.integers(0, 10, 6)
+    given = jnp.float32(logits), jnp.asarray(labels, jnp.int32)
+    nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), labels]
+    errors = np.square(logits - np.eye(10)[labels])
+    np.testing.assert_allclose(ModularArithmetic().loss(*given), np.mean(nats), rtol=1e-5)
+    np.testing.assert_allclose(Digits(5, "cross_entropy").loss(*given), np.mean(nats), rtol=1e-5)
+    np.testing.assert_allclose(Digits().loss(*given), np.mean(errors), rtol=1e-5)
+    right = np.mean(logits.argmax(1) == labels)
+    np.testing.assert_allclose(Digits().accuracy(*given), right)
+    outputs, signs = jnp.float32([0.5, -2.0, 3.0, 0.0]), jnp.float32([1.0, -1.0, -1.0, 1.0])
+    np.testing.assert_allclose(SparseParity().loss(outputs, signs), (0.25 + 1 + 16 + 1) / 4)
     # An output of 0 has no sign, so it is no answer.
-    np.testing.assert_allclose(task.accuracy(outputs, labels), 0.5)
+    np.testing.assert_allclose(SparseParity().accuracy(outputs, signs), 0.5)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ModularArithmetic("division"), "operation must be one of addition, mult"),
-        (lambda: ModularArithmetic(p=1), "p must be at least 2, got 1"),
-        (lambda: ModularArithmetic(train_fraction=0.0), r"in \(0, 1\), got 0.0"),
-        (lambda: ModularArithmetic(train_fraction=1.0), r"in \(0, 1\), got 1.0"),
-        (lambda: ModularArithmetic(train_fraction=float("nan")), r"in \(0, 1\), got nan"),
-        (lambda: ModularArithmetic(p=2, train_fraction=0.1), "both sets an entry"),
-        (lambda: ModularArithmetic(p=2, train_fraction=0.4, nonzero=True), "0.4 of 2 entries"),
         (lambda: ModularArithmetic(encoding="words"), "encoding must be one of one_hots, tokens"),
-        (lambda: SparseParity(n=3, k=4), "k=4, n=3; lower k or raise n"),
-        (lambda: SparseParity(k=0), "at least 1 sign, got k=0"),
-        (lambda: SparseParity(train_size=0), "train_size must be at least 1, got 0"),
+        (lambda: ModularArithmetic(p=1), "p must be at least 2, got 1"),
+        (lambda: ModularArithmetic(train_fraction=1.0), r"in \(0, 1\) .*, got 1.0"),
+        (lambda: ModularArithmetic(train_fraction=float("nan")), r"in \(0, 1\) .*, got nan"),
+        (lambda: ModularArithmetic(p=2, train_fraction=0.1), "both sets an entry, got 0.1 of 4"),
+        (lambda: SparseParity(n=3, k=4), "got k=4, n=3; lower k"),
         (lambda: SparseParity(test_size=0), "test_size must be at least 1, got 0"),
+        (lambda: Digits(DIGITS), "got 1797; 200 is the default"),
+        (lambda: Digits(loss_kind="hinge"), "loss_kind must be one of squared_error, cross"),
     ],
 )
 def test_tasks_refuse_impossible_settings(make, message):
