@@ -218,7 +218,8 @@ class Optimizer:
         """Return it with other settings, or another one that keeps the settings it takes, too."""
         name = name or self.name
         check_choice("optimizer", name, FACTORIES)
-        kept = {key: value for key, value in self.settings.items() if key in _settings(name)}
+        taken = _settings(name)
+        kept = {key: self.settings[key] for key in taken if self.settings.get(key) is not None}
         return Optimizer(name, kept | settings)
 
     def to_dict(self) -> dict[str, Any]:

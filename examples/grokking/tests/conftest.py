@@ -3,9 +3,11 @@
 import jax
 import pytest
 
+from grokking import session
 from grokking.config import Config
 from grokking.session import train_logged
 from grokking.tasks import ModularArithmetic
+from grokking.training import Epoch, Result, TrainingDiverged
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,6 +35,20 @@ def optax_promotes(strict):
 @pytest.fixture(scope="session")
 def tiny():
     return Config(task=ModularArithmetic(p=7), width=16, batch_size=8, epochs=3)
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Let `train` only say three epochs, without any training."""
+
+    def train(config, on_epoch, on_spectrum):
+        for number in (1, 2, 3):
+            on_epoch(Epoch(number, 0.1 * number, 1.0, 2.0, 0.5, 0.25))
+        if config.optimizer.settings["learning_rate"] > 1e3:
+            raise TrainingDiverged("the loss must stay finite")
+        return Result(None, None, 3, 0.3, 0.1, 0.5, 0.25)
+
+    monkeypatch.setattr(session, "train", train)
 
 
 @pytest.fixture(scope="session")

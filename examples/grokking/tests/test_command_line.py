@@ -44,9 +44,8 @@ def test_show_prints_and_draws_several_logs_and_warns(tmp_path, finished, capsys
     assert (tmp_path / "new" / "both.png").exists()
 
 
-def test_train_without_a_log_takes_a_free_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line, "train_logged", lambda log, *_: log.write_text("{}"))
-    monkeypatch.setattr(command_line, "read_runs", lambda log: [])
+@pytest.mark.usefixtures("untrained")
+def test_train_without_a_log_takes_a_free_name(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "T2-p79-sgd-seed1.jsonl").touch()
     assert exit_code("train", "T2/p79-sgd", "--seed", "1") == 0
@@ -79,7 +78,7 @@ def test_train_without_a_log_takes_a_free_name(tmp_path, monkeypatch):
         (["paper", "--processes", "0"], "processes must be at least 1, got 0"),
         (["paper", "--logs", "file"], "logs must be a folder"),
         (["train"], "required"),
-        (["learn"], "invalid choice"),
+        (["learn"], "Available subcommands: demo, train, show"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, capsys, monkeypatch, arguments, message):
@@ -110,6 +109,7 @@ def test_list_names_every_run_and_shows_settings(capsys):
     assert json.loads(capsys.readouterr().out)["optimizer"]["rank"] == 64
 
 
+@pytest.mark.usefixtures("untrained")
 def test_ctrl_c_leaves_a_readable_log(tmp_path, capsys, monkeypatch):
     write = Writer.epoch
 
@@ -125,6 +125,7 @@ def test_ctrl_c_leaves_a_readable_log(tmp_path, capsys, monkeypatch):
     assert (len(run.epochs), run.ending) == (2, {"kind": "interrupted"})
 
 
+@pytest.mark.usefixtures("untrained")
 def test_divergence_is_one_line_and_exit_code_1(capsys):
     changes = (*TINY, "optimizer.learning_rate=1e30")
     assert exit_code("train", "addition-97", *changes) == 1
@@ -133,6 +134,7 @@ def test_divergence_is_one_line_and_exit_code_1(capsys):
     assert error.endswith("the log is kept")
 
 
+@pytest.mark.usefixtures("untrained")
 def test_demo_writes_a_log_and_a_figure_into_a_free_folder(tiny, tmp_path, capsys, monkeypatch):
     runs = {"sgd-seed0": ("SGD", tiny.changed(optimizer="plain")), "egd-seed0": ("EGD", tiny)}
     monkeypatch.setattr(command_line, "demo_runs", lambda seed: runs)

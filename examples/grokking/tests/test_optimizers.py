@@ -50,7 +50,7 @@ def test_a_config_survives_json(name):
     ("changes", "message"),
     [
         ({"optimizer": "adamw"}, "optimizer must be one of plain, egd, .*; got 'adamw'"),
-        ({"rang": 3}, "egd takes .*, learning_rate, .*; got rang"),
+        ({"rang": 3}, "egd takes learning_rate, method, .*; got rang"),
         ({"optimizer": "scaled"}, "do not fit scaled: .*rank"),
         ({"method": "qr"}, "method must be one of auto, svd, .*; got 'qr'"),
         ({"method": "randomized"}, "do not fit egd: .*rank"),
@@ -140,11 +140,9 @@ def test_other_ways_to_whiten():
     share = np.minimum(np.arange(9) / 4, 1.0)[:, None, None]
     blended = (1 - share) * GRADIENTS + share * whitened
     np.testing.assert_allclose(-run(by_name("egd", blend_steps=4)), blended, atol=1e-6)
-    averages = list(
-        np.float64([0.1 * 0.9 ** (step - i) for i in range(step + 1)]) for step in range(9)
-    )
-    average = [np.tensordot(w, GRADIENTS[: len(w)], 1) for w in averages]
-    factors = [u @ vh for u, _, vh in (np.linalg.svd(m, full_matrices=False) for m in average)]
+    weights = [0.1 * 0.9 ** np.arange(step, -1, -1) for step in range(9)]
+    averages = [np.tensordot(w, GRADIENTS[: len(w)], 1) for w in weights]
+    factors = [u @ vh for u, _, vh in (np.linalg.svd(m, full_matrices=False) for m in averages)]
     np.testing.assert_allclose(-run(by_name("egd", average=0.9)), factors, atol=1e-4)
 
 
@@ -176,9 +174,8 @@ def test_columns_are_normalized_down_to_the_floor():
 def test_a_scaled_gradient_has_the_length_of_a_whitened_one():
     found = -run(by_name("scaled", rank=4))
     np.testing.assert_allclose(np.linalg.norm(found, axis=(1, 2)), 2.0, rtol=1e-5)
-    np.testing.assert_allclose(
-        found / GRADIENTS, (found / GRADIENTS)[:, :1, :1] + 0 * found, rtol=1e-5
-    )
+    factors = found / GRADIENTS
+    np.testing.assert_allclose(factors, np.broadcast_to(factors[:, :1, :1], found.shape), rtol=1e-5)
 
 
 def test_grokfast_equals_a_numpy_loop():

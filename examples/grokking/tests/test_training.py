@@ -103,12 +103,10 @@ def test_initial_values_are_scaled(tiny):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(8.0 * a, b), small, large)
 
 
-def test_labels_are_shuffled_in_the_course_of_a_run():
+def test_labels_are_shuffled_in_the_course_of_a_run(optax_promotes):
     """Memorized labels are new after epoch 20: the train accuracy falls, the test's does not."""
     config = PAPER["digits-shuffled"].changed(task=Digits(100, "cross_entropy", 20), width=32)
-    epochs = history(
-        config.changed(optimizer="plain", base="sgd", learning_rate=0.5, batch_size=20)
-    )
+    epochs = history(config.changed(optimizer="plain", learning_rate=0.01, batch_size=20))
     assert epochs[19].train_accuracy > 0.9
     assert epochs[20].train_accuracy < 0.5
 
@@ -135,7 +133,8 @@ def test_spectra_are_those_of_the_full_batch_gradient(tiny):
 
 def test_a_run_ends_after_its_target(tiny):
     task = SparseParity(n=8, k=2, train_size=64, test_size=32)
-    config = tiny.changed(task=task, batch_size=16, target=0.1, epochs=9, epochs_after_target=2)
+    config = tiny.changed(task=task, batch_size=16, epochs=9, learning_rate=0.02)
+    config = config.changed(target=0.1, epochs_after_target=2)
     epochs = []
     result = train(config, epochs.append)
     assert (result.epochs_to_target, result.epochs, len(epochs)) == (1, 3, 3)
@@ -143,22 +142,31 @@ def test_a_run_ends_after_its_target(tiny):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tiny):
-    with pytest.raises(TrainingDiverged, match="must stay finite.*; lower the learning rate"):
+    with pytest.raises(TrainingDiverged, match=r"must stay finite.*; lower the learning rate"):
         train(tiny.changed(learning_rate=1e30))
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        "T4/k4-sgd",
         "T4/k4-egd_svd",
         "T4/k4-column_norm",
-        "T6/adamw-lr0.001-wd2",
         "T6/grokfast-lr0.001-wd2",
-        "T6/muon-lr0.001-wd2",
-        "T8/1-radam-egd",
         "T8/4-rmsprop-plain",
-        "parity-seeds/k4-egd-average",
+        *(
+            pytest.param(row, marks=pytest.mark.slow)
+            for row in (
+                "T2/p97-egd_rsvd64",
+                "T4/k4-sgd",
+                "T6/adamw-lr0.001-wd2",
+                "T6/muon-lr0.001-wd2",
+                "T7/grokfast_ma",
+                "T8/1-radam-egd",
+                "length/scaled-0.7",
+                "methods/blend400",
+                "parity-seeds/k4-egd-average",
+            )
+        ),
     ],
 )
 def test_settings_still_give_the_numbers_of_the_logs(row, optax_promotes):
