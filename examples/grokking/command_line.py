@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,7 +145,7 @@ class Pages:
         _say(f"written: {self.docs / 'grokking'}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command for command in (Demo, Train, Show, List, Paper, Pages)
 }
 

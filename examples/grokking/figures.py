@@ -122,8 +122,8 @@ def _draw_row(axes: Axes, place: int, outcome: Outcome) -> None:
     reached = [value if math.isfinite(value) else outcome.cap for value in outcome.reached]
     axes.plot([min(reached), max(reached)], [place, place], color=COLORS[1], linewidth=2)
     median = min(outcome.median, outcome.cap)
-    style = {"marker": "o"} if math.isfinite(outcome.median) else {"marker": ">", "mfc": "none"}
-    axes.plot([median], [place], color=COLORS[1], **style)
+    marker, fill = ("o", COLORS[1]) if math.isfinite(outcome.median) else (">", "none")
+    axes.plot([median], [place], color=COLORS[1], marker=marker, mfc=fill)
     if outcome.published:
         axes.plot([outcome.published], [place], "|", color=COLORS[2], markersize=12, mew=2.5)
 

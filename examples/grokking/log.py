@@ -93,8 +93,14 @@ class Writer:
 
     def __init__(self, path: Path, name: str, config: Config, label: str | None = None):
         check_writable(path)
-        header = {"kind": HEADER, "run": name, "label": label or name}
-        header |= {"config": config.to_dict(), "seed": config.seed, **environment()}
+        header = {
+            "kind": HEADER,
+            "run": name,
+            "label": label or name,
+            "config": config.to_dict(),
+            "seed": config.seed,
+            **environment(),
+        }
         self._file = path.open("a", encoding="utf-8")
         self._write(header)
 

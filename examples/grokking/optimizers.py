@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import optax
 
@@ -12,7 +12,7 @@ from egd_optax import matching, polar, scale_by_egd
 from grokking import controls
 from grokking.tasks import check_choice
 
-Chain = optax.GradientTransformationExtraArgs
+Chain: TypeAlias = optax.GradientTransformationExtraArgs
 REQUIRED = inspect.Parameter.empty
 DECAYS = ("coupled", "between", "decoupled")
 BASES: dict[str, Callable[[float], optax.GradientTransformation]] = {

@@ -107,8 +107,8 @@ def switch_table(name: str) -> str:
 def sweep_table(name: str) -> str:
     """Return each method's best setting, by the median, and the number of settings it had."""
     unit = EXPERIMENTS[name].unit
-    headings = ("method", "settings", "best: learning rate", "decay", "seeds")
-    headings += (f"{unit}, median (range)", "seconds")
+    headings = ["method", "settings", "best: learning rate", "decay", "seeds"]
+    headings += [f"{unit}, median (range)", "seconds"]
     rows = []
     for label, settings in _by_label(name).items():
         best = min(settings, key=_rank)

@@ -36,7 +36,11 @@ class Task:
     """Data, network, loss and accuracy; `kind` is its name in logs."""
 
     kind: ClassVar[str]
-    train_size: int
+
+    @property
+    def train_size(self) -> int:
+        """Return the number of training points."""
+        raise NotImplementedError
 
     def split(self, key: jax.Array) -> Split:
         """Draw the two sets."""
