@@ -25,7 +25,7 @@ _LEAST, _LARGEST = 0.4, 1.3
 class LeafCheck(NamedTuple):
     """What one update did to one leaf.
 
-    Args:
+    Attributes:
         axes: the decision about the leaf, a `LeafAxes`.
         whitened: whether each of its matrices came out with its singular values alike.
         directions: least number of whitened directions of a matrix.
