@@ -84,8 +84,9 @@ def _by_rules(path: str, shapes: Shapes) -> LeafAxes:
     """Return what the rules say of one leaf."""
     shape, query = shapes[path], _query(path, shapes)
     for pattern, reason in LEFT_OUT.items():
-        inside = pattern == HEAD and query is not None  # an attention's output is no head
-        if not inside and re.search(pattern, path, re.IGNORECASE):
+        if not (pattern == HEAD and _is_attention_output(path, shape, query)) and re.search(
+            pattern, path, re.IGNORECASE
+        ):
             return LeafAxes(path, shape, None, reason)
     if shapes.get(_beside(path, "bias")) == shape:
         return LeafAxes(path, shape, None, "scale: its bias has the same shape")
@@ -153,6 +154,11 @@ def _query(path: str, shapes: Shapes) -> Shape | None:
     module, _, name = path.rpartition("/")
     beside = (_beside(module, f"{query}/{name}") for query in ("query", "q", "q_proj"))
     return next((shapes[kernel] for kernel in beside if module and kernel in shapes), None)
+
+
+def _is_attention_output(path: str, shape: Shape, query: Shape | None) -> bool:
+    """Return whether `output` names the last layer of an attention, and not that of the model."""
+    return path.split("/")[-2:-1] == ["output"] and len(query or ()) == len(shape)
 
 
 def _beside(path: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """A transformation around transformations: switch-off by a metric."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ def switch_off(
     check_transformation("inner", inner)
     check_transformation("after", after)
     traced = isinstance(threshold, jax.Array)  # under `optax.inject_hyperparams`
-    if not traced and not (isinstance(threshold, int | float) and threshold == threshold):
+    if not traced and not (isinstance(threshold, numbers.Real) and threshold == threshold):
         raise TypeError(f"threshold must be a number such as 0.95, got {threshold!r}.")
     inner, after = optax.with_extra_args_support(inner), optax.with_extra_args_support(after)
 
