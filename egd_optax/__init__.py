@@ -3,20 +3,14 @@
 from egd_optax import diagnostics as diagnostics
 from egd_optax import polar as polar
 from egd_optax._alias import egd as egd
-from egd_optax._controls import normalize_columns as normalize_columns
-from egd_optax._grokfast import GrokfastState as GrokfastState
-from egd_optax._grokfast import grokfast_ema as grokfast_ema
-from egd_optax._grokfast import grokfast_ma as grokfast_ma
-from egd_optax._infer_axes import InferredAxes as InferredAxes
-from egd_optax._infer_axes import LeafAxes as LeafAxes
+from egd_optax._axes import InferredAxes as InferredAxes
+from egd_optax._axes import LeafAxes as LeafAxes
 from egd_optax._infer_axes import infer_axes as infer_axes
 from egd_optax._matrix_view import MatrixAxes as MatrixAxes
 from egd_optax._selection import matching as matching
 from egd_optax._transform import ScaleByEGDState as ScaleByEGDState
 from egd_optax._transform import scale_by_egd as scale_by_egd
-from egd_optax._wrappers import BlendInState as BlendInState
 from egd_optax._wrappers import SwitchOffState as SwitchOffState
-from egd_optax._wrappers import blend_in as blend_in
 from egd_optax._wrappers import switch_off as switch_off
 
 __version__ = "0.1.0"

@@ -1,19 +1,24 @@
 """The whole optimizer in one call: decay, momentum, whitening, learning rate, and the rest."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
-from egd_optax._infer_axes import NO_MATRIX, check_axes_used
-from egd_optax._matrix_view import Axes, MatrixAxes, axes_of, check_axes, matrix_views
+from egd_optax import _witness
+from egd_optax._axes import Axes, InferredAxes, LeafAxes
+from egd_optax._checks import check_choice, check_transformation
+from egd_optax._infer_axes import infer_axes
 from egd_optax._scaling import Scale
-from egd_optax._selection import is_placeholder, matching
+from egd_optax._selection import is_placeholder, leaf_path, listed, selected_paths
 from egd_optax._transform import scale_by_egd
-from egd_optax.polar._method import PolarMethod, check_choice
+from egd_optax.polar._method import PolarMethod
+
+NUMBER = int | float | np.number
 
 
 def egd(
@@ -28,40 +33,42 @@ def egd(
     axes: Axes = None,
     scale: Scale = None,
     others: optax.GradientTransformation | None = None,
+    max_stack_size: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Egalitarian gradient descent: whiten the matrices, SGD for the rest.
+
+    Which leaves are matrices, and along which axes, is read off the model: print
+    `infer_axes(params)` to see it. Biases, norms, embeddings and output heads are left to `others`.
 
     Args:
         learning_rate: step size or schedule. Whitened matrices move by this much in each
             direction, so it is a length, independent of the gradient's.
         method: how polar factors are computed; see `scale_by_egd`.
-        momentum: decay rate of a heavy ball, a sum of gradients that is whitened in place of the
-            gradient; the whitening removes its scale, so a moving average would do the same. The
-            default `others` get the heavy ball, too. None: no momentum, the paper.
-        nesterov: whether to look one step ahead with the momentum.
+        momentum: decay rate of an exponential moving average of the gradients, debiased, which is
+            whitened in place of the gradient. None: no momentum, the paper.
+        nesterov: whether to look one step ahead with the momentum, as Adam's and Muon's do.
         weight_decay: coefficient lambda of the decay, relative to the learning rate.
         decay: "coupled" (the paper): lambda W joins the gradient before momentum and whitening.
             "decoupled": W shrinks by learning_rate * lambda beside the whitened step. They are
-            different algorithms: with EGD it is the coupled term that lowers the rank.
-        matrices: the leaves to whiten: a path pattern or several (see `matching`), a tree of
-            bools, or a function from the parameters to one. None: all leaves of two axes or more,
-            but those that `axes` gives None and, unless a pattern or function in `axes` names
-            them, those that Flax calls bias, scale or embedding (the last part of the path),
-            whatever their axes. What is not selected, or is no matrix, belongs to `others`.
-            Under `optax.inject_hyperparams`, which takes functions for schedules, use a pattern
-            or name the argument in `static_args`.
-        axes: which axes of a leaf make the matrix; see `scale_by_egd`, and `infer_axes` for a
-            Flax model's.
+            different algorithms: a coupled decay is whitened, too.
+        matrices: narrows what is whitened: a path pattern or several (see `matching`), a tree of
+            bools like the parameters, or a function from the parameters to one of these. None:
+            everything that `infer_axes` and `axes` take for a matrix.
+        axes: overrides what is inferred, for the leaves that it names: `MatrixAxes`, or None to
+            leave a leaf out. All forms of `scale_by_egd` are taken; a `MatrixAxes` by itself names
+            every leaf of two axes or more.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
-            the same learning rate, momentum and decay.
+            the same learning rate, decay and momentum.
+        max_stack_size: bound on working memory; see `scale_by_egd`.
 
     Returns:
         Transformation to use as an optimizer: `optax.apply_updates(params, updates)`.
 
     Raises:
         ValueError: unknown `decay`, a number out of range, `nesterov` without momentum; at
-            `init`, `matrices` that select no matrix; see `scale_by_egd` and `matching`.
+            `init`, leaves whose axes nothing explains, a selection that whitens nothing, a pattern
+            without a match; see `scale_by_egd` and `matching`.
         TypeError: `others` is no transformation, `learning_rate` no number and no schedule; see
             `scale_by_egd`.
 
@@ -78,88 +85,113 @@ def egd(
     References:
         Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.
     """
-    check_choice("decay", decay, ("coupled", "decoupled"))
     _check_numbers(learning_rate, momentum, nesterov, weight_decay)
-    check_axes(axes)
-    if not (others is None or hasattr(others, "update")):
-        raise TypeError(
-            f"others must be a transformation such as optax.adam(1e-3), got {others!r}."
-        )
+    check_choice("decay", decay, ("coupled", "decoupled"))
+    if others is not None:
+        check_transformation("others", others)
+    whitening = functools.partial(scale_by_egd, method, scale=scale, max_stack_size=max_stack_size)
+    whitening(axes=axes)  # raises now where an argument is wrong, not at `init`
+    none = isinstance(weight_decay, NUMBER) and weight_decay == 0
     nothing = optax.identity()
-    unused = isinstance(weight_decay, int | float) and weight_decay == 0
-    decaying = nothing if unused else optax.add_decayed_weights(weight_decay)
+    decaying = nothing if none else optax.add_decayed_weights(weight_decay)
     before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
-    remember = nothing if momentum is None else optax.trace(momentum, nesterov)
+    average = _moving_average(momentum, nesterov)
     learn = optax.scale_by_learning_rate(learning_rate)
-    given, axes = axes, _unless_named(axes) if matrices is None else axes
-    whiten = scale_by_egd(method, axes=functools.partial(axes_of, axes), scale=scale)
+    rest = optax.chain(before, average, after, learn) if others is None else others
 
-    def labels(params):
-        check_axes_used(given, params)
-        return _labels(matrices, axes, params)
+    def decided(tree: Any) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer of these leaves: which are matrices is static."""
+        chosen = _chosen(tree, axes, matrices)
+        whole = optax.chain(before, average, whitening(axes=chosen), after, learn)
+        labels = _labels(chosen, tree)  # in a function: a module is a tree that can be called
+        return optax.partition({"matrices": whole, "others": rest}, lambda _: labels)
 
-    return optax.partition(
-        {
-            "matrices": optax.chain(before, remember, whiten, after, learn),
-            "others": optax.chain(before, remember, after, learn) if others is None else others,
-        },
-        labels,
+    def init(params):
+        return decided(params).init(params)
+
+    def update(updates, state, params=None, **extra_args):
+        return decided(updates).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTransformation:
+    """Return the debiased average, which Nesterov's look-ahead mixes with the gradient again."""
+    if momentum is None:
+        return optax.identity()
+    average = optax.ema(momentum, debias=False)
+
+    def update(updates, state, params=None):
+        _, new = average.update(updates, state, params)
+        count = new.count.astype(float)
+        if not nesterov:
+            return _scaled(1 / (1 - momentum**count), new.ema), new
+        old = _scaled(momentum / (1 - momentum ** (count + 1)), new.ema)
+        fresh = _scaled((1 - momentum) / (1 - momentum**count), updates)
+        return jax.tree.map(lambda x, y: x + y, old, fresh), new
+
+    return optax.GradientTransformation(average.init, update)
+
+
+def _scaled(factor: jax.Array, tree: Any) -> Any:
+    """Return the tree times a factor, in the dtypes of its leaves."""
+    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
+
+
+def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
+    """Return the decisions about all leaves; raise where they cannot be what the user wants."""
+    if is_placeholder(tree):
+        return InferredAxes((), 0)
+    inferred, selected = infer_axes(tree, axes), selected_paths(tree, matrices)
+    leaves = tuple(
+        LeafAxes(leaf.path, leaf.shape, None, "not selected by `matrices`")
+        if leaf.path not in selected and (leaf.axes or not leaf.known)
+        else leaf
+        for leaf in inferred.leaves
     )
-
-
-def _unless_named(axes: Axes) -> Axes:
-    """Return axes that leave out biases, scales and embeddings, unless they are named."""
-    if isinstance(axes, MatrixAxes):
-        return {NO_MATRIX: None, "": axes}
-    if axes is None or isinstance(axes, Mapping):
-        return {**(axes or {}), NO_MATRIX: None}
-    return axes
-
-
-def _labels(matrices: Any, axes: Axes, params: Any) -> Any:
-    """Return the tree of "matrices", what is selected and has a matrix view, and "others"."""
-    if is_placeholder(params):
-        return params
-    selected = _selected(params, _mask(matrices, params))
-    views = {view.index for view in matrix_views(selected, axes)}
-    leaves, structure = jax.tree.flatten(params)
-    if isinstance(matrices, str) and not views:
-        raise ValueError(f"matrices={matrices!r} selects no leaf that is a matrix; see `matching`.")
-    labels = ["matrices" if index in views else "others" for index in range(len(leaves))]
-    return jax.tree.unflatten(structure, labels)
-
-
-def _selected(params: Any, mask: Any) -> Any:
-    """Return the parameters with 0 in place of what the mask leaves out."""
-    try:
-        return jax.tree.map(lambda leaf, chosen: leaf if chosen else 0, params, mask)
-    except ValueError as error:
+    chosen = InferredAxes(leaves, inferred.rest)
+    if witness := _witness.current():
+        witness.planned(chosen)
+    if chosen.unknown:
         raise ValueError(
-            "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
-            f"function to one (under inject_hyperparams: name it in static_args), got {mask!r}."
-        ) from error
+            "Nothing explains which axes of these leaves make the matrix: "
+            f"{listed([f'{leaf.path} {leaf.shape}' for leaf in chosen.unknown])}. Say it, "
+            f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(rows=..., columns=...)}}, or leave one "
+            "to `others` by None there. print(infer_axes(params)) shows all leaves."
+        )
+    if any(leaf.axes for leaf in leaves) or not (leaves or inferred.rest):
+        return chosen
+    if leaves or not (matrices is None and axes is None):
+        raise ValueError(
+            "egd would whiten nothing here. Leaves of two axes or more, and why they are left out: "
+            f"{listed([f'{leaf.path}: {leaf.reason}' for leaf in leaves])}. Name one in axes, such "
+            'as axes={"kernel": MatrixAxes(rows=0, columns=1)}, or widen `matrices`.'
+        )
+    warnings.warn(
+        "egd whitens nothing here: no leaf has two axes or more. Vectors alone train by `others`. "
+        "If this is optax.flatten, which hands over one vector, put it around `others` alone.",
+        stacklevel=4,
+    )
+    return chosen
 
 
-def _mask(matrices: Any, params: Any) -> Any:
-    """Return the tree of bools that `matrices` describes."""
-    if matrices is None:
-        return jax.tree.map(lambda leaf: True, params)
-    if isinstance(matrices, str):
-        return matching(matrices)(params)
-    if isinstance(matrices, list | tuple) and all(isinstance(item, str) for item in matrices):
-        return matching(*matrices)(params)
-    function = callable(matrices) and jax.tree_util.all_leaves([matrices])  # Equinox calls modules
-    return matrices(params) if function else matrices
+def _labels(chosen: InferredAxes, tree: Any) -> Any:
+    """Return the tree of "matrices" and "others"."""
+    if is_placeholder(tree):
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "matrices" if chosen.get(leaf_path(path)) else "others", tree
+    )
 
 
 def _check_numbers(learning_rate: Any, momentum: Any, nesterov: bool, weight_decay: Any) -> None:
     """Raise on numbers out of range; `inject_hyperparams` hands over arrays instead."""
-    numeric = isinstance(learning_rate, Real) or hasattr(learning_rate, "dtype")
-    if not (numeric or callable(learning_rate)):
+    if not (isinstance(learning_rate, NUMBER | jax.Array) or callable(learning_rate)):
         raise TypeError(f"learning_rate must be a number or a schedule, got {learning_rate!r}.")
     if nesterov and momentum is None:
         raise ValueError("nesterov=True needs a momentum, such as momentum=0.9, got None.")
-    if isinstance(momentum, int | float) and not 0 <= momentum < 1:
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if isinstance(value, NUMBER) and not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value!r}.")
+    if isinstance(momentum, NUMBER) and not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
-    if isinstance(weight_decay, int | float) and weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay!r}.")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax._matrix_view import MatrixView
+from egd_optax._witness import Witness
 from egd_optax.polar._sharding import replicated, sharded_like
 
 
@@ -26,20 +27,24 @@ class Bucket:
         trees = [states[view.path] for view in self.views]
         return jax.tree.map(lambda *parts: _concatenate(list(parts)), *trees)
 
+    def show(self, witness: Witness | None, stack: jax.Array, factors: jax.Array) -> None:
+        """Show each leaf's matrices and factors to a witness, if there is one."""
+        if witness is not None:
+            for view, parts in zip(self.views, self.split((stack, factors)), strict=True):
+                witness.whitened(view, *parts)
+
     def split(self, tree: Any) -> list[Any]:
         """Return `tree`, arrays with leading axis k, in parts: one tree for each view."""
-        stops = list(itertools.accumulate(view.batch for view in self.views))
-        starts = [0, *stops[:-1]]
+        stops = itertools.accumulate((view.batch for view in self.views), initial=0)
         return [
-            jax.tree.map(lambda x, a=a, b=b: x[a:b], tree)
-            for a, b in zip(starts, stops, strict=True)
+            jax.tree.map(lambda x, a=a, b=b: x[a:b], tree) for a, b in itertools.pairwise(stops)
         ]
 
 
 def plan_buckets(
     views: list[MatrixView], leaves: list[jax.Array], max_stack_size: int
 ) -> list[Bucket]:
-    """Group views of equal shape, dtype and sharding; a bucket has at most `max_stack_size` entries.
+    """Group views of equal shape, dtype and sharding, at most `max_stack_size` entries each.
 
     A leaf is never divided: one of more than `max_stack_size` entries is a bucket of its own.
     """

@@ -1,4 +1,4 @@
-"""Which leaves: names of leaves, and masks by pattern."""
+"""Which leaves: paths of leaves, and masks by pattern."""
 
 import functools
 import re
@@ -22,11 +22,28 @@ def leaf_path(path: tuple) -> str:
     return jax.tree_util.keystr(path[:-1] if variable else path, simple=True, separator="/")
 
 
+def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Return the leaves of a tree by path, or raise ValueError where two paths are equal."""
+    found: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
+        path = leaf_path(keys)
+        if path in found:
+            raise ValueError(f"Two leaves have the path {path!r}; rename a key, paths name states.")
+        found[path] = leaf
+    return found
+
+
 def is_matrix_like(leaf: Any) -> bool:
     """Return whether a leaf has entries to whiten: inexact, not empty, two axes or more."""
     return (
         getattr(leaf, "ndim", 0) >= 2 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.inexact)
     )
+
+
+def is_partial(tree: PyTree) -> bool:
+    """Return whether leaves are masked, or a placeholder of Optax's stands for all of them."""
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    return is_placeholder(tree) or any(isinstance(node, optax.MaskedNode) for node in nodes)
 
 
 def is_placeholder(params: PyTree) -> bool:
@@ -60,8 +77,9 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         exclude: regular expression or expressions that veto a leaf.
 
     Returns:
-        Function from a tree to a tree of bools of the same structure. It raises ValueError
-        when it selects nothing, and lists the paths there are.
+        Function from a tree to a tree of bools of the same structure. It raises ValueError when
+        it selects nothing, and when a pattern matches no leaf; both list the paths there are. In a
+        tree with masked leaves, such as a group of `optax.partition`, nothing need match.
 
     Raises:
         ValueError: no pattern, or one that is not a regular expression.
@@ -83,15 +101,56 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         return any(p.search(name) for p in wanted) and not any(p.search(name) for p in unwanted)
 
     def mask(tree: PyTree) -> PyTree:
-        selected = jax.tree_util.tree_map_with_path(selects, tree)
-        if not any(jax.tree.leaves(selected)):
-            paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-            raise ValueError(
-                f"No leaf matches {patterns} (exclude={vetoes}); the paths are {listed(paths)}."
+        if jax.tree_util.all_leaves([tree]) and getattr(tree, "ndim", None) == 0:
+            raise TypeError(
+                "matching(...) was called with a number in place of a tree. inject_hyperparams "
+                "takes functions for schedules: pass the pattern itself, or name the argument in "
+                'static_args, such as optax.inject_hyperparams(egd, static_args="matrices").'
             )
+        selected = jax.tree_util.tree_map_with_path(selects, tree)
+        if not is_partial(tree):
+            paths = list(leaves_by_path(tree))
+            check_patterns_match("pattern", [*patterns, *vetoes], paths)
+            if not any(jax.tree.leaves(selected)):
+                raise ValueError(
+                    f"No leaf matches {patterns} (exclude={vetoes}); the paths are {listed(paths)}."
+                )
         return selected
 
     return mask
+
+
+def selected_paths(tree: PyTree, matrices: Any) -> set[str]:
+    """Return the paths of the leaves that `matrices`, in any of its forms, selects."""
+    mask = matrices(tree) if is_function(matrices) else matrices
+    patterns = [mask] if isinstance(mask, str) else mask
+    if mask is None:
+        mask = jax.tree.map(lambda leaf: True, tree)
+    elif isinstance(patterns, list | tuple) and {*map(type, patterns)} == {str}:
+        mask = matching(*patterns)(tree)
+    try:
+        chosen = jax.tree.map(lambda leaf, wanted: bool(wanted), tree, mask)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
+            f"function from the parameters to one of these, got {repr(mask)[:100]}."
+        ) from error
+    return {path for path, wanted in leaves_by_path(chosen).items() if wanted}
+
+
+def is_function(value: Any) -> bool:
+    """Return whether it is a function, and not a tree that can be called, as Equinox's modules."""
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
+def check_patterns_match(what: str, patterns: Iterable[str], paths: Sequence[str]) -> None:
+    """Raise ValueError on a pattern without a leaf: a misspelt one would change nothing."""
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(
+                f"The {what} {pattern!r} matches no leaf of these: {listed(paths)}. Patterns are "
+                "regular expressions, found anywhere in a path."
+            )
 
 
 def listed(paths: Sequence[str], limit: int = 20) -> str:
@@ -103,14 +162,11 @@ def listed(paths: Sequence[str], limit: int = 20) -> str:
 
 
 def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
-    """Compile regular expressions, or raise ValueError that quotes the bad one."""
-    compiled = []
-    for pattern in patterns:
-        try:
-            compiled.append(re.compile(pattern))
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"{pattern!r} is not a regular expression: {error}. Pass patterns one by one, as "
-                'strings, such as matching("hidden", "readout").'
-            ) from None
-    return compiled
+    """Compile regular expressions, or raise ValueError that quotes them."""
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{patterns!r} are not all regular expressions: {error}. Pass patterns one by one, as "
+            'strings, such as matching("hidden", "readout").'
+        ) from None

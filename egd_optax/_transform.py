@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from egd_optax import _witness
+from egd_optax._axes import Axes, check_axes, literal_axes
 from egd_optax._buckets import plan_buckets, restore
-from egd_optax._infer_axes import check_axes_used
-from egd_optax._matrix_view import Axes, MatrixView, check_axes, matrix_views
+from egd_optax._checks import check_at_least, check_state
+from egd_optax._matrix_view import matrix_views
 from egd_optax._scaling import Scale, check_scale, scale_factor
-from egd_optax._selection import by_path, listed
-from egd_optax.polar._method import PolarMethod, Stateless, check_at_least
+from egd_optax._selection import by_path
+from egd_optax.polar._method import PolarMethod, Stateless
 from egd_optax.polar._stacks import as_method, init_stack, update_stack
 
 MAX_STACK_SIZE = 2**26
@@ -20,7 +22,7 @@ MAX_STACK_SIZE = 2**26
 class ScaleByEGDState(NamedTuple):
     """The method's state for each whitened leaf, by path; nothing for stateless methods."""
 
-    method: dict[str, Any]
+    method_states: dict[str, Any]
 
 
 def scale_by_egd(
@@ -39,16 +41,19 @@ def scale_by_egd(
     Args:
         method: how polar factors are computed, such as `polar.SVD()`, or a function from
             `(m, n)` to `(m, n)`. None: `polar.Auto()`, exact on every backend.
-        axes: which axes of a leaf make the matrix. None: those of the 2-D leaves, and an error
-            for leaves of more axes. A `MatrixAxes` for all leaves of two axes or more; a mapping
-            from path patterns (`re.search`, first match wins) to `MatrixAxes`, or to None for
-            leaves to pass through, other leaves as for None; or a function (path, leaf) ->
-            `MatrixAxes` or None.
+        axes: which axes of a leaf make the matrix. None: those of the leaves of two axes, and an
+            error for leaves of more. A `MatrixAxes`: for all leaves of two axes or more. A
+            mapping from paths: a key that is a leaf's whole path names that leaf, any other
+            is a pattern (`re.search`) of paths; its value is a `MatrixAxes`, or None for leaves
+            to pass through; the last match wins, and leaves without one are treated as for None.
+            A tree of such values like the parameters, or a prefix of it. Or a function from the
+            parameters to one of these, such as `infer_axes`. Optax's `MuonDimensionNumbers` is
+            taken wherever `MatrixAxes` is.
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
-            paper. "width": sqrt(max(1, n / m)), Muon's. "rms": .2 sqrt(max(m, n)), AdamW's update
-            size. Or a function (m, n) -> factor.
-        max_stack_size: most entries of one stack of equal matrices, a bound on working memory. None:
-            2**26, which is 256 MiB in float32.
+            paper. "muon": sqrt(max(1, n / m)), Muon's. "consistent_rms": .2 sqrt(max(m, n)),
+            AdamW's update size. Or a function (m, n) -> factor.
+        max_stack_size: most entries of one stack of equal matrices, a bound on working memory.
+            None: 2**26, which is 256 MiB in float32.
 
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.
@@ -61,7 +66,7 @@ def scale_by_egd(
         TypeError: something that is not a method or not axes.
         ValueError: unknown scale, `max_stack_size` below 1; at `init`, a leaf of more than two
             axes that `axes` does not name, axes that do not fit their leaf, or a pattern of your
-            own in `axes` that matches no leaf.
+            own in `axes` that matches no leaf; at `update`, a state made for other leaves.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -79,52 +84,36 @@ def scale_by_egd(
     check_scale(scale)
     limit = MAX_STACK_SIZE if max_stack_size is None else max_stack_size
     check_at_least("max_stack_size", limit, 1)
-
     stateless = isinstance(method, Stateless)
 
     def init(params: optax.Params) -> ScaleByEGDState:
-        check_axes_used(axes, params)
-        leaves, views = jax.tree.leaves(params), matrix_views(params, axes)
-        if stateless:
-            return ScaleByEGDState({})
+        decided = literal_axes(params, axes)
+        if witness := _witness.current():
+            witness.planned(decided)
+        leaves = jax.tree.leaves(params)
         states = {
-            view.path: init_stack(
-                method,
-                jax.ShapeDtypeStruct((view.batch, view.m, view.n), leaves[view.index].dtype),
-            )
-            for view in views
+            view.path: init_stack(method, view.stack_of(leaves[view.index]))
+            for view in ([] if stateless else matrix_views(params, decided))
         }
-        return ScaleByEGDState(by_path(params, states))
+        return ScaleByEGDState({} if stateless else by_path(params, states))
 
     def update(updates, state, params=None):
         del params
+        check_state("scale_by_egd", init, updates, state)
         leaves, structure = jax.tree.flatten(updates)
-        views = matrix_views(updates, axes)
-        before = (
-            dict.fromkeys((view.path for view in views), ()) if stateless else state.method_states
-        )
-        _check_state(views, before)
-        whitened, states = list(leaves), {}
+        views = matrix_views(updates, literal_axes(updates, axes))
+        before = dict.fromkeys((v.path for v in views), ()) if stateless else state.method_states
+        whitened, after = list(leaves), {}
         for bucket in plan_buckets(views, leaves, limit):
             stack = bucket.gather(leaves)
-            factors, new_state = update_stack(method, stack, bucket.gather_states(before))
+            factors, states = update_stack(method, stack, bucket.gather_states(before))
+            bucket.show(_witness.current(), stack, factors)
             factors = factors * scale_factor(scale, *stack.shape[1:])
-            parts = bucket.split((factors, new_state))
+            parts = bucket.split((factors, states))
             for view, (part, part_state) in zip(bucket.views, parts, strict=True):
                 leaf = leaves[view.index]
                 whitened[view.index] = restore(view.to_leaf(part, like=leaf), like=leaf)
-                states[view.path] = part_state
-        return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else states)
+                after[view.path] = part_state
+        return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else after)
 
     return optax.GradientTransformation(init, update)
-
-
-def _check_state(views: list[MatrixView], states: dict[str, Any]) -> None:
-    """Raise ValueError unless the states were made for the leaves of these updates."""
-    unknown = [view.path for view in views if view.path not in states]
-    if unknown:
-        raise ValueError(
-            f"The state has nothing for leaf {unknown[0]!r}, only for {listed(sorted(states))}: it "
-            "was made for other parameters or by another method. Call `init` with the parameters "
-            "that these updates belong to."
-        )

@@ -1,9 +1,11 @@
 """Flax reference models of the experiments; the core package never imports them."""
 
-from egd_optax._extras import missing_extra
+import importlib.util
 
-if problem := missing_extra("egd_optax.models", needed=("flax",)):
-    raise ModuleNotFoundError(problem)
+if importlib.util.find_spec("flax") is None:
+    raise ModuleNotFoundError(
+        "egd_optax.models needs Flax, which is not installed: pip install 'egd-optax[models]'"
+    )
 
 from egd_optax.models.mlp import MLP as MLP
 from egd_optax.models.mlp import TwoLayerMLP as TwoLayerMLP

@@ -1,0 +1,218 @@
+"""Decisions leaf by leaf: which axes make the matrix and why; and all forms of `axes`."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from egd_optax._matrix_view import MatrixAxes, view_of
+from egd_optax._selection import (
+    check_patterns_match,
+    compile_patterns,
+    is_function,
+    is_matrix_like,
+    is_partial,
+    is_placeholder,
+    leaves_by_path,
+)
+
+Axes = Any  # its forms are in the docstring of `scale_by_egd`
+Shapes = Mapping[str, tuple[int, ...]]
+
+LEGEND = (
+    "matrix: batch of rows x columns (axes); * is any number. To change a row, name its path:\n"
+    'axes={"path": MatrixAxes(rows=..., columns=...)}, or None there to leave the leaf out.'
+)
+
+
+class LeafAxes(NamedTuple):
+    """What was decided for one leaf.
+
+    Args:
+        path: the leaf's path, such as "hidden/kernel".
+        shape: its shape.
+        axes: the axes of its matrix; None where it is left out.
+        reason: why.
+        known: False where nothing explains the leaf; then `axes` is None.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: MatrixAxes | None
+    reason: str
+    known: bool = True
+
+    @property
+    def matrix(self) -> tuple[int, int, int] | None:
+        """Sizes (batch, m, n) of the leaf's matrices, None where it is left out."""
+        if self.axes is None:
+            return None
+        view = view_of(0, self.path, self.shape, self.axes)
+        return view.batch, view.m, view.n
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class InferredAxes(Mapping[str, MatrixAxes | None]):
+    """Decisions about all leaves of two axes or more; prints as a table, works as `axes`.
+
+    A mapping from the path of each leaf that is explained to its `MatrixAxes`, or to None where it
+    is left out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf.
+
+    Args:
+        leaves: one `LeafAxes` (path, shape, axes, reason) for each leaf of two axes or more.
+        rest: number of leaves that are no matrices: vectors, scalars, integers.
+    """
+
+    leaves: tuple[LeafAxes, ...]
+    rest: int
+
+    def __getitem__(self, path: str) -> MatrixAxes | None:
+        return {leaf.path: leaf.axes for leaf in self.leaves if leaf.known}[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return (leaf.path for leaf in self.leaves if leaf.known)
+
+    def __len__(self) -> int:
+        return sum(leaf.known for leaf in self.leaves)
+
+    @property
+    def unknown(self) -> list[LeafAxes]:
+        """The leaves that nothing explains."""
+        return [leaf for leaf in self.leaves if not leaf.known]
+
+    def __repr__(self) -> str:
+        whitened = sum(leaf.axes is not None for leaf in self.leaves)
+        counts = (
+            f"Whitened: {whitened}. Left out: {len(self) - whitened}. No matrices: {self.rest}."
+        )
+        unknown = f"Unknown: {len(self.unknown)}. " if self.unknown else ""
+        alike = collections.defaultdict(list)
+        for leaf in sorted(self.leaves, key=lambda leaf: leaf.known):
+            alike[_any_number(leaf.path), leaf.shape, leaf.axes, leaf.reason].append(leaf)
+        rows = [("leaf", "shape", "matrix", "why"), *map(_row, alike.values())]
+        return "\n".join([f"{unknown}{counts}", *aligned(rows), LEGEND])
+
+
+def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> InferredAxes:
+    """Return what `axes` says of the leaves that it names, and `rule` of the others."""
+    leaves = leaves_by_path(tree)
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")}
+    paths = [path for path, leaf in leaves.items() if is_matrix_like(leaf)]
+    named = _named(tree, axes, shapes)
+    decided = tuple(named[path] if path in named else rule(path, shapes) for path in paths)
+    for leaf in decided:
+        _ = leaf.matrix  # raises where the axes do not fit
+    return InferredAxes(decided, len(leaves) - len(paths))
+
+
+def literal_axes(tree: Any, axes: Axes) -> InferredAxes:
+    """Return what `axes` says of the leaves, and of the others: those of two axes are matrices."""
+    return decide(tree, axes, _literal)
+
+
+def _literal(path: str, shapes: Shapes) -> LeafAxes:
+    if len(shapes[path]) > 2:
+        raise ValueError(
+            f"Leaf {path!r} has shape {shapes[path]}; which of its axes make the matrix? Pass "
+            f"axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None there to leave the "
+            "leaf as it is; or axes=infer_axes, which knows the layers of Flax and Equinox."
+        )
+    return LeafAxes(path, shapes[path], MatrixAxes(0, 1), "matrix: two axes")
+
+
+def _named(tree: Any, axes: Axes, shapes: Shapes) -> dict[str, LeafAxes]:
+    """Return the leaves that `axes` names, by path."""
+    if is_placeholder(tree):
+        return {}
+    if is_function(axes):
+        axes = axes(tree)
+        check_axes(axes)
+    if isinstance(axes, InferredAxes):
+        return {leaf.path: leaf for leaf in axes.leaves}
+    if axes is None:
+        return {}
+    choices = _by_pattern if _is_pattern_mapping(axes) else _by_prefix
+    chosen = choices(axes, list(shapes), is_partial(tree))
+    return {path: LeafAxes(path, shapes[path], _as_axes(x), "yours") for path, x in chosen.items()}
+
+
+def _by_pattern(axes: Mapping, paths: list[str], partial: bool) -> dict[str, Any]:
+    """Return what each pattern says; the last match wins, a whole path means its leaf alone."""
+    chosen: dict[str, Any] = {}
+    for pattern, value in axes.items():
+        whole = pattern in paths
+        if not (whole or partial):
+            check_patterns_match("pattern in axes", [pattern], paths)
+        found = [pattern] if whole else [path for path in paths if re.search(pattern, path)]
+        chosen |= dict.fromkeys(found, value)
+    return chosen
+
+
+def _by_prefix(axes: Any, paths: list[str], partial: bool) -> dict[str, Any]:
+    """Return what each leaf of a tree of axes says of the leaves at and below its path."""
+    chosen: dict[str, Any] = {}
+    for prefix, value in leaves_by_path(axes, is_leaf=_is_choice).items():
+        below = f"{prefix}/" if prefix else ""
+        found = [path for path in paths if path == prefix or path.startswith(below)]
+        if not (found or partial or value is None):
+            check_patterns_match("path in the tree of axes", [re.escape(prefix)], paths)
+        chosen |= dict.fromkeys(found, value)
+    return chosen
+
+
+def check_axes(axes: Axes) -> None:
+    """Raise TypeError unless `axes` has one of its forms, ValueError on a bad pattern."""
+    if isinstance(axes, InferredAxes) or is_function(axes):
+        return
+    if not all(map(_is_choice, jax.tree.leaves(axes, is_leaf=_is_choice))):
+        raise TypeError(
+            "axes must be None, a MatrixAxes (or Optax's MuonDimensionNumbers), a mapping from "
+            "path patterns to MatrixAxes or None, a tree of them like the parameters, or a "
+            f"function from the parameters to one of these, got {repr(axes)[:100]}."
+        )
+    if _is_pattern_mapping(axes):
+        compile_patterns(axes)
+
+
+def _is_pattern_mapping(axes: Any) -> bool:
+    return isinstance(axes, Mapping) and all(map(_is_choice, axes.values()))
+
+
+def _is_choice(value: Any) -> bool:
+    return value is None or isinstance(value, MatrixAxes) or hasattr(value, "reduction_axis")
+
+
+def _as_axes(value: Any) -> MatrixAxes | None:
+    """Return the axes, also of a MuonDimensionNumbers, which older versions of Optax lack."""
+    muon = hasattr(value, "reduction_axis")
+    return MatrixAxes(value.reduction_axis, value.output_axis) if muon else value
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table, its columns aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def matrix_text(leaf: LeafAxes) -> str:
+    """Return a leaf's sizes and axes as a table shows them."""
+    if leaf.axes is None or leaf.matrix is None:
+        return "-"
+    batch, m, n = leaf.matrix
+    several = f"{batch} of " if batch > 1 else ""
+    return f"{several}{m} x {n} ({leaf.axes.rows} x {leaf.axes.columns})"
+
+
+def _any_number(path: str) -> str:
+    """Return the path with its numbers, those of layers, taken out."""
+    return re.sub(r"\d+", "*", path)
+
+
+def _row(same: list[LeafAxes]) -> tuple[str, ...]:
+    """Return the cells of leaves that differ by numbers in their paths only."""
+    first = same[0]
+    path = first.path if len(same) == 1 else f"{_any_number(first.path)} ({len(same)})"
+    return path, str(first.shape), matrix_text(first), first.reason

@@ -1,0 +1,203 @@
+"""Two questions of whoever trains: what will be whitened, and was it?"""
+
+import functools
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from egd_optax._axes import InferredAxes, LeafAxes, aligned, matrix_text
+from egd_optax._matrix_view import MatrixView
+from egd_optax._selection import is_matrix_like, leaves_by_path
+from egd_optax._witness import witnessed
+from egd_optax.polar import _lapack
+from egd_optax.polar._dtypes import working_dtype
+from egd_optax.polar._sharding import replicated
+from egd_optax.polar._stacks import map_stack
+
+# Singular values of a factor: the tables' gains lie in .47 to 1.21, what was dropped lies below.
+_LEAST, _LARGEST = 0.4, 1.3
+
+
+class LeafCheck(NamedTuple):
+    """What one update did to one leaf.
+
+    Args:
+        axes: the decision about the leaf, a `LeafAxes`.
+        whitened: whether each of its matrices came out with its singular values alike.
+        directions: least number of whitened directions of a matrix.
+        gains: least and largest singular value of the factors among these directions.
+        reason: why, in words.
+    """
+
+    axes: LeafAxes
+    whitened: bool
+    directions: int
+    gains: tuple[float, float]
+    reason: str
+
+
+class WhiteningCheck(dict[str, LeafCheck]):
+    """A `LeafCheck` by path, for each leaf of two axes or more; prints as a table."""
+
+    @property
+    def failed(self) -> list[str]:
+        """Paths of the leaves that were to be whitened and were not."""
+        return [path for path, leaf in self.items() if leaf.axes.axes and not leaf.whitened]
+
+    def __repr__(self) -> str:
+        failed = self.failed
+        planned = len(failed) + sum(leaf.whitened for leaf in self.values())
+        rows = [("leaf", "shape", "matrix", "whitened", "why")]
+        for path, leaf in sorted(self.items(), key=lambda item: item[0] not in failed):
+            verdict = "NO" if path in failed else "yes" if leaf.whitened else "-"
+            about = path, str(leaf.axes.shape), matrix_text(leaf.axes)
+            rows.append((*about, verdict, leaf.reason))
+        done = f"Whitened: {planned - len(failed)} of {planned} leaves."
+        return "\n".join([done, *aligned(rows)])
+
+
+def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
+    """Return what an optimizer will whiten, leaf by leaf, before any training.
+
+    Args:
+        optimizer: any Optax transformation with a whitening inside, however it is wrapped
+            (chained, masked, partitioned, injected); or an `nnx.Optimizer`.
+        params: what its `init` gets, arrays or shapes; for an `nnx.Optimizer`, the model.
+
+    Returns:
+        `InferredAxes`, which prints as a table: for each leaf of two axes or more its matrix, or
+        why it is left out.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from egd_optax import diagnostics, egd
+        >>> params = {"hidden": {"kernel": jnp.ones((2, 8))}, "head": {"kernel": jnp.ones((8, 3))}}
+        >>> plan = diagnostics.whitening_plan(egd(0.1), params)
+        >>> [(leaf.path, leaf.matrix) for leaf in plan.leaves]
+        [('head/kernel', None), ('hidden/kernel', (1, 2, 8))]
+    """
+    optimizer, params, *_ = _plain(optimizer, params, None, None)
+    witness = _Witness()
+    with witnessed(witness):
+        jax.eval_shape(optimizer.init, params)
+    return witness.plan_of(params)
+
+
+def check_whitening(
+    optimizer: Any, params: Any, gradients: Any = None, state: Any = None, **extra_args: Any
+) -> WhiteningCheck:
+    """Run one more update beside the training, and tell leaf by leaf whether it whitened.
+
+    It looks at the factors themselves, before scale, learning rate and decay. Nothing is changed:
+    the updates and the new state are dropped.
+
+    Args:
+        optimizer: any Optax transformation with a whitening inside, however it is wrapped; its
+            `update` as it is, not under `jax.jit`. Or an `nnx.Optimizer`, which brings its state.
+        params: the parameters; for an `nnx.Optimizer`, the model.
+        gradients: of the same structure. None: random ones, N(0, 1).
+        state: the optimizer's state, such as after some steps. None: that of `init`.
+        **extra_args: what else its `update` takes, such as `metric` for `switch_off`.
+
+    Returns:
+        `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table; `.failed`
+        lists the leaves that were to be whitened and were not. A sketch whitens fewer
+        `directions` than a matrix has.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from egd_optax import diagnostics, egd
+        >>> params = {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(8)}
+        >>> check = diagnostics.check_whitening(egd(0.1, weight_decay=1.0), params)
+        >>> check.failed, check["kernel"].directions
+        ([], 2)
+    """
+    optimizer, params, gradients, state = _plain(optimizer, params, gradients, state)
+    witness = _Witness()
+
+    def one_update(params, gradients, state):
+        with witnessed(witness):
+            fresh = optimizer.init(params)
+            update = optax.with_extra_args_support(optimizer).update
+            return update(gradients, fresh if state is None else state, params, **extra_args)
+
+    if gradients is None:
+        gradients = jax.tree.map(_random_like, params)
+    jax.block_until_ready(jax.jit(one_update)(params, gradients, state))
+    jax.effects_barrier()
+    plan = witness.plan_of(params)
+    return WhiteningCheck({leaf.path: witness.check_of(leaf) for leaf in plan.leaves})
+
+
+class _Witness:
+    """Keeps what is decided and the singular values of the factors, by path."""
+
+    def __init__(self) -> None:
+        self._plan: dict[str, LeafAxes] = {}
+        self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def planned(self, decided: InferredAxes) -> None:
+        for leaf in decided.leaves:
+            if leaf.axes is not None or leaf.path not in self._plan:
+                self._plan[leaf.path] = leaf
+
+    def whitened(self, view: MatrixView, matrices: jax.Array, factors: jax.Array) -> None:
+        zero = jnp.all(matrices == 0, axis=(1, 2))
+        values = map_stack(_singular_values, replicated(factors))
+        jax.debug.callback(functools.partial(self._keep, view.path), zero, values)
+
+    def _keep(self, path: str, zero: jax.Array, values: jax.Array) -> None:
+        self._seen[path] = np.asarray(zero), np.asarray(values)
+
+    def plan_of(self, params: Any) -> InferredAxes:
+        """Return what is known of all leaves, those that no whitening was given included."""
+        leaves = leaves_by_path(params)
+        matrices = {path: leaf.shape for path, leaf in leaves.items() if is_matrix_like(leaf)}
+        rows = (
+            self._plan.get(path) or LeafAxes(path, shape, None, "no whitening is given this leaf")
+            for path, shape in matrices.items()
+        )
+        return InferredAxes(tuple(rows), len(leaves) - len(matrices))
+
+    def check_of(self, leaf: LeafAxes) -> LeafCheck:
+        """Return what the update did to a leaf."""
+        zero, values = self._seen.get(leaf.path, (np.zeros(0), np.zeros((0, 0))))
+        kept = values >= _LEAST
+        if leaf.axes is not None and kept.any(axis=-1).all() and not zero.any() and kept.size:
+            gains = float(values[kept].min()), float(values.max())
+            directions = int(kept.sum(axis=-1).min())
+            counted = f"{directions} of {values.shape[-1]} directions"
+            reason = f"{counted}, gains {gains[0]:.4f} to {gains[1]:.4f}"
+            return LeafCheck(leaf, gains[1] <= _LARGEST, directions, gains, reason)
+        reasons = {
+            leaf.reason: leaf.axes is None,
+            "did not run: switched off, or still accumulating?": leaf.path not in self._seen,
+            "a gradient is zero": zero.any(),
+            "a factor is near zero, or not finite": True,
+        }
+        reason = next(text for text, holds in reasons.items() if holds)
+        return LeafCheck(leaf, False, 0, (np.nan, np.nan), reason)
+
+
+def _singular_values(factor: jax.Array) -> jax.Array:
+    wide = factor if factor.shape[0] <= factor.shape[1] else factor.mT
+    return _lapack.svd(wide.astype(working_dtype(wide.dtype)))[1]
+
+
+def _random_like(leaf: Any) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), leaf.shape).astype(leaf.dtype)
+
+
+def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any, Any, Any, Any]:
+    """Return Optax's transformation and plain trees; an nnx.Optimizer brings its own state."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(optimizer, nnx.Optimizer):
+        return optimizer, params, gradients, state
+    pure = getattr(nnx, "as_pure", None) or nnx.pure
+    trees = (params, gradients)
+    held = [None if tree is None else pure(nnx.state(tree, optimizer.wrt)) for tree in trees]
+    return optimizer.tx, *held, pure(optimizer.opt_state if state is None else state)
