@@ -81,7 +81,9 @@ def _one_at_a_time(update: Callable) -> Callable:
     there, in a `vmap` of its derivative.
     """
     in_turn = jax.custom_jvp(by_platform(cpu=update, default=update))
-    in_turn.defjvp(lambda primals, tangents: jax.jvp(update, primals, tangents))
+
+    # The result comes from the loop itself: JAX wants function and rule to batch the same results.
+    in_turn.defjvp(lambda x, dx: (in_turn(*x), jax.jvp(update, x, dx)[1]))
     return in_turn
 
 
