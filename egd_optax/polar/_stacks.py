@@ -24,10 +24,9 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
     """
     if method is None:
         return Auto()
-    known = isinstance(method, PolarMethod)
-    if not known and (
-        isinstance(method, type) or hasattr(method, "update") or not callable(method)
-    ):
+    value = method if isinstance(method, PolarMethod) else Custom(method)
+    odd = isinstance(method, type) or hasattr(method, "update") or not callable(method)
+    if value is not method and odd:
         raise TypeError(
             "method must be None, a value such as egd_optax.polar.SVD(), a function from a matrix "
             f"to its polar factor, or a subclass of egd_optax.polar.PolarMethod, got {method!r}. "
@@ -40,7 +39,7 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
             f"method must hash, so that it is traced once, got {method!r}; make it a frozen "
             "dataclass whose fields hash, such as numbers and tuples."
         ) from error
-    return method if known else Custom(method)
+    return value
 
 
 def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> State:
