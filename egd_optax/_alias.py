@@ -1,5 +1,6 @@
 """The whole optimizer in one call: decay, momentum, whitening, learning rate, and the rest."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,14 +10,13 @@ import numpy as np
 import optax
 
 from egd_optax import _witness
-from egd_optax._axes import Axes, InferredAxes, check_axes, is_function, shortened
-from egd_optax._checks import check_at_least, check_choice
+from egd_optax._axes import Axes, InferredAxes, LeafAxes
+from egd_optax._checks import check_choice, check_transformation
 from egd_optax._infer_axes import infer_axes
-from egd_optax._scaling import Scale, check_scale
-from egd_optax._selection import is_placeholder, leaf_path, listed, matching
+from egd_optax._scaling import Scale
+from egd_optax._selection import is_placeholder, leaf_path, listed, selected_paths
 from egd_optax._transform import scale_by_egd
 from egd_optax.polar._method import PolarMethod
-from egd_optax.polar._stacks import as_method
 
 NUMBER = int | float | np.number
 
@@ -87,36 +87,30 @@ def egd(
     """
     _check_numbers(learning_rate, momentum, nesterov, weight_decay)
     check_choice("decay", decay, ("coupled", "decoupled"))
-    check_axes(axes)
-    check_scale(scale)
-    if max_stack_size is not None:
-        check_at_least("max_stack_size", max_stack_size, 1)
-    if not (others is None or hasattr(others, "update")):
-        raise TypeError(
-            f"others must be a transformation such as optax.adam(1e-3), got {others!r}."
-        )
-    method = as_method(method)
+    if others is not None:
+        check_transformation("others", others)
+    whitening = functools.partial(scale_by_egd, method, scale=scale, max_stack_size=max_stack_size)
+    whitening(axes=axes)  # raises now where an argument is wrong, not at `init`
+    none = isinstance(weight_decay, NUMBER) and weight_decay == 0
     nothing = optax.identity()
-    unused = isinstance(weight_decay, int | float) and weight_decay == 0
-    decaying = nothing if unused else optax.add_decayed_weights(weight_decay)
+    decaying = nothing if none else optax.add_decayed_weights(weight_decay)
     before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
     average = _moving_average(momentum, nesterov)
     learn = optax.scale_by_learning_rate(learning_rate)
     rest = optax.chain(before, average, after, learn) if others is None else others
 
-    def optimizer(tree: Any) -> optax.GradientTransformationExtraArgs:
-        """Return the optimizer of these leaves: the decisions are static."""
+    def decided(tree: Any) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer of these leaves: which are matrices is static."""
         chosen = _chosen(tree, axes, matrices)
-        whiten = scale_by_egd(method, axes=chosen, scale=scale, max_stack_size=max_stack_size)
-        whole = optax.chain(before, average, whiten, after, learn)
+        whole = optax.chain(before, average, whitening(axes=chosen), after, learn)
         labels = _labels(chosen, tree)  # in a function: a module is a tree that can be called
         return optax.partition({"matrices": whole, "others": rest}, lambda _: labels)
 
     def init(params):
-        return optimizer(params).init(params)
+        return decided(params).init(params)
 
     def update(updates, state, params=None, **extra_args):
-        return optimizer(updates).update(updates, state, params, **extra_args)
+        return decided(updates).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -129,110 +123,71 @@ def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTra
 
     def update(updates, state, params=None):
         _, new = average.update(updates, state, params)
+        count = new.count.astype(float)
         if not nesterov:
-            return _debiased(new.ema, momentum, new.count), new
-        mean = _debiased(new.ema, momentum, optax.safe_increment(new.count))
-        gradient = _debiased(updates, momentum, new.count)
-        return jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, mean, gradient), new
+            return _scaled(1 / (1 - momentum**count), new.ema), new
+        old = _scaled(momentum / (1 - momentum ** (count + 1)), new.ema)
+        fresh = _scaled((1 - momentum) / (1 - momentum**count), updates)
+        return jax.tree.map(lambda x, y: x + y, old, fresh), new
 
     return optax.GradientTransformation(average.init, update)
 
 
-def _debiased(tree: Any, momentum: Any, count: jax.Array) -> Any:
-    """Return the tree over 1 - momentum^count: Optax's function needs dtypes to be promoted."""
-    weight = 1 - momentum ** count.astype(float)
-    return jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), tree)
+def _scaled(factor: jax.Array, tree: Any) -> Any:
+    """Return the tree times a factor, in the dtypes of its leaves."""
+    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
 
 
 def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
-    """Return the decisions about all leaves, those that are not selected left out."""
+    """Return the decisions about all leaves; raise where they cannot be what the user wants."""
     if is_placeholder(tree):
         return InferredAxes((), 0)
-    inferred, selected = infer_axes(tree, axes), _selected(tree, matrices)
+    inferred, selected = infer_axes(tree, axes), selected_paths(tree, matrices)
     leaves = tuple(
-        leaf
-        if leaf.path in selected or (leaf.known and leaf.axes is None)
-        else leaf._replace(axes=None, reason="not selected by `matrices`", known=True)
+        LeafAxes(leaf.path, leaf.shape, None, "not selected by `matrices`")
+        if leaf.path not in selected and (leaf.axes or not leaf.known)
+        else leaf
         for leaf in inferred.leaves
     )
     chosen = InferredAxes(leaves, inferred.rest)
     if witness := _witness.current():
         witness.planned(chosen)
-    _check_chosen(chosen, given=not (matrices is None and axes is None))
-    return chosen
-
-
-def _check_chosen(chosen: InferredAxes, given: bool) -> None:
-    """Raise ValueError on leaves that nothing explains, and where nothing would be whitened."""
     if chosen.unknown:
-        paths = [leaf.path for leaf in chosen.unknown]
-        shapes = listed([f"{leaf.path} {leaf.shape}" for leaf in chosen.unknown])
         raise ValueError(
-            f"Nothing explains which axes of these leaves make the matrix: {shapes}. Say it, "
-            f"axes={{{paths[0]!r}: MatrixAxes(rows=..., columns=...)}}, or None there to leave one "
-            "to `others`. print(infer_axes(params)) shows all leaves."
+            "Nothing explains which axes of these leaves make the matrix: "
+            f"{listed([f'{leaf.path} {leaf.shape}' for leaf in chosen.unknown])}. Say it, "
+            f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(rows=..., columns=...)}}, or leave one "
+            "to `others` by None there. print(infer_axes(params)) shows all leaves."
         )
-    if any(leaf.axes for leaf in chosen.leaves) or not (chosen.leaves or chosen.rest):
-        return
-    if chosen.leaves or given:
-        reasons = [f"{leaf.path}: {leaf.reason}" for leaf in chosen.leaves]
+    if any(leaf.axes for leaf in leaves) or not (leaves or inferred.rest):
+        return chosen
+    if leaves or not (matrices is None and axes is None):
         raise ValueError(
-            "egd would whiten nothing here. Leaves of two axes or more, and why they are left "
-            f"out: {listed(reasons)}. Name one in axes, such as "
-            'axes={"kernel": MatrixAxes(rows=0, columns=1)}, or widen `matrices`.'
+            "egd would whiten nothing here. Leaves of two axes or more, and why they are left out: "
+            f"{listed([f'{leaf.path}: {leaf.reason}' for leaf in leaves])}. Name one in axes, such "
+            'as axes={"kernel": MatrixAxes(rows=0, columns=1)}, or widen `matrices`.'
         )
     warnings.warn(
         "egd whitens nothing here: no leaf has two axes or more. Vectors alone train by `others`. "
         "If this is optax.flatten, which hands over one vector, put it around `others` alone.",
-        stacklevel=5,
+        stacklevel=4,
     )
+    return chosen
 
 
 def _labels(chosen: InferredAxes, tree: Any) -> Any:
     """Return the tree of "matrices" and "others"."""
     if is_placeholder(tree):
         return tree
-    whitened = {leaf.path for leaf in chosen.leaves if leaf.axes is not None}
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "matrices" if leaf_path(path) in whitened else "others", tree
+        lambda path, _: "matrices" if chosen.get(leaf_path(path)) else "others", tree
     )
 
 
-def _selected(tree: Any, matrices: Any) -> set[str]:
-    """Return the paths of the leaves that `matrices` selects."""
-    if is_function(matrices):
-        matrices = matrices(tree)
-    if matrices is None:
-        mask = jax.tree.map(lambda leaf: True, tree)
-    elif _are_patterns(matrices):
-        mask = matching(*([matrices] if isinstance(matrices, str) else matrices))(tree)
-    else:
-        mask = matrices
-    try:
-        chosen = jax.tree.map(lambda leaf, wanted: bool(wanted), tree, mask)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
-            f"function from the parameters to one of these, got {shortened(mask)}."
-        ) from error
-    pairs = jax.tree_util.tree_leaves_with_path(chosen)
-    return {leaf_path(path) for path, wanted in pairs if wanted}
-
-
-def _are_patterns(matrices: Any) -> bool:
-    several = isinstance(matrices, list | tuple) and len(matrices) > 0
-    return isinstance(matrices, str) or (several and all(isinstance(m, str) for m in matrices))
-
-
-def _check_numbers(learning_rate: Any, momentum: Any, nesterov: Any, weight_decay: Any) -> None:
+def _check_numbers(learning_rate: Any, momentum: Any, nesterov: bool, weight_decay: Any) -> None:
     """Raise on numbers out of range; `inject_hyperparams` hands over arrays instead."""
     if not (isinstance(learning_rate, NUMBER | jax.Array) or callable(learning_rate)):
         raise TypeError(f"learning_rate must be a number or a schedule, got {learning_rate!r}.")
-    if not isinstance(nesterov, bool):
-        raise TypeError(
-            f"nesterov must be True or False, got {nesterov!r}. Under optax.inject_hyperparams "
-            'name it in static_args, such as static_args=("nesterov",).'
-        )
     if nesterov and momentum is None:
         raise ValueError("nesterov=True needs a momentum, such as momentum=0.9, got None.")
     for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):

@@ -12,18 +12,18 @@ from egd_optax._matrix_view import MatrixAxes, view_of
 from egd_optax._selection import (
     check_patterns_match,
     compile_patterns,
+    is_function,
     is_matrix_like,
     is_partial,
     is_placeholder,
     leaves_by_path,
 )
 
-# A MatrixAxes or Optax's MuonDimensionNumbers for all leaves, a mapping from path patterns to them
-# or to None, a pytree of them, or a function from the parameters to one of these.
-Axes = Any
+Axes = Any  # its forms are in the docstring of `scale_by_egd`
+Shapes = Mapping[str, tuple[int, ...]]
 
 LEGEND = (
-    "matrix: batch of rows x columns; * stands for numbers. To change a row, name its path:\n"
+    "matrix: batch of rows x columns (axes); * is any number. To change a row, name its path:\n"
     'axes={"path": MatrixAxes(rows=..., columns=...)}, or None there to leave the leaf out.'
 )
 
@@ -31,7 +31,7 @@ LEGEND = (
 class LeafAxes(NamedTuple):
     """What was decided for one leaf.
 
-    Args:
+    Attributes:
         path: the leaf's path, such as "hidden/kernel".
         shape: its shape.
         axes: the axes of its matrix; None where it is left out.
@@ -85,8 +85,9 @@ class InferredAxes(Mapping[str, MatrixAxes | None]):
 
     def __repr__(self) -> str:
         whitened = sum(leaf.axes is not None for leaf in self.leaves)
-        left_out = len(self) - whitened
-        counts = f"Whitened: {whitened}. Left out: {left_out}. No matrices: {self.rest}."
+        counts = (
+            f"Whitened: {whitened}. Left out: {len(self) - whitened}. No matrices: {self.rest}."
+        )
         unknown = f"Unknown: {len(self.unknown)}. " if self.unknown else ""
         alike = collections.defaultdict(list)
         for leaf in sorted(self.leaves, key=lambda leaf: leaf.known):
@@ -95,14 +96,7 @@ class InferredAxes(Mapping[str, MatrixAxes | None]):
         return "\n".join([f"{unknown}{counts}", *aligned(rows), LEGEND])
 
 
-def literal_axes(tree: Any, axes: Axes) -> InferredAxes:
-    """Return what `axes` says of the leaves, and of the others: those of two axes are matrices."""
-    return decide(tree, axes, _literal)
-
-
-def decide(
-    tree: Any, axes: Axes, rule: Callable[[str, dict[str, tuple[int, ...]]], LeafAxes]
-) -> InferredAxes:
+def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> InferredAxes:
     """Return what `axes` says of the leaves that it names, and `rule` of the others."""
     leaves = leaves_by_path(tree)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")}
@@ -114,18 +108,22 @@ def decide(
     return InferredAxes(decided, len(leaves) - len(paths))
 
 
-def _literal(path: str, shapes: dict[str, tuple[int, ...]]) -> LeafAxes:
-    shape = shapes[path]
-    if len(shape) > 2:
+def literal_axes(tree: Any, axes: Axes) -> InferredAxes:
+    """Return what `axes` says of the leaves, and of the others: those of two axes are matrices."""
+    return decide(tree, axes, _literal)
+
+
+def _literal(path: str, shapes: Shapes) -> LeafAxes:
+    if len(shapes[path]) > 2:
         raise ValueError(
-            f"Leaf {path!r} has shape {shape}; which of its axes make the matrix? Pass "
+            f"Leaf {path!r} has shape {shapes[path]}; which of its axes make the matrix? Pass "
             f"axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None there to leave the "
             "leaf as it is; or axes=infer_axes, which knows the layers of Flax and Equinox."
         )
-    return LeafAxes(path, shape, MatrixAxes(0, 1), "matrix: two axes")
+    return LeafAxes(path, shapes[path], MatrixAxes(0, 1), "matrix: two axes")
 
 
-def _named(tree: Any, axes: Axes, shapes: dict[str, tuple[int, ...]]) -> dict[str, LeafAxes]:
+def _named(tree: Any, axes: Axes, shapes: Shapes) -> dict[str, LeafAxes]:
     """Return the leaves that `axes` names, by path."""
     if is_placeholder(tree):
         return {}
@@ -138,10 +136,7 @@ def _named(tree: Any, axes: Axes, shapes: dict[str, tuple[int, ...]]) -> dict[st
         return {}
     choices = _by_pattern if _is_pattern_mapping(axes) else _by_prefix
     chosen = choices(axes, list(shapes), is_partial(tree))
-    return {
-        path: LeafAxes(path, shapes[path], _as_axes(value), "yours")
-        for path, value in chosen.items()
-    }
+    return {path: LeafAxes(path, shapes[path], _as_axes(x), "yours") for path, x in chosen.items()}
 
 
 def _by_pattern(axes: Mapping, paths: list[str], partial: bool) -> dict[str, Any]:
@@ -176,38 +171,10 @@ def check_axes(axes: Axes) -> None:
         raise TypeError(
             "axes must be None, a MatrixAxes (or Optax's MuonDimensionNumbers), a mapping from "
             "path patterns to MatrixAxes or None, a tree of them like the parameters, or a "
-            f"function from the parameters to one of these, got {shortened(axes)}."
+            f"function from the parameters to one of these, got {repr(axes)[:100]}."
         )
     if _is_pattern_mapping(axes):
         compile_patterns(axes)
-
-
-def is_function(value: Any) -> bool:
-    """Return whether it is a function, and not a tree that can be called, as Equinox's modules."""
-    return callable(value) and jax.tree_util.all_leaves([value])
-
-
-def shortened(value: Any) -> str:
-    """Return its representation, cut off after a line's length."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a table, its columns aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def matrix_text(matrix: tuple[int, int, int] | None) -> str:
-    """Return sizes as a table shows them."""
-    if matrix is None:
-        return "-"
-    batch, m, n = matrix
-    return f"{batch} of {m} x {n}" if batch > 1 else f"{m} x {n}"
 
 
 def _is_pattern_mapping(axes: Any) -> bool:
@@ -215,18 +182,28 @@ def _is_pattern_mapping(axes: Any) -> bool:
 
 
 def _is_choice(value: Any) -> bool:
-    return value is None or isinstance(value, MatrixAxes) or _is_dimension_numbers(value)
-
-
-def _is_dimension_numbers(value: Any) -> bool:
-    """Return whether it is a MuonDimensionNumbers, which older versions of Optax do not have."""
-    return hasattr(value, "reduction_axis") and hasattr(value, "output_axis")
+    return value is None or isinstance(value, MatrixAxes) or hasattr(value, "reduction_axis")
 
 
 def _as_axes(value: Any) -> MatrixAxes | None:
-    if _is_dimension_numbers(value):
-        return MatrixAxes(value.reduction_axis, value.output_axis)
-    return value
+    """Return the axes, also of a MuonDimensionNumbers, which older versions of Optax lack."""
+    muon = hasattr(value, "reduction_axis")
+    return MatrixAxes(value.reduction_axis, value.output_axis) if muon else value
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table, its columns aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def matrix_text(leaf: LeafAxes) -> str:
+    """Return a leaf's sizes and axes as a table shows them."""
+    if leaf.axes is None or leaf.matrix is None:
+        return "-"
+    batch, m, n = leaf.matrix
+    several = f"{batch} of " if batch > 1 else ""
+    return f"{several}{m} x {n} ({leaf.axes.rows} x {leaf.axes.columns})"
 
 
 def _any_number(path: str) -> str:
@@ -238,5 +215,4 @@ def _row(same: list[LeafAxes]) -> tuple[str, ...]:
     """Return the cells of leaves that differ by numbers in their paths only."""
     first = same[0]
     path = first.path if len(same) == 1 else f"{_any_number(first.path)} ({len(same)})"
-    axes = "" if first.axes is None else f" ({first.axes.rows} x {first.axes.columns})"
-    return path, str(first.shape), f"{matrix_text(first.matrix)}{axes}", first.reason
+    return path, str(first.shape), matrix_text(first), first.reason

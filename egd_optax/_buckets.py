@@ -35,11 +35,9 @@ class Bucket:
 
     def split(self, tree: Any) -> list[Any]:
         """Return `tree`, arrays with leading axis k, in parts: one tree for each view."""
-        stops = list(itertools.accumulate(view.batch for view in self.views))
-        starts = [0, *stops[:-1]]
+        stops = itertools.accumulate((view.batch for view in self.views), initial=0)
         return [
-            jax.tree.map(lambda x, a=a, b=b: x[a:b], tree)
-            for a, b in zip(starts, stops, strict=True)
+            jax.tree.map(lambda x, a=a, b=b: x[a:b], tree) for a, b in itertools.pairwise(stops)
         ]
 
 

@@ -1,6 +1,7 @@
 """Checks of arguments that all parts of the package share."""
 
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,6 +44,30 @@ def check_at_least(name: str, value: int, least: int) -> None:
     check_static(name, value)
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` has what Optax's transformations have."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(f"{name} must be a transformation like optax.adam(1e-3), got {value!r}.")
+
+
+def check_state(whose: str, init: Callable, updates: Any, state: Any) -> None:
+    """Raise ValueError unless `state` has the leaves that `init` makes for these updates."""
+    needed, given = (
+        {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (jax.eval_shape(init, updates), state)
+    )
+    for key in {**needed, **given}:
+        if needed.get(key) != given.get(key):
+            raise ValueError(
+                f"The state of {whose} was made for other leaves or by another method. At {key} it "
+                f"has {given.get(key, 'nothing')}, these updates need {needed.get(key, 'nothing')}."
+                " Call `init` with the parameters that they belong to."
+            )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

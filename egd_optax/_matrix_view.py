@@ -57,6 +57,10 @@ class MatrixView:
     m: int
     n: int
 
+    def stack_of(self, leaf: Any) -> jax.ShapeDtypeStruct:
+        """Return shape and dtype of the leaf's stack."""
+        return jax.ShapeDtypeStruct((self.batch, self.m, self.n), leaf.dtype)
+
     def to_stack(self, leaf: jax.Array) -> jax.Array:
         """Return the leaf as `(batch, m, n)`."""
         return leaf.transpose(self.order).reshape(self.batch, self.m, self.n)

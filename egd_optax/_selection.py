@@ -125,6 +125,29 @@ def check_tree(function: str, tree: PyTree) -> None:
         )
 
 
+def selected_paths(tree: PyTree, matrices: Any) -> set[str]:
+    """Return the paths of the leaves that `matrices`, in any of its forms, selects."""
+    mask = matrices(tree) if is_function(matrices) else matrices
+    patterns = [mask] if isinstance(mask, str) else mask
+    if mask is None:
+        mask = jax.tree.map(lambda leaf: True, tree)
+    elif isinstance(patterns, list | tuple) and {*map(type, patterns)} == {str}:
+        mask = matching(*patterns)(tree)
+    try:
+        chosen = jax.tree.map(lambda leaf, wanted: bool(wanted), tree, mask)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
+            f"function from the parameters to one of these, got {repr(mask)[:100]}."
+        ) from error
+    return {path for path, wanted in leaves_by_path(chosen).items() if wanted}
+
+
+def is_function(value: Any) -> bool:
+    """Return whether it is a function, and not a tree that can be called, as Equinox's modules."""
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
 def check_patterns_match(what: str, patterns: Iterable[str], paths: Sequence[str]) -> None:
     """Raise ValueError on a pattern without a leaf: a misspelt one would change nothing."""
     for pattern in patterns:
@@ -144,14 +167,11 @@ def listed(paths: Sequence[str], limit: int = 20) -> str:
 
 
 def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
-    """Compile regular expressions, or raise ValueError that quotes the bad one."""
-    compiled = []
-    for pattern in patterns:
-        try:
-            compiled.append(re.compile(pattern))
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"{pattern!r} is not a regular expression: {error}. Pass patterns one by one, as "
-                'strings, such as matching("hidden", "readout").'
-            ) from None
-    return compiled
+    """Compile regular expressions, or raise ValueError that quotes them."""
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{patterns!r} are not all regular expressions: {error}. Pass patterns one by one, as "
+            'strings, such as matching("hidden", "readout").'
+        ) from None

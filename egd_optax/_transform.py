@@ -1,6 +1,5 @@
 """Gradients in, whitened gradients out: the whole data flow."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,10 +9,10 @@ import optax
 from egd_optax import _witness
 from egd_optax._axes import Axes, check_axes, literal_axes
 from egd_optax._buckets import plan_buckets, restore
-from egd_optax._checks import check_at_least
-from egd_optax._matrix_view import MatrixView, matrix_views
+from egd_optax._checks import check_at_least, check_state
+from egd_optax._matrix_view import matrix_views
 from egd_optax._scaling import Scale, check_scale, scale_factor
-from egd_optax._selection import by_path, listed
+from egd_optax._selection import by_path
 from egd_optax.polar._method import PolarMethod, Stateless
 from egd_optax.polar._stacks import as_method, init_stack, update_stack
 
@@ -85,24 +84,25 @@ def scale_by_egd(
     check_scale(scale)
     limit = MAX_STACK_SIZE if max_stack_size is None else max_stack_size
     check_at_least("max_stack_size", limit, 1)
+    stateless = isinstance(method, Stateless)
 
     def init(params: optax.Params) -> ScaleByEGDState:
         decided = literal_axes(params, axes)
         if witness := _witness.current():
             witness.planned(decided)
-        leaves, views = jax.tree.leaves(params), matrix_views(params, decided)
-        if isinstance(method, Stateless):
-            return ScaleByEGDState({})
+        leaves = jax.tree.leaves(params)
         states = {
-            view.path: init_stack(method, _stack_of(view, leaves[view.index])) for view in views
+            view.path: init_stack(method, view.stack_of(leaves[view.index]))
+            for view in ([] if stateless else matrix_views(params, decided))
         }
-        return ScaleByEGDState(by_path(params, states))
+        return ScaleByEGDState({} if stateless else by_path(params, states))
 
     def update(updates, state, params=None):
         del params
+        check_state("scale_by_egd", init, updates, state)
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, literal_axes(updates, axes))
-        before = _states_of(method, views, leaves, state.method_states)
+        before = dict.fromkeys((v.path for v in views), ()) if stateless else state.method_states
         whitened, after = list(leaves), {}
         for bucket in plan_buckets(views, leaves, limit):
             stack = bucket.gather(leaves)
@@ -114,39 +114,6 @@ def scale_by_egd(
                 leaf = leaves[view.index]
                 whitened[view.index] = restore(view.to_leaf(part, like=leaf), like=leaf)
                 after[view.path] = part_state
-        kept = {} if isinstance(method, Stateless) else after
-        return jax.tree.unflatten(structure, whitened), ScaleByEGDState(kept)
+        return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else after)
 
     return optax.GradientTransformation(init, update)
-
-
-def _stack_of(view: MatrixView, leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((view.batch, view.m, view.n), leaf.dtype)
-
-
-def _states_of(
-    method: PolarMethod, views: list[MatrixView], leaves: list[Any], states: dict[str, Any]
-) -> dict[str, Any]:
-    """Return each leaf's state, or raise ValueError where it was made for other leaves."""
-    if isinstance(method, Stateless):
-        return dict.fromkeys((view.path for view in views), ())
-    for view in views:
-        stack = _stack_of(view, leaves[view.index])
-        if view.path not in states or _types(states[view.path]) != _state_types(method, stack):
-            there = _types(states[view.path]) if view.path in states else "nothing"
-            raise ValueError(
-                f"The state does not fit leaf {view.path!r}, a stack {stack.shape} for {method}: "
-                f"it holds {there} there, and knows {listed(sorted(states))}. It was made for "
-                "other parameters or by another method; call `init` with the parameters that "
-                "these updates belong to."
-            )
-    return states
-
-
-@functools.lru_cache
-def _state_types(method: PolarMethod, stack: jax.ShapeDtypeStruct) -> list[str]:
-    return _types(jax.eval_shape(functools.partial(init_stack, method, stack)))
-
-
-def _types(state: Any) -> list[str]:
-    return [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(state)]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from egd_optax._checks import check_transformation
+
 
 class SwitchOffState(NamedTuple):
     """Whether the switch has happened, and the states on its two sides."""
@@ -40,8 +42,8 @@ def switch_off(
         `switched` and the states of both sides.
 
     Raises:
-        TypeError: `inner` or `after` is no transformation, `threshold` no number.
-        ValueError: a threshold of NaN; at update, no `metric`.
+        TypeError: `inner` or `after` is no transformation, `threshold` no number, or NaN.
+        ValueError: at update, no `metric`.
 
     Examples:
         >>> import optax
@@ -53,7 +55,11 @@ def switch_off(
     References:
         Pasand, Dohmatob 2025, arXiv 2510.04930, Algorithm 1, where the switch can go back.
     """
-    _check(inner, after, threshold)
+    check_transformation("inner", inner)
+    check_transformation("after", after)
+    traced = isinstance(threshold, jax.Array)  # under `optax.inject_hyperparams`
+    if not traced and not (isinstance(threshold, numbers.Real) and threshold == threshold):
+        raise TypeError(f"threshold must be a number such as 0.95, got {threshold!r}.")
     inner, after = optax.with_extra_args_support(inner), optax.with_extra_args_support(after)
 
     def init(params):
@@ -80,16 +86,3 @@ def switch_off(
         return updates, SwitchOffState(switched, new_inner, new_after)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _check(inner: Any, after: Any, threshold: Any) -> None:
-    for name, value in (("inner", inner), ("after", after)):
-        if not (hasattr(value, "init") and hasattr(value, "update")):
-            raise TypeError(
-                f"{name} must be a transformation such as scale_by_egd() or optax.identity(), got "
-                f"{value!r}."
-            )
-    if not isinstance(threshold, numbers.Real | jax.Array):
-        raise TypeError(f"threshold must be a number such as 0.95, got {threshold!r}.")
-    if isinstance(threshold, numbers.Real) and threshold != threshold:
-        raise ValueError("threshold must be a number such as 0.95, got NaN, which is never passed.")

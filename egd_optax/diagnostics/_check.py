@@ -1,9 +1,7 @@
 """Two questions of whoever trains: what will be whitened, and was it?"""
 
-import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,57 +25,39 @@ _LEAST, _LARGEST = 0.4, 1.3
 class LeafCheck(NamedTuple):
     """What one update did to one leaf.
 
-    Args:
-        path: the leaf's path.
-        shape: its shape.
-        matrix: sizes (batch, m, n) of its matrices, None where it is left out.
+    Attributes:
+        axes: the decision about the leaf, a `LeafAxes`.
         whitened: whether each of its matrices came out with its singular values alike.
-        directions: least number of whitened directions of a matrix; 0 where there are none.
-        gain_min: least singular value of the factors among these directions; NaN without.
-        gain_max: largest one.
+        directions: least number of whitened directions of a matrix.
+        gains: least and largest singular value of the factors among these directions.
         reason: why, in words.
     """
 
-    path: str
-    shape: tuple[int, ...]
-    matrix: tuple[int, int, int] | None
+    axes: LeafAxes
     whitened: bool
     directions: int
-    gain_min: float
-    gain_max: float
+    gains: tuple[float, float]
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class WhiteningCheck(Mapping[str, LeafCheck]):
-    """The leaves of two axes or more by path; prints as a table, what failed first."""
-
-    leaves: tuple[LeafCheck, ...]
-
-    def __getitem__(self, path: str) -> LeafCheck:
-        return {leaf.path: leaf for leaf in self.leaves}[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return (leaf.path for leaf in self.leaves)
-
-    def __len__(self) -> int:
-        return len(self.leaves)
+class WhiteningCheck(dict[str, LeafCheck]):
+    """A `LeafCheck` by path, for each leaf of two axes or more; prints as a table."""
 
     @property
-    def failed(self) -> list[LeafCheck]:
-        """The leaves that were to be whitened and were not."""
-        return [leaf for leaf in self.leaves if leaf.matrix is not None and not leaf.whitened]
+    def failed(self) -> list[str]:
+        """Paths of the leaves that were to be whitened and were not."""
+        return [path for path, leaf in self.items() if leaf.axes.axes and not leaf.whitened]
 
     def __repr__(self) -> str:
-        planned = sum(leaf.matrix is not None for leaf in self.leaves)
+        failed = self.failed
+        planned = len(failed) + sum(leaf.whitened for leaf in self.values())
         rows = [("leaf", "shape", "matrix", "whitened", "why")]
-        for leaf in sorted(self.leaves, key=lambda leaf: leaf not in self.failed):
-            verdict = "yes" if leaf.whitened else "-" if leaf.matrix is None else "NO"
-            rows.append(
-                (leaf.path, str(leaf.shape), matrix_text(leaf.matrix), verdict, leaf.reason)
-            )
-        done = planned - len(self.failed)
-        return "\n".join([f"Whitened: {done} of {planned} leaves.", *aligned(rows)])
+        for path, leaf in sorted(self.items(), key=lambda item: item[0] not in failed):
+            verdict = "NO" if path in failed else "yes" if leaf.whitened else "-"
+            about = path, str(leaf.axes.shape), matrix_text(leaf.axes)
+            rows.append((*about, verdict, leaf.reason))
+        done = f"Whitened: {planned - len(failed)} of {planned} leaves."
+        return "\n".join([done, *aligned(rows)])
 
 
 def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
@@ -93,7 +73,7 @@ def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
         why it is left out.
 
     Examples:
-        >>> import jax.numpy as jnp, optax
+        >>> import jax.numpy as jnp
         >>> from egd_optax import diagnostics, egd
         >>> params = {"hidden": {"kernel": jnp.ones((2, 8))}, "head": {"kernel": jnp.ones((8, 3))}}
         >>> plan = diagnostics.whitening_plan(egd(0.1), params)
@@ -126,12 +106,12 @@ def check_whitening(
         **extra_args: what else its `update` takes, such as `metric` for `switch_off`.
 
     Returns:
-        `WhiteningCheck`, a mapping from paths to `LeafCheck`, which prints as a table; `.failed`
+        `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table; `.failed`
         lists the leaves that were to be whitened and were not. A sketch whitens fewer
         `directions` than a matrix has.
 
     Examples:
-        >>> import jax.numpy as jnp, optax
+        >>> import jax.numpy as jnp
         >>> from egd_optax import diagnostics, egd
         >>> params = {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(8)}
         >>> check = diagnostics.check_whitening(egd(0.1, weight_decay=1.0), params)
@@ -147,10 +127,12 @@ def check_whitening(
             update = optax.with_extra_args_support(optimizer).update
             return update(gradients, fresh if state is None else state, params, **extra_args)
 
-    gradients = _random_like(params) if gradients is None else gradients
+    if gradients is None:
+        gradients = jax.tree.map(_random_like, params)
     jax.block_until_ready(jax.jit(one_update)(params, gradients, state))
     jax.effects_barrier()
-    return WhiteningCheck(tuple(map(witness.check_of, witness.plan_of(params).leaves)))
+    plan = witness.plan_of(params)
+    return WhiteningCheck({leaf.path: witness.check_of(leaf) for leaf in plan.leaves})
 
 
 class _Witness:
@@ -170,40 +152,37 @@ class _Witness:
         values = map_stack(_singular_values, replicated(factors))
         jax.debug.callback(functools.partial(self._keep, view.path), zero, values)
 
-    def _keep(self, path: str, zero: np.ndarray, values: np.ndarray) -> None:
+    def _keep(self, path: str, zero: jax.Array, values: jax.Array) -> None:
         self._seen[path] = np.asarray(zero), np.asarray(values)
 
     def plan_of(self, params: Any) -> InferredAxes:
         """Return what is known of all leaves, those that no whitening was given included."""
         leaves = leaves_by_path(params)
         matrices = {path: leaf.shape for path, leaf in leaves.items() if is_matrix_like(leaf)}
-        missing = "no whitening is given this leaf"
         rows = (
-            self._plan.get(path) or LeafAxes(path, tuple(shape), None, missing)
+            self._plan.get(path) or LeafAxes(path, shape, None, "no whitening is given this leaf")
             for path, shape in matrices.items()
         )
         return InferredAxes(tuple(rows), len(leaves) - len(matrices))
 
     def check_of(self, leaf: LeafAxes) -> LeafCheck:
         """Return what the update did to a leaf."""
-        about = leaf.path, leaf.shape, leaf.matrix
-        if leaf.axes is None:
-            return LeafCheck(*about, False, 0, np.nan, np.nan, leaf.reason)
-        if leaf.path not in self._seen:
-            reason = "its whitening did not run: switched off, or still accumulating?"
-            return LeafCheck(*about, False, 0, np.nan, np.nan, reason)
-        zero, values = self._seen[leaf.path]
-        kept = values[values >= _LEAST]
-        if zero.any() or not kept.size:
-            reason = "a gradient is zero" if zero.any() else "the factor is near zero or NaN"
-            return LeafCheck(*about, False, 0, np.nan, np.nan, reason)
-        directions = int((values >= _LEAST).sum(axis=-1).min())
-        gains = float(kept.min()), float(kept.max())
-        fine = directions > 0 and gains[1] <= _LARGEST
-        counted = f"{directions} of {values.shape[-1]} directions"
-        return LeafCheck(
-            *about, fine, directions, *gains, f"{counted}, gains {gains[0]:.4f} to {gains[1]:.4f}"
-        )
+        zero, values = self._seen.get(leaf.path, (np.zeros(0), np.zeros((0, 0))))
+        kept = values >= _LEAST
+        if leaf.axes is not None and kept.any(axis=-1).all() and not zero.any() and kept.size:
+            gains = float(values[kept].min()), float(values.max())
+            directions = int(kept.sum(axis=-1).min())
+            counted = f"{directions} of {values.shape[-1]} directions"
+            reason = f"{counted}, gains {gains[0]:.4f} to {gains[1]:.4f}"
+            return LeafCheck(leaf, gains[1] <= _LARGEST, directions, gains, reason)
+        reasons = {
+            leaf.reason: leaf.axes is None,
+            "did not run: switched off, or still accumulating?": leaf.path not in self._seen,
+            "a gradient is zero": zero.any(),
+            "a factor is near zero, or not finite": True,
+        }
+        reason = next(text for text, holds in reasons.items() if holds)
+        return LeafCheck(leaf, False, 0, (np.nan, np.nan), reason)
 
 
 def _singular_values(factor: jax.Array) -> jax.Array:
@@ -211,17 +190,8 @@ def _singular_values(factor: jax.Array) -> jax.Array:
     return _lapack.svd(wide.astype(working_dtype(wide.dtype)))[1]
 
 
-def _random_like(params: Any) -> Any:
-    """Return a tree of N(0, 1) entries; integers get zeros."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), max(1, len(leaves)))
-    drawn = [
-        jax.random.normal(key, leaf.shape, leaf.dtype)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-        else jnp.zeros(leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=False)
-    ]
-    return jax.tree.unflatten(structure, drawn)
+def _random_like(leaf: Any) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), leaf.shape).astype(leaf.dtype)
 
 
 def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any, Any, Any, Any]:
@@ -230,6 +200,6 @@ def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any
     if nnx is None or not isinstance(optimizer, nnx.Optimizer):
         return optimizer, params, gradients, state
     pure = getattr(nnx, "as_pure", None) or nnx.pure
-    held = [None if tree is None else pure(nnx.state(tree, optimizer.wrt)) for tree in
-            (params, gradients)]  # fmt: skip
+    trees = (params, gradients)
+    held = [None if tree is None else pure(nnx.state(tree, optimizer.wrt)) for tree in trees]
     return optimizer.tx, *held, pure(optimizer.opt_state if state is None else state)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from egd_optax._axes import Axes, check_axes, literal_axes
-from egd_optax._checks import check_at_least, check_rtol
-from egd_optax._matrix_view import MatrixView, matrix_views
-from egd_optax._selection import by_path, listed
+from egd_optax._checks import check_at_least, check_rtol, check_state
+from egd_optax._matrix_view import matrix_views
+from egd_optax._selection import by_path
 from egd_optax.diagnostics._report import spectral_figures
 from egd_optax.polar import _lapack
 from egd_optax.polar._dtypes import resolve_rtol
@@ -27,6 +27,9 @@ class Spectrum(NamedTuple):
     rank: jax.Array
     condition: jax.Array
     stable_rank: jax.Array
+
+
+_NOTHING = (0.0, jnp.nan, jnp.nan, jnp.nan)
 
 
 class SpectrumMonitorState(NamedTuple):
@@ -75,22 +78,28 @@ def spectrum_monitor(
     check_at_least("every", every, 1)
     check_axes(axes)
     check_rtol(rtol)
+    one = functools.partial(_spectrum, rtol=rtol)
 
     def init(params):
         views = matrix_views(params, literal_axes(params, axes))
-        nothing = {view.path: _empty(view.batch) for view in views}
+        # An array for each figure: one buffer in several places could not be donated.
+        nothing = {
+            view.path: Spectrum(*(jnp.full(view.batch, x, "float32") for x in _NOTHING))
+            for view in views
+        }
         return SpectrumMonitorState(jnp.zeros((), jnp.int32), by_path(params, nothing))
 
     def update(updates, state, params=None):
         del params
-        leaves, views = jax.tree.leaves(updates), matrix_views(updates, literal_axes(updates, axes))
-        _check_state(views, state.spectra)
-        spectra = jax.lax.cond(
-            state.step % every == 0,
-            lambda leaves: _measure(leaves, views, rtol),
-            lambda leaves: state.spectra,
-            leaves,
-        )
+        check_state("spectrum_monitor", init, updates, state)
+
+        def measure(leaves):
+            views = matrix_views(updates, literal_axes(updates, axes))
+            stacks = {view.path: view.to_stack(replicated(leaves[view.index])) for view in views}
+            return {path: map_stack(one, stack) for path, stack in stacks.items()}
+
+        due, leaves = state.step % every == 0, jax.tree.leaves(updates)
+        spectra = jax.lax.cond(due, measure, lambda _: state.spectra, leaves)
         return updates, SpectrumMonitorState(optax.safe_increment(state.step), spectra)
 
     return optax.GradientTransformation(init, update)
@@ -111,55 +120,18 @@ def read_spectra(state: Any) -> list[dict[str, Spectrum]]:
         return isinstance(node, SpectrumMonitorState)
 
     found = filter(is_monitor, jax.tree.leaves(state, is_leaf=is_monitor))
-    return [{path: _bare(figures) for path, figures in node.spectra.items()} for node in found]
-
-
-def _bare(figures: Spectrum) -> Spectrum:
-    """Return the figures as arrays: nnx keeps a variable around each."""
-    return Spectrum(*jax.tree.leaves(figures))
-
-
-# Eigenvalues of a Gram matrix have errors of a few eps sigma_1^2.
-_GRAM_RESOLUTION = 4.0
-
-
-def _empty(batch: int) -> Spectrum:
-    values = {"norm": 0.0, "rank": jnp.nan, "condition": jnp.nan, "stable_rank": jnp.nan}
-    # An array each: one buffer in several places could not be donated.
-    return Spectrum(**{name: jnp.full(batch, value, "float32") for name, value in values.items()})
-
-
-def _check_state(views: list[MatrixView], spectra: dict[str, Spectrum]) -> None:
-    """Raise ValueError unless the figures were made for these leaves."""
-    sizes = {path: jax.tree.leaves(spectrum)[0].shape for path, spectrum in spectra.items()}
-    if sizes != {view.path: (view.batch,) for view in views}:
-        raise ValueError(
-            f"The monitor's state was made for {listed(sorted(sizes))}, and got the matrices "
-            f"{listed(sorted(view.path for view in views))}: the leaves, or the sizes of their "
-            "stacks, are others. Call `init` with the parameters that these updates belong to."
-        )
-
-
-def _measure(
-    leaves: list[jax.Array], views: list[MatrixView], rtol: float | None
-) -> dict[str, Spectrum]:
-    one = functools.partial(_spectrum, rtol=rtol)
-    stacks = {view.path: view.to_stack(replicated(leaves[view.index])) for view in views}
-    return {path: map_stack(one, stack) for path, stack in stacks.items()}
+    # Plain arrays: nnx keeps a variable around each.
+    return [{path: Spectrum(*jax.tree.leaves(x)) for path, x in m.spectra.items()} for m in found]
 
 
 def _spectrum(matrix: jax.Array, rtol: float | None) -> Spectrum:
     oriented = orient(matrix)
     square = _lapack.eigvalsh(gram(oriented.x))[::-1]
     s = jnp.sqrt(jnp.maximum(square, jnp.zeros_like(square)))
-    resolution = _GRAM_RESOLUTION * float(jnp.finfo(s.dtype).eps) ** 0.5
-    figures = {
-        name: jnp.where(oriented.usable, value.astype(jnp.float32), jnp.nan)
-        for name, value in spectral_figures(
-            s, max(resolve_rtol(rtol, matrix.dtype), resolution)
-        ).items()
-    }
-    largest = jnp.max(jnp.abs(matrix)).astype(jnp.float32)  # squares of 1e-30 or 1e30 do not fit
-    unit = jnp.max(jnp.abs(oriented.x)).astype(jnp.float32)
-    norm = jnp.linalg.norm(oriented.x).astype(jnp.float32) / unit * largest
-    return Spectrum(norm=norm, **figures)
+    # Eigenvalues of a Gram matrix have errors of a few eps sigma_1^2.
+    least = max(resolve_rtol(rtol, matrix.dtype), 4 * float(jnp.finfo(s.dtype).eps) ** 0.5)
+    figures = jax.tree.map(lambda x: x.astype("float32"), spectral_figures(s, least))
+    figures = {name: jnp.where(oriented.usable, x, jnp.nan) for name, x in figures.items()}
+    largest, unit = (jnp.max(jnp.abs(x)).astype("float32") for x in (matrix, oriented.x))
+    norm = jnp.linalg.norm(oriented.x).astype("float32") / unit  # squares of 1e30 do not fit
+    return Spectrum(norm=norm * largest, **figures)

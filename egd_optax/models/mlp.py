@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-HE_NORMAL = nnx.initializers.variance_scaling(
-    2.0, "fan_in", "normal"
-)  # N(0, 1) * sqrt(2 / fan_in), not truncated
+# N(0, 1) * sqrt(2 / fan_in), not truncated
+HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class VectorReadout(nnx.Module):
@@ -25,9 +24,7 @@ class VectorReadout(nnx.Module):
 
 
 class TwoLayerMLP(nnx.Module):
-    """Compute `relu(x W1 + b1) W2`.
-
-    Leaf paths are `hidden/kernel`, `hidden/bias` and `readout/kernel`.
+    """Compute `relu(x W1 + b1) W2`; leaves `hidden/kernel`, `hidden/bias`, `readout/kernel`.
 
     Args:
         in_features: length of an input.
@@ -44,8 +41,7 @@ class TwoLayerMLP(nnx.Module):
         (5, 3)
 
     References:
-        A. Saheb Pasand, E. Dohmatob. Egalitarian Gradient Descent: A Simple Approach to
-        Accelerated Grokking. ICLR 2026. arXiv:2510.04930.
+        Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.
     """
 
     def __init__(
@@ -57,14 +53,12 @@ class TwoLayerMLP(nnx.Module):
         bias_scale: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        bias_init = nnx.initializers.normal(bias_scale)
-        self.hidden = nnx.Linear(
-            in_features, width, kernel_init=HE_NORMAL, bias_init=bias_init, rngs=rngs
-        )
+        linear = functools.partial(nnx.Linear, kernel_init=HE_NORMAL, rngs=rngs)
+        self.hidden = linear(in_features, width, bias_init=nnx.initializers.normal(bias_scale))
         self.readout = (
             VectorReadout(width, rngs=rngs)
             if out_features is None
-            else nnx.Linear(width, out_features, use_bias=False, kernel_init=HE_NORMAL, rngs=rngs)
+            else linear(width, out_features, use_bias=False)
         )
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -75,9 +69,9 @@ class TwoLayerMLP(nnx.Module):
 class MLP(nnx.Module):
     """Compute a ReLU network of any depth; the paper's for MNIST is `MLP(784, (200, 200), 10)`.
 
-    Leaf paths are `layers/<i>/kernel` and `layers/<i>/bias`. Every initial value is drawn from
-    U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), biases too: the default of PyTorch's linear layer, of
-    which Omnigrok's published set-up takes 8 times.
+    Leaves are `layers/<i>/kernel` and `layers/<i>/bias`. Every initial value is drawn from
+    U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), biases included: the default of PyTorch's linear layer,
+    of which Omnigrok's published set-up takes 8 times.
 
     Args:
         in_features: length of an input.
@@ -93,25 +87,14 @@ class MLP(nnx.Module):
         (5, 10)
 
     References:
-        Z. Liu, E. J. Michaud, M. Tegmark. Omnigrok: Grokking Beyond Algorithmic Data. ICLR 2023.
-        arXiv:2210.01117.
+        Liu, Michaud, Tegmark, Omnigrok, ICLR 2023, arXiv 2210.01117.
     """
 
     def __init__(
-        self,
-        in_features: int,
-        widths: Sequence[int],
-        out_features: int,
-        *,
-        rngs: nnx.Rngs,
+        self, in_features: int, widths: Sequence[int], out_features: int, *, rngs: nnx.Rngs
     ):
-        sizes = (in_features, *widths, out_features)
-        self.layers = nnx.List(
-            [
-                _uniform_linear(fan_in, fan_out, rngs)
-                for fan_in, fan_out in itertools.pairwise(sizes)
-            ]
-        )
+        sizes = itertools.pairwise((in_features, *widths, out_features))
+        self.layers = nnx.List([_uniform_linear(*pair, rngs) for pair in sizes])
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Map inputs (..., in_features) to outputs (..., out_features)."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-MLP_EXPANSION = 4
+EXPANSION = 4  # of the feed-forward network
 NORMAL = nnx.initializers.normal(1.0)
 
 
@@ -12,8 +12,8 @@ class FeedForward(nnx.Module):
     """GELU network applied at each position, `expand` then `contract`."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.expand = nnx.Linear(width, MLP_EXPANSION * width, rngs=rngs)
-        self.contract = nnx.Linear(MLP_EXPANSION * width, width, rngs=rngs)
+        self.expand = nnx.Linear(width, EXPANSION * width, rngs=rngs)
+        self.contract = nnx.Linear(EXPANSION * width, width, rngs=rngs)
 
     def __call__(self, stream: jax.Array) -> jax.Array:
         return self.contract(nnx.gelu(self.expand(stream)))
@@ -57,8 +57,7 @@ class DecoderTransformer(nnx.Module):
         (5, 9)
 
     References:
-        J. Lee, B. G. Kang, K. Kim, K. M. Lee. Grokfast: Accelerated Grokking by Amplifying Slow
-        Gradients. 2024. arXiv:2405.20233.
+        Lee, Kang, Kim, Lee, Grokfast, 2024, arXiv 2405.20233.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class DecoderTransformer(nnx.Module):
         return self.head(self.features(tokens)[:, -1])
 
     def features(self, tokens: jax.Array) -> jax.Array:
-        """Return the normalised residual stream (batch, length, width) of every position."""
+        """Return the normalized residual stream (batch, length, width) of every position."""
         length = tokens.shape[-1]
         if length > self.length:
             raise ValueError(
