@@ -140,4 +140,4 @@ def test_egd_trains_at_the_first_try(model):
     assert all(jax.tree.leaves(moved))
     check = diagnostics.check_whitening(optimizer, after, state=state)
     assert not check.failed, check
-    assert {leaf.path for leaf in check.leaves if leaf.whitened} == MODELS[model].keys()
+    assert {path for path, leaf in check.items() if leaf.whitened} == MODELS[model].keys()

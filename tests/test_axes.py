@@ -74,7 +74,7 @@ TAKERS = {
     ("axes", "error", "says"),
     [
         ({"kernle": None}, ValueError, "'kernle' matches no leaf of these: 'a/bias', 'a/kernel'"),
-        ({"(": IN_OUT}, ValueError, "not a regular expression"),
+        ({"(": IN_OUT}, ValueError, "not all regular expressions"),
         ({"a": (0, 1)}, TypeError, "axes must be None, a MatrixAxes"),
         ({"b/0": MatrixAxes(0, 3)}, ValueError, "do not fit leaf 'b/0'"),
         ({"b": [IN_OUT, IN_OUT, IN_OUT]}, ValueError, "path in the tree of axes 'b/2' matches no"),

@@ -157,14 +157,14 @@ STATES = {
 def test_a_state_of_other_leaves_is_refused_with_the_remedy(name, other, wrap):
     optimizer = STATES[name]
     state = optimizer.init(normal({"kernel": (4, 6)}))
-    with pytest.raises(ValueError, match=r"Call `init` with|call `init` with"):
+    with pytest.raises(ValueError, match="made for other leaves .* Call `init` with"):
         wrap(optimizer.update)(normal(other), state)
 
 
 def test_a_state_of_another_method_is_refused():
     grads = normal({"kernel": (4, 6)})
     state = scale_by_egd(polar.Randomized(2)).init(grads)
-    with pytest.raises(ValueError, match=r"for SubspaceIteration.*'kernel'.*another method"):
+    with pytest.raises(ValueError, match=r"another method. At .*kernel.*basis it has nothing"):
         STATES["subspace"].update(grads, state)
 
 
@@ -185,11 +185,6 @@ def test_injection_without_static_arguments_names_them(factory, arguments):
         optax.inject_hyperparams(factory)(**arguments).init(NET)
     static = tuple(name for name in arguments if name != "learning_rate")
     optax.inject_hyperparams(factory, static_args=static)(**arguments).init(NET)
-
-
-def test_nesterov_that_is_traced_is_named():
-    with pytest.raises(TypeError, match=r'static_args=."nesterov"'):
-        egd(0.1, momentum=0.9, nesterov=jnp.array(True))
 
 
 @pytest.mark.parametrize("rate", [-0.1, np.float32(-1), float("nan"), None, "0.1"], ids=repr)

@@ -130,7 +130,7 @@ IDENTITY = optax.identity()
     [
         (lambda: switch_off(IDENTITY, IDENTITY, threshold=None), TypeError, "a number .* got None"),
         (lambda: switch_off(IDENTITY, IDENTITY, threshold="x"), TypeError, "a number .* got 'x'"),
-        (lambda: switch_off(IDENTITY, IDENTITY, threshold=np.nan), ValueError, "got NaN"),
+        (lambda: switch_off(IDENTITY, IDENTITY, threshold=np.nan), TypeError, "got nan"),
         (lambda: switch_off(0.5, IDENTITY, threshold=0.5), TypeError, "inner must be .* got 0.5"),
         (lambda: switch_off(IDENTITY, scale_by_egd, threshold=0.5), TypeError, "after must be"),
         (lambda: switch_off(IDENTITY, IDENTITY), TypeError, "threshold"),
