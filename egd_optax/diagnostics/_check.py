@@ -83,7 +83,9 @@ def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
     optimizer, params, *_ = _plain(optimizer, params, None, None)
     witness = _Witness()
     with witnessed(witness):
-        jax.eval_shape(optimizer.init, params)
+        jax.eval_shape(
+            lambda tree: optimizer.init(tree), params
+        )  # a function that has no trace yet
     return witness.plan_of(params)
 
 
