@@ -18,15 +18,15 @@ def quick_compilation():
     "row",
     [
         "T4/k4-egd_svd",
-        "T4/k4-column_norm",
-        "T6/grokfast-lr0.001-wd2",
         "T8/4-rmsprop-plain",
         *(
             pytest.param(row, marks=pytest.mark.slow)
             for row in (
                 "T2/p79-egd_rsvd64",
                 "T4/k4-sgd",
+                "T4/k4-column_norm",
                 "T6/adamw-lr0.001-wd2",
+                "T6/grokfast-lr0.001-wd2",
                 "T6/muon-lr0.001-wd2",
                 "T7/grokfast_ma",
                 "T8/1-radam-egd",
