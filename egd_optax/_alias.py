@@ -1,5 +1,6 @@
 """The whole optimizer in one call: decay, momentum, whitening, learning rate, and the rest."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,14 +10,13 @@ import numpy as np
 import optax
 
 from egd_optax import _witness
-from egd_optax._axes import Axes, InferredAxes, LeafAxes, check_axes
-from egd_optax._checks import check_at_least, check_choice
+from egd_optax._axes import Axes, InferredAxes, LeafAxes
+from egd_optax._checks import check_choice, check_transformation
 from egd_optax._infer_axes import infer_axes
-from egd_optax._scaling import Scale, check_scale
+from egd_optax._scaling import Scale
 from egd_optax._selection import is_placeholder, leaf_path, listed, selected_paths
 from egd_optax._transform import scale_by_egd
 from egd_optax.polar._method import PolarMethod
-from egd_optax.polar._stacks import as_method
 
 NUMBER = int | float | np.number
 
@@ -43,37 +43,30 @@ def egd(
     Args:
         learning_rate: step size or schedule. Whitened matrices move by this much in each
             direction, so it is a length, independent of the gradient's.
-        method: how polar factors are computed; see `scale_by_egd`.
+        method, scale, max_stack_size: see `scale_by_egd`.
         momentum: decay rate of an exponential moving average of the gradients, debiased, which is
             whitened in place of the gradient. None: no momentum, the paper.
         nesterov: whether to look one step ahead with the momentum, as Adam's and Muon's do.
         weight_decay: coefficient lambda of the decay, relative to the learning rate.
-        decay: "coupled" (the paper): lambda W joins the gradient before momentum and whitening.
-            "decoupled": W shrinks by learning_rate * lambda beside the whitened step. They are
-            different algorithms: a coupled decay is whitened, too.
+        decay: "coupled" (the paper): lambda W joins the gradient before momentum and whitening, and
+            is whitened with it. "decoupled": W shrinks by learning_rate * lambda beside the step.
         matrices: narrows what is whitened: a path pattern or several (see `matching`), a tree of
-            bools like the parameters, or a function from the parameters to one of these. None:
-            everything that `infer_axes` and `axes` take for a matrix.
+            bools like the parameters, or a function from the parameters to one of these.
         axes: overrides what is inferred, for the leaves that it names: `MatrixAxes`, or None to
-            leave a leaf out. All forms of `scale_by_egd` are taken; a `MatrixAxes` by itself names
-            every leaf of two axes or more.
-        scale: factor by shape; see `scale_by_egd`.
+            leave a leaf out, in all forms of `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, decay and momentum.
-        max_stack_size: bound on working memory; see `scale_by_egd`.
 
     Returns:
         Transformation to use as an optimizer: `optax.apply_updates(params, updates)`.
 
     Raises:
-        ValueError: unknown `decay`, a number out of range, `nesterov` without momentum; at
-            `init`, leaves whose axes nothing explains, a selection that whitens nothing, a pattern
-            without a match; see `scale_by_egd` and `matching`.
-        TypeError: `others` is no transformation, `learning_rate` no number and no schedule; see
-            `scale_by_egd`.
+        ValueError: a number out of range; at `init`, leaves whose axes nothing explains, a
+            selection that whitens nothing, a pattern without a match; see `scale_by_egd`.
+        TypeError: `others` is no transformation, `learning_rate` no number and no schedule.
 
     Examples:
-        >>> import jax, jax.numpy as jnp, optax
+        >>> import jax.numpy as jnp, optax
         >>> from egd_optax import egd
         >>> params = {"kernel": 2 * jnp.eye(2), "bias": jnp.ones(2)}
         >>> optimizer = egd(0.5)
@@ -87,18 +80,14 @@ def egd(
     """
     _check_numbers(learning_rate, momentum, nesterov, weight_decay)
     check_choice("decay", decay, ("coupled", "decoupled"))
-    check_axes(axes)
-    check_scale(scale)
-    if max_stack_size is not None:
-        check_at_least("max_stack_size", max_stack_size, 1)
-    if not (others is None or hasattr(others, "update")):
-        raise TypeError(
-            f"others must be a transformation such as optax.adam(1e-3), got {others!r}."
-        )
-    method = as_method(method)
+    if others is not None:
+        check_transformation("others", others)
+    whitening = functools.partial(scale_by_egd, method, scale=scale, max_stack_size=max_stack_size)
+    whitening(axes=axes)  # raises now where an argument is wrong, not at `init`
     none = isinstance(weight_decay, NUMBER) and weight_decay == 0
-    decaying = optax.identity() if none else optax.add_decayed_weights(weight_decay)
-    before, after = (decaying, optax.identity())[:: 1 if decay == "coupled" else -1]
+    nothing = optax.identity()
+    decaying = nothing if none else optax.add_decayed_weights(weight_decay)
+    before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
     average = _moving_average(momentum, nesterov)
     learn = optax.scale_by_learning_rate(learning_rate)
     rest = optax.chain(before, average, after, learn) if others is None else others
@@ -106,9 +95,9 @@ def egd(
     def decided(tree: Any) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer of these leaves: which are matrices is static."""
         chosen = _chosen(tree, axes, matrices)
-        whiten = scale_by_egd(method, axes=chosen, scale=scale, max_stack_size=max_stack_size)
-        whole = optax.chain(before, average, whiten, after, learn)
-        return optax.partition({"matrices": whole, "others": rest}, _labels(chosen, tree))
+        whole = optax.chain(before, average, whitening(axes=chosen), after, learn)
+        labels = _labels(chosen, tree)  # in a function: a module is a tree that can be called
+        return optax.partition({"matrices": whole, "others": rest}, lambda _: labels)
 
     def init(params):
         return decided(params).init(params)
@@ -123,21 +112,23 @@ def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTra
     """Return the debiased average, which Nesterov's look-ahead mixes with the gradient again."""
     if momentum is None:
         return optax.identity()
-    average = optax.ema(momentum, debias=True)
-    if not nesterov:
-        return average
+    average = optax.ema(momentum, debias=False)
 
     def update(updates, state, params=None):
         _, new = average.update(updates, state, params)
-        old = momentum / (1 - momentum ** optax.safe_increment(new.count))
-        fresh = (1 - momentum) / (1 - momentum**new.count)
-
-        def ahead(mean, gradient):
-            return old.astype(mean.dtype) * mean + fresh.astype(mean.dtype) * gradient
-
-        return jax.tree.map(ahead, new.ema, updates), new
+        count = new.count.astype(float)
+        if not nesterov:
+            return _scaled(1 / (1 - momentum**count), new.ema), new
+        old = _scaled(momentum / (1 - momentum ** (count + 1)), new.ema)
+        fresh = _scaled((1 - momentum) / (1 - momentum**count), updates)
+        return jax.tree.map(lambda x, y: x + y, old, fresh), new
 
     return optax.GradientTransformation(average.init, update)
+
+
+def _scaled(factor: jax.Array, tree: Any) -> Any:
+    """Return the tree times a factor, in the dtypes of its leaves."""
+    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
 
 
 def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
@@ -161,25 +152,20 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
             f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(rows=..., columns=...)}}, or leave one "
             "to `others` by None there. print(infer_axes(params)) shows all leaves."
         )
-    if not any(leaf.axes for leaf in leaves) and (leaves or inferred.rest):
-        _complain_of_nothing(leaves, given=not (matrices is None and axes is None))
-    return chosen
-
-
-def _complain_of_nothing(leaves: Sequence[LeafAxes], given: bool) -> None:
-    """Raise ValueError, or warn where nothing was selected and nothing could be whitened."""
-    if leaves or given:
-        reasons = listed([f"{leaf.path}: {leaf.reason}" for leaf in leaves])
+    if any(leaf.axes for leaf in leaves) or not (leaves or inferred.rest):
+        return chosen
+    if leaves or not (matrices is None and axes is None):
         raise ValueError(
-            "egd would whiten nothing here. Leaves of two axes or more, and why they are left "
-            f"out: {reasons}. Name one in axes, such as "
-            'axes={"kernel": MatrixAxes(rows=0, columns=1)}, or widen `matrices`.'
+            "egd would whiten nothing here. Leaves of two axes or more, and why they are left out: "
+            f"{listed([f'{leaf.path}: {leaf.reason}' for leaf in leaves])}. Name one in axes, such "
+            'as axes={"kernel": MatrixAxes(rows=0, columns=1)}, or widen `matrices`.'
         )
     warnings.warn(
         "egd whitens nothing here: no leaf has two axes or more. Vectors alone train by `others`. "
         "If this is optax.flatten, which hands over one vector, put it around `others` alone.",
-        stacklevel=5,
+        stacklevel=4,
     )
+    return chosen
 
 
 def _labels(chosen: InferredAxes, tree: Any) -> Any:

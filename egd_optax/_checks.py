@@ -46,6 +46,12 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
+def check_transformation(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` has what Optax's transformations have."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(f"{name} must be a transformation like optax.adam(1e-3), got {value!r}.")
+
+
 def check_state(whose: str, init: Callable, updates: Any, state: Any) -> None:
     """Raise ValueError unless `state` has the leaves that `init` makes for these updates."""
     needed, given = (

@@ -6,17 +6,12 @@ from collections.abc import Callable
 Scale = str | Callable[[int, int], float] | None
 
 
-def muon(m: int, n: int) -> float:
-    """Return sqrt(max(1, fan_out / fan_in)): Muon's width rule (Jordan et al. 2024)."""
-    return math.sqrt(max(1.0, n / m))
-
-
-def consistent_rms(m: int, n: int) -> float:
-    """Return .2 sqrt(max(m, n)): AdamW's update size (Liu et al. 2025, arXiv 2502.16982)."""
-    return 0.2 * math.sqrt(max(m, n))
-
-
-RULES: dict[str, Callable[[int, int], float]] = {"muon": muon, "consistent_rms": consistent_rms}
+RULES: dict[str, Callable[[int, int], float]] = {
+    # sqrt(max(1, fan_out / fan_in)): Muon's width rule (Jordan et al. 2024).
+    "muon": lambda m, n: math.sqrt(max(1.0, n / m)),
+    # AdamW's update size (Liu et al. 2025, arXiv 2502.16982).
+    "consistent_rms": lambda m, n: 0.2 * math.sqrt(max(m, n)),
+}
 
 
 def check_scale(scale: Scale) -> None:

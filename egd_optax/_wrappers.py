@@ -1,10 +1,13 @@
 """A transformation around transformations: switch-off by a metric."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from egd_optax._checks import check_transformation
 
 
 class SwitchOffState(NamedTuple):
@@ -23,20 +26,18 @@ def switch_off(
 ) -> optax.GradientTransformationExtraArgs:
     """Use `inner` until a metric exceeds a threshold, then `after` for good.
 
-    The work of the side that is not in use is skipped (`lax.cond`; under `vmap` both sides
-    run), and its state stands still. Give the metric to every update, in any loop:
+    The work of the side that is not in use is skipped (`lax.cond`; under `vmap` both sides run),
+    and its state stands still. Give the metric to every update:
     `update(gradients, state, params, metric=accuracy)`, or with Flax's `nnx.Optimizer`
     `update(model, gradients, metric=accuracy)`.
 
     Args:
         inner: transformation before the switch, such as `scale_by_egd()`.
         after: transformation after it, such as `optax.identity()`.
-        threshold: the switch happens where metric > threshold; unit of the metric. A metric of NaN
-            exceeds nothing, so it does not switch.
+        threshold: the switch happens where metric > threshold. A metric of NaN exceeds nothing.
 
     Returns:
-        Transformation whose `update` takes the keyword `metric`, a scalar. Its state holds
-        `switched` and the states of both sides.
+        Transformation whose `update` takes the keyword `metric`, a scalar.
 
     Raises:
         TypeError: `inner` or `after` is no transformation, `threshold` no number, or NaN.
@@ -45,14 +46,17 @@ def switch_off(
     Examples:
         >>> import optax
         >>> from egd_optax import scale_by_egd, switch_off
-        >>> optimizer = optax.chain(
-        ...     switch_off(scale_by_egd(), optax.identity(), threshold=0.95), optax.sgd(0.7)
-        ... )
+        >>> until = switch_off(scale_by_egd(), optax.identity(), threshold=0.95)
+        >>> optimizer = optax.chain(until, optax.sgd(0.7))
 
     References:
         Pasand, Dohmatob 2025, arXiv 2510.04930, Algorithm 1, where the switch can go back.
     """
-    _check(inner, after, threshold)
+    check_transformation("inner", inner)
+    check_transformation("after", after)
+    traced = isinstance(threshold, jax.Array)  # under `optax.inject_hyperparams`
+    if not traced and not (isinstance(threshold, numbers.Real) and threshold == threshold):
+        raise TypeError(f"threshold must be a number such as 0.95, got {threshold!r}.")
     inner, after = optax.with_extra_args_support(inner), optax.with_extra_args_support(after)
 
     def init(params):
@@ -79,14 +83,3 @@ def switch_off(
         return updates, SwitchOffState(switched, new_inner, new_after)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _check(inner: Any, after: Any, threshold: Any) -> None:
-    for name, value in (("inner", inner), ("after", after)):
-        if not (hasattr(value, "init") and hasattr(value, "update")):
-            raise TypeError(
-                f"{name} must be a transformation such as scale_by_egd(), got {value!r}."
-            )
-    traced = isinstance(threshold, jax.Array)  # under `optax.inject_hyperparams`
-    if not traced and not (isinstance(threshold, int | float) and threshold == threshold):
-        raise TypeError(f"threshold must be a number such as 0.95, got {threshold!r}.")

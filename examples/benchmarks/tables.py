@@ -4,16 +4,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import records
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from polar import draw
 from tabulate import tabulate
+
+from benchmarks import records
+from benchmarks.factors import draw
 
 HERE = Path(__file__).parent
 LOGS = HERE / "logs"
 DOCS = HERE.parents[1] / "docs"
-PAUSED = ["peer: jnp.linalg.svd", "Gram", "Auto", "NewtonSchulz 5 steps", "peer: optax muon"]
+PAUSED = ["peer: jnp.linalg.svd", "Halley", "Auto", "NewtonSchulz 5 steps", "peer: optax muon"]
 
 
 def read(name: str) -> tuple[dict, list[dict]]:
@@ -73,14 +74,14 @@ def errors(methods: list[str]) -> str:
 def small() -> str:
     """Return a table with a row a shape."""
     _, measurements = read("cpu-small.jsonl")
-    names = ["SVD", "Gram", "Auto"]
+    names = ["SVD", "Halley", "Auto"]
     found = {(m["method"], m["shape"]): m for m in measurements}
     rows = []
     for shape in distinct(measurements, "shape"):
         svd, *others = (found[name, shape] for name in names)
         ratios = [f"{svd['seconds'] / other['seconds']:.2f}" for other in others]
         rows.append([shape, *(milliseconds(m) for m in (svd, *others)), *ratios])
-    headings = [*(f"{name}, ms" for name in names), "Gram, times faster", "Auto, times faster"]
+    headings = [*(f"{name}, ms" for name in names), "Halley, times faster", "Auto, times faster"]
     return markdown(["shape", *headings], rows)
 
 
@@ -91,13 +92,17 @@ def training() -> str:
     rows = []
     for threads, prime in dict.fromkeys((threads, prime) for threads, prime, _ in found):
         names = distinct(measurements, "row")
-        plain, svd, svd_monitor, gram, gram_monitor = (found[threads, prime, n] for n in names)
-        row = [f"{2 * prime}x512", threads, *(f"{1000 * s:.0f}" for s in (plain, svd, gram))]
-        row += [f"{(svd - plain) / (gram - plain):.2f}"]
-        row += [f"{svd_monitor / svd - 1:.1%}", f"{gram_monitor / gram - 1:.1%}"]
+        plain, svd, svd_monitor, halley, halley_monitor = (found[threads, prime, n] for n in names)
+        row = [f"{2 * prime}x512", threads, *(f"{1000 * s:.0f}" for s in (plain, svd, halley))]
+        row += [f"{(svd - plain) / (halley - plain):.2f}"]
+        row += [f"{svd_monitor / svd - 1:.1%}", f"{halley_monitor / halley - 1:.1%}"]
         rows.append(row)
-    headings = ["matrix", "BLAS threads", "no whitening, ms", "SVD, ms", "Gram, ms"]
-    headings += ["Gram's share, times faster than SVD's", "monitor adds, SVD", "monitor adds, Gram"]
+    headings = ["matrix", "BLAS threads", "no whitening, ms", "SVD, ms", "Halley, ms"]
+    headings += [
+        "Halley's share, times faster than SVD's",
+        "monitor adds, SVD",
+        "monitor adds, Halley",
+    ]
     return markdown(headings, rows)
 
 
@@ -146,8 +151,8 @@ def main() -> None:
     """Write docs/benchmarks.md and its figure from examples/benchmarks/logs.
 
     Logs of another machine take the names of those there: cpu.jsonl and training.jsonl, as `make
-    bench` makes them, and cpu-small.jsonl by polar.py with the shapes in its first line and
-    `--only SVD Gram Auto`. tests/test_benchmarks.py holds the other pages to them.
+    bench` makes them, and cpu-small.jsonl by `benchmarks.factors` with the shapes in its first
+    line and `--only SVD Halley Auto`. tests/test_benchmarks.py holds the other pages to them.
     """
     text = page()
     draw(read("cpu.jsonl")[1], DOCS / "figures" / "benchmark-cpu.png")

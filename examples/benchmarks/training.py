@@ -1,6 +1,6 @@
 """What whitening costs within training: epochs of the paper's network, the rows in turn.
 
-    python examples/benchmarks/training.py                     # about 4 minutes on two cores
+    PYTHONPATH=examples python -m benchmarks.training         # about 4 minutes on two cores
 
 An epoch without whitening, with the SVD and with `Halley`, each also with `spectrum_monitor`; BLAS
 with as many threads as it takes by itself, and with one.
@@ -17,17 +17,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-import records
 import tyro
 from tqdm import tqdm
 
-from egd_optax import diagnostics
-from egd_optax.grokking import RECIPES
-from egd_optax.grokking.session import one_blas_thread
-from egd_optax.grokking.train import prepare
+from benchmarks import modular, records
+from egd_optax import diagnostics, polar, scale_by_egd
 
-PAPER = RECIPES["addition-97"]
-THREADS = {"default": contextlib.nullcontext, "one": one_blas_thread}
+THREADS = {"default": contextlib.nullcontext, "one": records.one_blas_thread}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,41 +51,35 @@ class Training:
         if not self.primes:
             raise ValueError("primes: at least one modulus, such as 97.")
         for prime in self.primes:
-            examples = int(PAPER.task.train_fraction * prime**2)
-            if examples < PAPER.batch_size:
+            task = modular.Addition(prime)
+            if task.train_size < task.batch_size:
                 raise ValueError(
-                    f"primes: {prime} gives {examples} training examples, fewer than a batch of "
-                    f"{PAPER.batch_size}; take 33 or more."
+                    f"primes: {prime} gives {task.train_size} training examples, fewer than a "
+                    f"batch of {task.batch_size}; take 33 or more."
                 )
 
 
 def rows(training: Training, prime: int) -> dict[str, Callable[[], float]]:
     """Return functions that train for an epoch and return its seconds, by name."""
-    task = dataclasses.replace(PAPER.task, p=prime)
-    recipe = dataclasses.replace(PAPER, task=task, switch_off=None)
-    found = {"no whitening": epochs(dataclasses.replace(recipe, gradient="raw"))}
-    for name, method in (("SVD", "svd"), ("Gram", "gram")):
-        config = dataclasses.replace(recipe, method=method)
-        found[name] = epochs(config)
-        found[f"{name}, monitor"] = epochs(config, training.every)
+    task = modular.Addition(prime)
+    monitor = diagnostics.spectrum_monitor(training.every)
+    found = {"no whitening": epochs(task, modular.sgd(optax.identity()))}
+    for name, method in (("SVD", polar.SVD()), ("Halley", polar.Halley())):
+        optimizer = modular.sgd(scale_by_egd(method))
+        found[name] = epochs(task, optimizer)
+        found[f"{name}, monitor"] = epochs(task, optax.chain(monitor, optimizer))
     return found
 
 
-def epochs(config, every: int | None = None) -> Callable[[], float]:
-    """Return a function that runs one more epoch of `config`, monitored or not."""
-    state, split, run_epoch = prepare(config)
-    if every is not None:
-        monitor = diagnostics.spectrum_monitor(every)
-        optimizer = optax.with_extra_args_support(optax.chain(monitor, run_epoch.optimizer))
-        run_epoch = dataclasses.replace(run_epoch, optimizer=optimizer)
-        state = state._replace(optimizer=optimizer.init(state.params))
-    compiled = jax.jit(run_epoch).lower(state, split).compile()
-    held = [state]
+def epochs(task: modular.Addition, optimizer: optax.GradientTransformation) -> Callable[[], float]:
+    """Return a function that trains for one more epoch and returns its seconds."""
+    held = [modular.start(task, optimizer)]
+    step = jax.jit(lambda state: modular.epoch(task, optimizer, state)).lower(held[0]).compile()
 
     def run() -> float:
-        start = time.perf_counter()
-        held[0], _ = jax.block_until_ready(compiled(held[0], split))
-        return time.perf_counter() - start
+        started = time.perf_counter()
+        held[0], _ = jax.block_until_ready(step(held[0]))
+        return time.perf_counter() - started
 
     return run
 

@@ -1,7 +1,7 @@
 """Time every polar method and its peers on the same matrices, in one process.
 
-    python examples/benchmarks/polar.py                        # about 8 minutes on two cores
-    python examples/benchmarks/polar.py --shapes 8192x8192 --dtype bfloat16 --batch 4
+    PYTHONPATH=examples python -m benchmarks.factors          # about 8 minutes on two cores
+    PYTHONPATH=examples python -m benchmarks.factors --shapes 8192x8192 --dtype bfloat16 --batch 4
 
 Rounds go over all methods in random order, so that a noisy machine is noisy for all of them;
 medians are reported. A turn begins with a pause: after a threaded LAPACK call, its idle threads
@@ -28,15 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.contrib
-import records
 import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks import records
 from egd_optax import polar
-from egd_optax.grokking.session import one_blas_thread
 
 try:
     import torch
@@ -106,7 +105,7 @@ def through_svd(x):
 
 
 def optax_muon(x):
-    """Return Optax's orthogonalisation, five steps of Jordan's coefficients."""
+    """Return Optax's orthogonalization, five steps of its coefficients."""
     coefficients = jnp.asarray((3.4445, -4.7750, 2.0315), x.dtype)
     return optax.contrib._muon.orthogonalize_via_newton_schulz(
         x, coefficients, 5, "frobenius", 1e-8, optax.contrib.MuonDimensionNumbers()
@@ -121,7 +120,7 @@ def candidates(x: jax.Array) -> dict[str, Callable]:
         "product": lambda x: square @ x,
         "peer: jnp.linalg.svd": through_svd,
         "SVD": of(polar.SVD()),
-        "Gram": of(polar.Halley()),
+        "Halley": of(polar.Halley()),
         "Auto": of(polar.Auto()),
         "NewtonSchulz 5 steps": of(polar.NewtonSchulz(steps=5)),
         "NewtonSchulz 8 steps": of(polar.NewtonSchulz()),
@@ -134,14 +133,14 @@ def candidates(x: jax.Array) -> dict[str, Callable]:
 
 
 def sketches(x: jax.Array, rank: int) -> dict[str, Callable]:
-    """Return the sketches, Streaming one step after it has seen the matrix."""
+    """Return the sketches, SubspaceIteration one step after it has seen the matrix."""
     if rank >= min(x.shape[-2:]):
         return {}
     found = {f"Randomized {rank}": of(polar.Randomized(rank))}
     if x.ndim == 2:
         method = polar.SubspaceIteration(rank)
         _, state = method.update(x, method.init(x))
-        found[f"Streaming {rank}"] = lambda x: method.update(x, state)[0]
+        found[f"SubspaceIteration {rank}"] = lambda x: method.update(x, state)[0]
     return found
 
 
@@ -199,57 +198,73 @@ def turn(benchmark: Benchmark, run: Callable) -> tuple[float, list[float]]:
     return second, [seconds(run) for _ in range(benchmark.calls)]
 
 
+@dataclasses.dataclass
+class Row:
+    """A method on one shape: its compiled call, and what was measured of it."""
+
+    name: str
+    run: Callable
+    compile_seconds: float = 0.0
+    times: list[float] = dataclasses.field(default_factory=list)
+    paused: list[float] = dataclasses.field(default_factory=list)
+
+    def record(self, shape: str, unit: float, error: float | None) -> dict:
+        """Return the log's line; `unit` is the median time of a product."""
+        median = statistics.median(self.times)
+        return {
+            "kind": "measurement",
+            "shape": shape,
+            "method": self.name,
+            "seconds": median,
+            "quartiles": np.quantile(self.times, (0.25, 0.75)).tolist(),
+            "products": median / unit,
+            "seconds_after_pause": statistics.median(self.paused),
+            "compile_seconds": self.compile_seconds,
+            "worst_gain_error": error,
+        }
+
+
+def rows(benchmark: Benchmark, plain: jax.Array, gapped: jax.Array, shape: str) -> list[Row]:
+    """Return the chosen methods, compiled; the sketches get the matrix with a gap."""
+    given = {name: (function, plain) for name, function in candidates(plain).items()}
+    given |= {
+        name: (function, gapped) for name, function in sketches(gapped, benchmark.rank).items()
+    }
+    peer = torch_muon(plain)
+    names = [*given, *(["peer: torch muon"] if peer else [])]
+    if unknown := set(benchmark.only) - set(names):
+        raise ValueError(f"no method {sorted(unknown)} for {shape}; there are {names}.")
+    if benchmark.only:
+        names = [name for name in names if name in ("product", *benchmark.only)]
+    return [
+        Row(name, *compiled(*given[name])) if name in given else Row(name, peer)
+        for name in tqdm(names, desc=f"{shape}, compile", leave=False)
+    ]
+
+
 def measure(benchmark: Benchmark, shape: str) -> list[dict]:
     """Return one record for each method on one shape."""
     m, n = map(int, shape.split("x"))
     u, s, vh = matrices(benchmark, m, n)
     gap = np.where(np.arange(len(s)) < benchmark.rank, 1.0, 0.01)
-    x, gapped = (stack_of(benchmark, (u * spectrum) @ vh) for spectrum in (s, s * gap))
-    given = {name: (function, x) for name, function in candidates(x).items()}
-    given |= {
-        name: (function, gapped) for name, function in sketches(gapped, benchmark.rank).items()
-    }
-    run_torch = torch_muon(x)
-    names = [*given, *(["peer: torch muon"] if run_torch else [])]
-    if unknown := set(benchmark.only) - set(names):
-        raise ValueError(f"no method {sorted(unknown)} for {shape}; there are {names}.")
-    runs, compile_seconds = {}, {}
-    for name in tqdm(names, desc=f"{shape}, compile", leave=False):
-        if benchmark.only and name not in ("product", *benchmark.only):
-            continue
-        if name in given:
-            runs[name], compile_seconds[name] = compiled(*given[name])
-        else:
-            runs[name], compile_seconds[name] = run_torch, 0.0
-    factors = {name: run() for name, run in runs.items()}
-    turns = {name: [] for name in runs}
+    plain, gapped = (stack_of(benchmark, (u * spectrum) @ vh) for spectrum in (s, s * gap))
+    found = rows(benchmark, plain, gapped, shape)
+    errors = [gain_error(row.name, row.run(), u, vh, benchmark.rank) for row in found]
     order = np.random.default_rng(0)  # who comes after whom matters
     for _ in tqdm(range(benchmark.rounds), desc=f"{shape}, rounds", leave=False):
-        for name in order.permutation(list(runs)):
-            turns[name].append(turn(benchmark, runs[name]))
-    times = {name: [s for _, calls in turns[name] for s in calls] for name in runs}
-    unit = statistics.median(times["product"])
-    return [
-        {
-            "kind": "measurement",
-            "shape": shape,
-            "method": name,
-            "seconds": statistics.median(times[name]),
-            "quartiles": np.quantile(times[name], (0.25, 0.75)).tolist(),
-            "products": statistics.median(times[name]) / unit,
-            "seconds_after_pause": statistics.median(second for second, _ in turns[name]),
-            "compile_seconds": compile_seconds[name],
-            "worst_gain_error": gain_error(name, factors[name], u, vh, benchmark.rank),
-        }
-        for name in runs
-    ]
+        for index in order.permutation(len(found)):
+            second, calls = turn(benchmark, found[index].run)
+            found[index].paused.append(second)
+            found[index].times += calls
+    unit = statistics.median(found[0].times)  # the product's
+    return [row.record(shape, unit, error) for row, error in zip(found, errors, strict=True)]
 
 
 def gain_error(name: str, factor, u, vh, rank: int) -> float | None:
     """Return the worst gain error over the directions that the method promises something for."""
     if name == "product":
         return None
-    promised = rank if name in (f"Randomized {rank}", f"Streaming {rank}") else u.shape[1]
+    promised = rank if name in (f"Randomized {rank}", f"SubspaceIteration {rank}") else u.shape[1]
     return worst_gain_error(to_numpy(factor), u[:, :promised], vh[:promised])
 
 
@@ -309,7 +324,11 @@ def main(benchmark: Benchmark) -> None:
     if benchmark.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     lines[0]["versions"] |= {"torch": torch.__version__} if torch else {}
-    threads = contextlib.nullcontext() if benchmark.blas_threads == "default" else one_blas_thread()
+    threads = (
+        contextlib.nullcontext()
+        if benchmark.blas_threads == "default"
+        else records.one_blas_thread()
+    )
     print(f"{benchmark.dtype}, BLAS threads: {benchmark.blas_threads}")
     with threads:
         for shape in benchmark.shapes:

@@ -13,9 +13,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from tutorials import as_page, read
 
-EXAMPLES = Path(__file__).parents[1]
-ROOT = EXAMPLES.parent
-TUTORIALS = EXAMPLES / "tutorials"
+ROOT = Path(__file__).parents[2]
+TUTORIALS = ROOT / "examples" / "tutorials"
 FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 # TUTORIALS=false leaves their outputs out, for a quick look at the rest.
 EXECUTE = os.environ.get("TUTORIALS", "true") != "false"

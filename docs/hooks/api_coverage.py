@@ -10,13 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[1]
 MODULES = (
     "egd_optax",
     "egd_optax.polar",
     "egd_optax.diagnostics",
     "egd_optax.models",
-    "egd_optax.grokking",
 )
 
 
@@ -101,7 +100,10 @@ def docstring_gaps(thing: Any) -> Iterator[str]:
     returns = inspect.isfunction(thing) and "return" in thing.__annotations__
     if returns and thing.__annotations__["return"] is not None and "Returns" not in sections:
         yield "Returns"
-    if re.search(r"^\s+(raise |.*\bcheck_\w+\()", source, re.M) and "Raises" not in sections:
+    if (
+        re.search(r"^\s+(raise |.*(?<![.\w])check_\w+\()", source, re.M)
+        and "Raises" not in sections
+    ):
         yield "Raises"
 
 

@@ -1,0 +1,1 @@
+"""Times of polar factors and of whitening within training, logs of them, and the page."""
