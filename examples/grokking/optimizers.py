@@ -181,7 +181,7 @@ FACTORIES: dict[str, Callable[..., Chain]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """A factory by its name, with its keyword arguments; what is not given has its default.
+    """A factory by its name, with its keyword arguments; the others have their defaults.
 
     Args:
         name: plain, egd, column_norm, scaled, grokfast_ema or grokfast_ma.
@@ -215,7 +215,7 @@ class Optimizer:
             raise ValueError(f"these settings do not fit {self.name}: {error}") from error
 
     def changed(self, name: str | None = None, **settings: Any) -> "Optimizer":
-        """Return it with other settings, or another one that keeps the settings it takes, too."""
+        """Return it with other settings, or another factory with those of them that it takes."""
         name = name or self.name
         check_choice("optimizer", name, FACTORIES)
         taken = _settings(name)
