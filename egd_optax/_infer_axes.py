@@ -6,7 +6,6 @@ from typing import Any
 
 from egd_optax._axes import Axes, InferredAxes, LeafAxes, check_axes, decide
 from egd_optax._matrix_view import MatrixAxes
-from egd_optax._selection import check_tree
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -36,22 +35,18 @@ CONVOLUTION = r"conv(?!local)[^/]*(/\d+)?/[^/]+$"
 def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
     """Infer which leaves of a model are whitened, along which axes, and say why.
 
-    This is what `egd` does by itself; print the result to see it. Left out, and so left to
-    `others`: biases, scales of norms, embeddings and positions, output heads and depthwise
-    convolutions. Heads and embeddings are known by name. Every other leaf of two axes is a matrix.
-    With more axes, the columns are the axes that a layer's bias shares with the end of its kernel,
-    and those shared with the beginning are batch (stacked layers). Without a bias, attention and
-    convolutions go by their names: in x (heads head_dim), (heads head_dim) x out,
-    (window in) x out. A leaf called `weight` is Equinox's: out x in, out x (in window). A leaf
-    without any name is a stack of matrices as NumPy has them, (*batch, m, n). A leaf that none of
-    this explains is unknown; the table shows it first, and `egd` asks for its axes.
+    `egd` does this by itself; print the result to see it. Left out, and so left to `others`:
+    biases, scales of norms, embeddings, positions, output heads and depthwise convolutions; heads
+    and embeddings are known by name. Every other leaf of two axes is a matrix. With more axes, the
+    columns are the axes that a layer's bias shares with the end of its kernel, and those shared
+    with the beginning are batch (stacked layers). Without a bias, attention and convolutions go by
+    their names. A leaf called `weight` is Equinox's, out x in. A leaf without any name is a stack
+    (*batch, m, n). A leaf that none of this explains is unknown, and `egd` asks for its axes.
 
     Args:
         params: the tree that the optimizer gets: linen's `variables["params"]`,
-            `nnx.state(model, nnx.Param)`, the nnx or Equinox model; arrays or their shapes
-            (`jax.eval_shape`).
-        overrides: your own axes, or None to leave leaves out, in any form of `axes`; see
-            `scale_by_egd`. They come before the rules.
+            `nnx.state(model, nnx.Param)`, the nnx or Equinox model; arrays or their shapes.
+        overrides: your own axes, in any form of `scale_by_egd`; they come before the rules.
 
     Returns:
         Mapping from the paths of the leaves to `MatrixAxes`, or to None for what is left out.
@@ -67,17 +62,13 @@ def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
         >>> params = {"query": {"kernel": jnp.ones((8, 2, 4)), "bias": jnp.zeros((2, 4))}}
         >>> dict(infer_axes(params))
         {'query/bias': None, 'query/kernel': MatrixAxes(rows=0, columns=(1, 2))}
-
-        One matrix for each head instead:
-
         >>> each = infer_axes(params, {"query/kernel": MatrixAxes(rows=0, columns=2)})
-        >>> each.leaves[1].matrix  # batch, m, n
+        >>> each.leaves[1].matrix  # batch, m, n: one for each head
         (2, 8, 4)
 
     References:
         Jordan et al., Muon, 2024: embeddings and heads left to AdamW, convolutions flattened.
     """
-    check_tree("infer_axes", params)
     check_axes(overrides)
     return decide(params, overrides, _by_rules)
 

@@ -100,7 +100,10 @@ def docstring_gaps(thing: Any) -> Iterator[str]:
     returns = inspect.isfunction(thing) and "return" in thing.__annotations__
     if returns and thing.__annotations__["return"] is not None and "Returns" not in sections:
         yield "Returns"
-    if re.search(r"^\s+(raise |.*(?<![.\w])check_\w+\()", source, re.M) and "Raises" not in sections:
+    if (
+        re.search(r"^\s+(raise |.*(?<![.\w])check_\w+\()", source, re.M)
+        and "Raises" not in sections
+    ):
         yield "Raises"
 
 
