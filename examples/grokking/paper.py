@@ -5,6 +5,7 @@ its table's log.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from grokking.config import Config
 from grokking.experiments import Experiment
-from grokking.log import LogError, append, read_runs
+from grokking.log import LogError, append, locked, read_runs
 from grokking.outcomes import finished_runs
 from grokking.questions import EXPERIMENTS
 from grokking.session import train_logged
@@ -63,7 +64,7 @@ def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool)
 
     Raises:
         ValueError: an unknown name, no process, or a finished run with other settings.
-        OSError: `logs` is a file.
+        OSError: `logs` is a file, or another command writes to it.
     """
     known = [*EXPERIMENTS, *OTHERS]
     if unknown := [name for name in names if name not in known]:
@@ -79,12 +80,13 @@ def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool)
     if dry_run:
         print("\n".join(f"  {name}" for name in [*(job.label for job in todo), *others]))
         return []
-    failed = run_all(todo, processes) if todo else []
-    for name in others:
-        print(f"{name} ...")
-        part = _other(name, logs).with_suffix(".part")
-        OTHERS[name][0](part)
-        part.replace(_other(name, logs))
+    with _alone(logs):
+        failed = run_all(todo, processes) if todo else []
+        for name in others:
+            print(f"{name} ...")
+            part = _other(name, logs).with_suffix(".part")
+            OTHERS[name][0](part)
+            part.replace(_other(name, logs))
     return failed
 
 
@@ -105,13 +107,8 @@ def jobs(experiments: Iterable[Experiment], logs: Path) -> Iterator[Job]:
             for name, config in row.runs().items():
                 label = f"{experiment.name}: {row.label}, seed {config.seed}"
                 if name not in done:
-                    yield Job(
-                        log,
-                        name,
-                        label,
-                        config,
-                        _seconds(experiment.log()).get(name, UNKNOWN_SECONDS),
-                    )
+                    seconds = _seconds(experiment.log()).get(name, UNKNOWN_SECONDS)
+                    yield Job(log, name, label, config, seconds)
                 elif done[name].config != config:
                     raise LogError(
                         f"a finished run must have the settings that the experiment asks for, and "
@@ -182,6 +179,21 @@ def _show_running(bar: tqdm, futures: Mapping[Future, Job], processes: int) -> N
     """Show beside the bar what is being trained; the pool calls one more run running than is."""
     running = [job.label for future, job in futures.items() if not future.done()][:processes]
     bar.set_postfix_str(" | ".join(running))
+
+
+@contextlib.contextmanager
+def _alone(logs: Path) -> Iterator[None]:
+    """Refuse to run while another command writes to the same logs."""
+    parts = logs / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(parts, wait=False):
+            yield
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"one command at a time may run the experiments, and another writes to {logs}; "
+            "wait for it or choose other logs"
+        ) from error
 
 
 def _other(name: str, logs: Path) -> Path:
