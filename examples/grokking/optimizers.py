@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import optax
 
 import egd_optax
@@ -169,7 +170,9 @@ def _until(
     if latched:
         return egd_optax.switch_off(change, optax.identity(), threshold=threshold)
     return optax.conditionally_transform(
-        change, lambda step, metric, **_: metric <= threshold, forward_extra_args=True
+        change,
+        lambda step, metric, **_: jnp.logical_not(metric > threshold),
+        forward_extra_args=True,
     )
 
 
