@@ -157,7 +157,7 @@ STATES = {
 def test_a_state_of_other_leaves_is_refused_with_the_remedy(name, other, wrap):
     optimizer = STATES[name]
     state = optimizer.init(normal({"kernel": (4, 6)}))
-    with pytest.raises(ValueError, match="made for other leaves .* Call `init` with"):
+    with pytest.raises(ValueError, match=r"made for other leaves .* Call `init` with"):
         wrap(optimizer.update)(normal(other), state)
 
 
