@@ -119,7 +119,7 @@ assert np.allclose(updates["hidden"]["bias"], -0.3 * gradients["hidden"]["bias"]
 #
 # ## The same, spelled out
 #
-# `egd` is a short form. What does the work is `scale_by_egd`, which goes anywhere into a chain. The
+# `egd` is a short form. `scale_by_egd` does the work and goes anywhere into a chain. The
 # paper (arXiv 2510.04930) adds weight decay *before* the whitening, so that the sum of gradient and
 # decay is whitened:
 
