@@ -8,7 +8,7 @@ NEWEST ?= 3.13
 export JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: bench build clean demo docs format help lint pages paper
+.PHONY: bench build clean demo docs format help lint mutations pages paper
 .PHONY: smoke test test-all test-lowest test-newest test-wheel
 
 help:  ## list the targets
@@ -22,6 +22,9 @@ test: lint  ## lint, types and the tests that take seconds
 
 test-all: lint  ## all tests, the slow ones too
 	$(RUN) -m pytest $(PARALLEL) -m "slow or not slow"
+
+mutations: $(VENV)/.dev  ## break the library line by line: each break must fail a test (about ten minutes)
+	$(RUN) tests/mutations.py
 
 build: $(VENV)/.release  ## make the sdist, and the wheel from it, in dist/
 	rm -rf dist
@@ -42,8 +45,8 @@ test-newest: build  ## the same with the newest Python and the newest of everyth
 	.ci/installed $(NEWEST) highest
 
 bench: $(VENV)/.dev  ## time the polar methods and their peers, alone and in training, write logs and a figure
-	$(RUN) examples/benchmarks/polar.py
-	$(RUN) examples/benchmarks/training.py
+	PYTHONPATH=examples $(RUN) -m benchmarks.factors
+	PYTHONPATH=examples $(RUN) -m benchmarks.training
 
 paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from nothing), then make the pages
 	$(RUN) examples/grokking paper

@@ -43,7 +43,7 @@ def egd(
     Args:
         learning_rate: step size or schedule. Whitened matrices move by this much in each
             direction, so it is a length, independent of the gradient's.
-        method, scale, max_stack_size: see `scale_by_egd`.
+        method: how polar factors are computed; see `scale_by_egd`.
         momentum: decay rate of an exponential moving average of the gradients, debiased, which is
             whitened in place of the gradient. None: no momentum, the paper.
         nesterov: whether to look one step ahead with the momentum, as Adam's and Muon's do.
@@ -54,8 +54,10 @@ def egd(
             bools like the parameters, or a function from the parameters to one of these.
         axes: overrides what is inferred, for the leaves that it names: `MatrixAxes`, or None to
             leave a leaf out, in all forms of `scale_by_egd`.
+        scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, decay and momentum.
+        max_stack_size: bound on working memory; see `scale_by_egd`.
 
     Returns:
         Transformation to use as an optimizer: `optax.apply_updates(params, updates)`.

@@ -1,4 +1,4 @@
-"""Gradients of real training, as float32 matrices: small runs of the package's own experiments."""
+"""Gradients of real training, as float32 matrices: small runs of the benchmarks' own network."""
 
 import functools
 
@@ -6,48 +6,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from benchmarks import modular
 from flax import nnx
 
-from egd_optax.grokking import RECIPES, Config, ModularArithmetic
-from egd_optax.grokking.train import prepare
+from egd_optax import polar, scale_by_egd
 from egd_optax.models import DecoderTransformer
 
 EPOCHS = (1, 10, 50)
+SMALL = modular.Addition(p=31, width=128, batch_size=120)
+PAPER = modular.Addition(p=97)
 
 
-SMALL = Config(task=ModularArithmetic(p=31), width=128, batch_size=120, switch_off=None)
-PAPER = RECIPES["addition-97"]
-
-
-@functools.cache
 def modular_network():
     """The first matrix's gradient with its decay term, on addition mod 31, by epoch."""
-    return _first_matrix(SMALL)
+    return gradients(SMALL)
+
+
+def recipe():
+    """The same of the paper's own network, 194 by 512 on addition mod 97: some ten seconds."""
+    return gradients(PAPER)
 
 
 @functools.cache
-def recipe():
-    """The same of the paper's own network, 194 by 512 on addition mod 97: some ten seconds."""
-    return _first_matrix(PAPER)
+def gradients(task, decay=modular.WEIGHT_DECAY):
+    """The first matrix's gradient by epoch; without the decay term of rank 2 p - 1.
 
-
-def without_decay(config):
-    """The same without the decay term: of rank 2 p - 1, since the two one-hots each sum to 1."""
-    return _first_matrix(config, decay=0.0)
-
-
-def _first_matrix(config, decay=None):
-    decay = config.weight_decay if decay is None else decay
-    state, split, run_epoch = prepare(config)
-    step = jax.jit(run_epoch)
-    gradient = jax.jit(jax.grad(run_epoch.loss))
+    For the two one-hot numbers of an input each sum to 1.
+    """
+    optimizer = modular.sgd(scale_by_egd(polar.SVD()))
+    graph, _ = task.network()
+    train, _ = task.data()
+    step = jax.jit(functools.partial(modular.epoch, task, optimizer))
+    slope = jax.jit(jax.grad(functools.partial(modular.loss, graph)))
+    state = modular.start(task, optimizer)
     found = {}
     for epoch in range(1, max(EPOCHS) + 1):
-        state, _ = step(state, split)
+        state, _ = step(state)
         if epoch in EPOCHS:
-            grads = gradient(state.params, split.train)
-            decayed = jax.tree.map(lambda g, w: g + decay * w, grads, state.params)
-            found[f"{config.task}, epoch {epoch}"] = np.asarray(decayed["hidden"]["kernel"])
+            decayed = jax.tree.map(
+                lambda g, w: g + decay * w, slope(state.params, *train), state.params
+            )
+            found[f"{task}, epoch {epoch}"] = np.asarray(decayed["hidden"]["kernel"])
     return found
 
 

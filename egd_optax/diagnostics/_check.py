@@ -191,7 +191,7 @@ def _singular_values(factor: jax.Array) -> jax.Array:
 
 
 def _random_like(leaf: Any) -> jax.Array:
-    return jax.random.normal(jax.random.key(0), leaf.shape).astype(leaf.dtype)
+    return jnp.asarray(np.random.default_rng(0).standard_normal(leaf.shape), leaf.dtype)
 
 
 def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any, Any, Any, Any]:

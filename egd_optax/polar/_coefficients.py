@@ -141,7 +141,7 @@ TABLES = {
         ),
         lower=1e-3,
         gains=(0.47, 1.15),
-        source="You, coefficients for Muon, 2025: tuned, as Jordan's; Optax and Dion use them",
+        source="You, coefficients for Muon, 2025: tuned, as Jordan's; Dion's",
     ),
     "cans": Table(
         # As published they turn a singular value of 1.00001 to 2.6, one of 1.001 to 1e23.

@@ -18,8 +18,8 @@ def default_rtol(dtype: jax.typing.DTypeLike) -> float:
 
     84 eps from 32 bits on: 1e-5 in float32, 1.9e-14 in float64. eps for shorter dtypes: their
     matrices are computed with in float32, so that only the rounding of the entries counts. It is
-    eps / 2 each, and moves singular values by less than about .8 eps / 2 sigma_1, which a flat
-    spectrum comes near to.
+    eps / 2 each, and moves singular values by at most about .85 eps / 2 sigma_1, the norm of the
+    rounding of a matrix with a flat spectrum.
     """
     eps = float(jnp.finfo(dtype).eps)
     return _RTOL_IN_EPS * eps if jnp.finfo(dtype).bits >= 32 else eps

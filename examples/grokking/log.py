@@ -177,7 +177,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def append(table: Path, part: Path) -> None:
     """Move the runs of the file `part` to the end of the file `table`, wholly or not at all."""
-    with _locked(table.parent):
+    with locked(table.parent):
         before = table.read_bytes() if table.exists() else b""
         gap = b"" if before.endswith(b"\n") or not before else b"\n"
         new = table.with_suffix(".part")
@@ -263,11 +263,15 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time do what is in the block."""
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time into the block.
+
+    Raises:
+        BlockingIOError: another process is in it, and this one does not `wait`.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)

@@ -5,6 +5,7 @@ its table's log.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from grokking.config import Config
 from grokking.experiments import Experiment
-from grokking.log import LogError, append, read_runs
+from grokking.log import LogError, append, locked, read_runs
 from grokking.outcomes import finished_runs
 from grokking.questions import EXPERIMENTS
 from grokking.session import train_logged
@@ -53,17 +54,17 @@ class Job:
 
 
 def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool) -> list[str]:
-    """Run what is missing, after saying how long it takes; return the labels of what failed.
+    """Run all that is missing, after saying how long it takes; return the labels of failures.
 
     Args:
         names: experiments; none means all of them.
         processes: runs at a time.
         logs: folder of the logs.
-        dry_run: only say what would be run.
+        dry_run: only list the runs.
 
     Raises:
         ValueError: an unknown name, no process, or a finished run with other settings.
-        OSError: `logs` is a file.
+        OSError: `logs` is a file, or another command writes to it.
     """
     known = [*EXPERIMENTS, *OTHERS]
     if unknown := [name for name in names if name not in known]:
@@ -77,14 +78,16 @@ def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool)
     others = [name for name in chosen if name in OTHERS and not _other(name, logs).exists()]
     _announce(todo, others, processes)
     if dry_run:
-        print("\n".join(f"  {name}" for name in [*(job.label for job in todo), *others]))
+        for name in [*(job.label for job in todo), *others]:
+            print(f"  {name}")
         return []
-    failed = run_all(todo, processes) if todo else []
-    for name in others:
-        print(f"{name} ...")
-        part = _other(name, logs).with_suffix(".part")
-        OTHERS[name][0](part)
-        part.replace(_other(name, logs))
+    with _alone(logs):
+        failed = run_all(todo, processes) if todo else []
+        for name in others:
+            print(f"{name} ...")
+            part = _other(name, logs).with_suffix(".part")
+            OTHERS[name][0](part)
+            part.replace(_other(name, logs))
     return failed
 
 
@@ -105,13 +108,8 @@ def jobs(experiments: Iterable[Experiment], logs: Path) -> Iterator[Job]:
             for name, config in row.runs().items():
                 label = f"{experiment.name}: {row.label}, seed {config.seed}"
                 if name not in done:
-                    yield Job(
-                        log,
-                        name,
-                        label,
-                        config,
-                        _seconds(experiment.log()).get(name, UNKNOWN_SECONDS),
-                    )
+                    seconds = _seconds(experiment.log()).get(name, UNKNOWN_SECONDS)
+                    yield Job(log, name, label, config, seconds)
                 elif done[name].config != config:
                     raise LogError(
                         f"a finished run must have the settings that the experiment asks for, and "
@@ -140,7 +138,7 @@ def run(job: Job) -> str:
 
 
 def run_all(todo: Sequence[Job], processes: int) -> list[str]:
-    """Run the longest first, `processes` at a time, each on its own core; return what failed."""
+    """Run the longest first, `processes` at a time, each on its own core; return failures."""
     context = multiprocessing.get_context("spawn")
     place = context.Value("i", 0)
     started = time.perf_counter()
@@ -163,7 +161,7 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
                 _show_running(bar, futures, processes)
         except KeyboardInterrupt:
             print("\ninterrupted; finished runs are kept, the others start again next time")
-            os._exit(130)  # the runs notice, and end, too
+            os._exit(130)  # the workers notice, and end
     return failed
 
 
@@ -179,9 +177,24 @@ def _announce(todo: Sequence[Job], others: Sequence[str], processes: int) -> Non
 
 
 def _show_running(bar: tqdm, futures: Mapping[Future, Job], processes: int) -> None:
-    """Show beside the bar what is being trained; the pool calls one more run running than is."""
+    """Show the runs in progress beside the bar; the pool counts one more than there are."""
     running = [job.label for future, job in futures.items() if not future.done()][:processes]
     bar.set_postfix_str(" | ".join(running))
+
+
+@contextlib.contextmanager
+def _alone(logs: Path) -> Iterator[None]:
+    """Refuse to run while another command writes to the same logs."""
+    parts = logs / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(parts, wait=False):
+            yield
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"one command at a time may run the experiments, and another writes to {logs}; "
+            "wait for it or choose other logs"
+        ) from error
 
 
 def _other(name: str, logs: Path) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+Floats = NDArray[np.float64]
 Dynamics = Literal["gd", "equalized"]
 CHUNK = 2**18  # training points held in memory at once
 LAST_STEP = 2**50
@@ -30,16 +31,15 @@ class ToyProblem:
     m1 = phi(s)/Q(s) and m2 = 1 + s m1; one of the "equalized" dynamics is w - eta S^-1 (S w - c).
 
     The paper prints none of these numbers for its Fig. 5, so the defaults are ours: theta and eps
-    are those of its Fig. 7, s is one standard deviation, eta is a quarter of its bound, and the
-    start lies well beyond v, so that every test point is wrong at first.
+    are those of its Fig. 7, and every test point is wrong at the start.
 
     Args:
         eps: variance of the slow feature, in (0, 1].
         s: half-width of the gap between the classes in units of z1's deviation, in [0, 30].
         theta: angle of v to the first axis in radians, in (0, pi/2).
         eta: learning rate, in (0, 1/m2], where neither coordinate overshoots.
-        start: w(0) = (u1, u2), u2 > 0 on v's side of the first axis, where Theorem 1 holds, and
-            u1 <= m1/m2, so that the test error only falls.
+        start: w(0) = (u1, u2) with u2 > 0, where Theorem 1 holds, and u1 <= m1/m2, so that the
+            test error only falls.
 
     Raises:
         ValueError: a field outside these bounds.
@@ -57,13 +57,14 @@ class ToyProblem:
     start: tuple[float, float] = (0.0, 2.0)
 
     def __post_init__(self) -> None:
+        u1, u2 = self.start
         bounds = {
-            "eps": (0.0 < self.eps <= 1.0, "in (0, 1]"),
-            "s": (0.0 <= self.s <= 30.0, "in [0, 30]"),
-            "theta": (0.0 < self.theta < math.pi / 2, "in (0, pi/2) radians"),
-            "eta": (0.0 < self.eta <= 1.0 / self.m2, f"in (0, 1/m2] = (0, {1.0 / self.m2:.6g}]"),
+            "eps": (0 < self.eps <= 1, "in (0, 1]"),
+            "s": (0 <= self.s <= 30, "in [0, 30]"),
+            "theta": (0 < self.theta < math.pi / 2, "in (0, pi/2) radians"),
+            "eta": (0 < self.eta <= 1 / self.m2, f"in (0, 1/m2] = (0, {1 / self.m2:.6g}]"),
             "start": (
-                -math.inf < self.start[0] <= self.m1 / self.m2 and 0.0 < self.start[1] < math.inf,
+                -math.inf < u1 <= self.m1 / self.m2 and 0 < u2 < math.inf,
                 f"finite, with u1 <= m1/m2 = {self.m1 / self.m2:.6g} and u2 > 0",
             ),
         }
@@ -81,54 +82,43 @@ class ToyProblem:
         """Mean of z1^2 over the training distribution."""
         return 1.0 + self.s * self.m1
 
-    def weights(self, steps: ArrayLike, dynamics: Dynamics = "gd") -> NDArray[np.float64]:
-        """Return w(k) = (mu_k, nu_k) on the population loss, in closed form.
+    @property
+    def wedge(self) -> float:
+        """Angle of v to the first axis after whitening."""
+        return math.atan(math.sqrt(self.eps) * math.tan(self.theta))
+
+    def weights(self, steps: ArrayLike, dynamics: Dynamics = "gd") -> Floats:
+        """Return w(k) = (mu_k, nu_k), (count, 2), on the population loss, in closed form.
 
         mu_k = alpha^k u1 + (1 - alpha^k) m1/m2 and nu_k = beta^k u2, where alpha = 1 - eta m2 and
-        beta = 1 - eta eps for "gd", alpha = beta = 1 - eta for "equalized": w_ols = (m1/m2, 0) has
-        no second coordinate, so nu_k decays to 0, at a rate that without eps is the same for all.
-
-        Args:
-            steps: (count,) step numbers k >= 0.
-            dynamics: "gd" or "equalized".
-
-        Returns:
-            (count, 2) float64.
+        beta = 1 - eta eps for "gd", alpha = beta = 1 - eta for "equalized".
         """
         k = np.asarray(steps)
         alpha, beta = _rates(self, np.array([self.m2, self.eps]), dynamics)
         mu = alpha**k * self.start[0] + (1.0 - alpha**k) * self.m1 / self.m2
         return np.stack([mu, beta**k * self.start[1]], axis=-1)
 
-    def error(self, steps: ArrayLike, dynamics: Dynamics = "gd") -> NDArray[np.float64]:
-        """Return Theorem 1's test error, min(1, arccos(r_k) / arccos(r)), (count,) float64.
+    def error(self, steps: ArrayLike, dynamics: Dynamics = "gd") -> Floats:
+        """Return Theorem 1's test error after each step, min(1, arccos(r_k) / arccos(r)), (count,).
 
         r_k = mu_k / sqrt(mu_k^2 + eps nu_k^2) (the paper's eq. 6 prints mu_k / nu_k) and
         r = cos theta / sqrt(cos^2 theta + eps sin^2 theta): the angles to the first axis of w(k)
-        and v after whitening. Even "equalized" errors depend on eps through this measure, a
-        little; when they leave 1, at nu_k = mu_k tan theta, does not.
+        and v after whitening.
         """
         mu, nu = self.weights(steps, dynamics).T
         # arccos(r_k) as an arctangent, which stays accurate as the angle goes to 0.
-        return np.minimum(1.0, np.arctan2(math.sqrt(self.eps) * nu, mu) / self._wedge)
+        return np.minimum(1.0, np.arctan2(math.sqrt(self.eps) * nu, mu) / self.wedge)
 
     def plateau_estimate(self, level: float = 1.0) -> float:
         """Return the corollary's number of gradient steps, log(tau) / (eta eps), to pass a level.
 
         It takes mu_k = m1/m2 and log(beta) = -eta eps. At level 1, where the paper's plateau ends,
         tau = u2 m2 / (m1 tan theta); below it tan theta becomes
-        tan(level arctan(sqrt(eps) tan theta)) / sqrt(eps), about level tan theta, which adds
-        log(1/level) / (eta eps). (The paper's tau has |tan theta| as a factor, not a divisor; they
-        agree at its pi/4, and at other angles Theorem 1 gives the divisor.) A negative value means
-        that there is no plateau.
+        tan(level arctan(sqrt(eps) tan theta)) / sqrt(eps). (The paper's tau has |tan theta| as a
+        factor; Theorem 1 makes it a divisor, and they agree at the paper's pi/4.)
         """
-        _check_level(level)
-        tangent = math.tan(level * self._wedge) / math.sqrt(self.eps)
+        tangent = math.tan(level * self.wedge) / math.sqrt(self.eps)
         return math.log(self.start[1] * self.m2 / (self.m1 * tangent)) / (self.eta * self.eps)
-
-    @property
-    def _wedge(self) -> float:
-        return math.atan(math.sqrt(self.eps) * math.tan(self.theta))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,9 +134,9 @@ class ToySample:
     """
 
     problem: ToyProblem
-    covariance: NDArray[np.float64]
-    cross: NDArray[np.float64]
-    test_points: NDArray[np.float64]
+    covariance: Floats
+    cross: Floats
+    test_points: Floats
     train_size: int
 
     @classmethod
@@ -178,8 +168,8 @@ class ToySample:
             cross += np.sign(z[:, 0]) @ z / train_size
         return cls(problem, covariance, cross, draw_test(problem, points, generator), train_size)
 
-    def weights(self, steps: ArrayLike, dynamics: Dynamics = "gd") -> NDArray[np.float64]:
-        """Return w(k), (count, 2) float64, after k steps on the training points' loss.
+    def weights(self, steps: ArrayLike, dynamics: Dynamics = "gd") -> Floats:
+        """Return w(k), (count, 2), after k steps on the training points' loss.
 
         The k-fold step w_ols + (I - eta S)^k (w(0) - w_ols), through the eigenvectors of this
         sample's own S: exact gradient descent without the loop.
@@ -190,32 +180,28 @@ class ToySample:
         rates = _rates(self.problem, eigenvalues, dynamics)
         return solution + (rates ** np.asarray(steps)[..., None] * offset) @ vectors.T
 
-    def error(self, steps: ArrayLike, dynamics: Dynamics = "gd") -> NDArray[np.float64]:
-        """Return the share of test points misclassified after each step, (count,) float64."""
+    def error(self, steps: ArrayLike, dynamics: Dynamics = "gd") -> Floats:
+        """Return the share of test points misclassified after each step, (count,)."""
         slow_over_fast = self.test_points[:, 1] / self.test_points[:, 0]
         weights = self.weights(steps, dynamics)
         # z.w and z1 differ in sign where w1 + w2 z2/z1 < 0.
         return np.array([np.mean(w[0] + w[1] * slow_over_fast < 0.0) for w in weights])
 
 
-def draw_train(
-    problem: ToyProblem, count: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
+def draw_train(problem: ToyProblem, count: int, generator: np.random.Generator) -> Floats:
     """Draw z given |z1| >= s, (count, 2): |z1| by the inverse of the normal's upper tail."""
     uniform = 1.0 - generator.random(count)
     fast = -ndtri(uniform * _upper_tail(problem.s)) * _signs(count, generator)
     return np.stack([fast, math.sqrt(problem.eps) * generator.standard_normal(count)], axis=1)
 
 
-def draw_test(
-    problem: ToyProblem, count: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
+def draw_test(problem: ToyProblem, count: int, generator: np.random.Generator) -> Floats:
     """Draw z given (z.v) z1 <= 0, (count, 2).
 
     Whitened, these are two opposite cones between the normals of the first axis and of v: a
     uniform angle and a Rayleigh radius draw them without rejection.
     """
-    angle = math.pi / 2 + problem._wedge * (1.0 - generator.random(count))
+    angle = math.pi / 2 + problem.wedge * (1.0 - generator.random(count))
     radius = _signs(count, generator) * generator.rayleigh(size=count)
     return (radius * np.stack([np.cos(angle), math.sqrt(problem.eps) * np.sin(angle)])).T
 
@@ -229,9 +215,8 @@ def plateau(model: ToyProblem | ToySample, level: float = 0.5, dynamics: Dynamic
         dynamics: "gd" or "equalized".
 
     Raises:
-        ValueError: a level outside (0, 1], or one that the error does not get below.
+        ValueError: a level that the error does not get below.
     """
-    _check_level(level)
     low, high = -1, 1
     while not model.error([high], dynamics)[0] < level:
         low, high = high, 2 * high
@@ -247,12 +232,7 @@ def plateau(model: ToyProblem | ToySample, level: float = 0.5, dynamics: Dynamic
     return high
 
 
-def _check_level(level: float) -> None:
-    if not 0.0 < level <= 1.0:
-        raise ValueError(f"level is a test error and must lie in (0, 1], got {level}; try 0.5")
-
-
-def _signs(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+def _signs(count: int, generator: np.random.Generator) -> Floats:
     return np.where(generator.integers(0, 2, count, dtype=np.int8), 1.0, -1.0)
 
 
@@ -260,10 +240,7 @@ def _upper_tail(s: float) -> float:
     return math.erfc(s / math.sqrt(2)) / 2
 
 
-def _rates(
-    problem: ToyProblem, eigenvalues: NDArray[np.float64], dynamics: Dynamics
-) -> NDArray[np.float64]:
+def _rates(problem: ToyProblem, eigenvalues: Floats, dynamics: Dynamics) -> Floats:
     if dynamics not in get_args(Dynamics):
         raise ValueError(f"dynamics must be one of gd, equalized; got {dynamics!r}")
-    curvatures = eigenvalues if dynamics == "gd" else np.ones(2)
-    return 1.0 - problem.eta * curvatures
+    return 1.0 - problem.eta * (eigenvalues if dynamics == "gd" else np.ones(2))

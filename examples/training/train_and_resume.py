@@ -4,13 +4,11 @@ Masks, a partition, injected hyperparameters, accumulated gradients, dropout and
 script. Stop it whenever you like, even by `kill -9`; the same command goes on from the last
 checkpoint and ends with the parameters, bit for bit, of a run that was never stopped.
 
-    python examples/train_and_resume.py --folder runs/digits
+    python examples/training/train_and_resume.py --folder runs/digits
 """
 
 import dataclasses
-import functools
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +22,9 @@ from flax import nnx
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from egd_optax import InferredAxes, diagnostics, infer_axes, matching, polar, scale_by_egd
+from egd_optax import diagnostics, egd, infer_axes, matching, polar
 
-METHODS = {"auto": polar.Auto(), "streaming": polar.SubspaceIteration(rank=8)}
+METHODS = {"auto": polar.Auto(), "subspace": polar.SubspaceIteration(rank=8)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Config:
         batch_size: images in a batch.
         learning_rate: of the whitened matrices at the first update; it falls to 0 as a cosine.
         adam_rate: learning rate of Adam, for what is not whitened.
-        method: how polar factors are computed; "streaming" keeps a basis in the state.
+        method: how polar factors are computed; "subspace" keeps a basis in the state.
         seed: of the initial values, the dropout and the order of the images.
     """
 
@@ -50,7 +48,7 @@ class Config:
     batch_size: int = 64
     learning_rate: float = 0.02
     adam_rate: float = 1e-3
-    method: Literal["auto", "streaming"] = "auto"
+    method: Literal["auto", "subspace"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,39 +72,26 @@ class CNN(nnx.Module):
 
 
 def build(config: Config) -> tuple[CNN, nnx.Optimizer]:
-    """Return the model and its optimizer: decay, then EGD for the kernels and Adam for the rest."""
+    """Return the model and its optimizer: EGD for the kernels, Adam for the head and the rest."""
     model = CNN(nnx.Rngs(config.seed))
-    axes = infer_axes(model)
-    print(axes)
 
     @optax.inject_hyperparams
     def recipe(learning_rate: Any, adam_rate: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.masked(optax.add_decayed_weights(1e-4), matching("kernel$")),
-            diagnostics.spectrum_monitor(axes=axes),
-            optax.partition(
-                {
-                    "matrices": optax.chain(
-                        optax.trace(0.9, nesterov=True),
-                        scale_by_egd(METHODS[config.method], axes=axes),
-                        optax.scale_by_learning_rate(learning_rate),
-                    ),
-                    "others": optax.adam(adam_rate),
-                },
-                functools.partial(labels, axes),
-            ),
+        whiten = egd(
+            learning_rate,
+            method=METHODS[config.method],
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=1e-4,
+            others=optax.adamw(adam_rate, mask=matching("kernel$")),
         )
+        return optax.chain(diagnostics.spectrum_monitor(axes=infer_axes), whiten)
 
     schedule = optax.cosine_decay_schedule(config.learning_rate, max(config.steps // 2, 1))
     transformation = optax.MultiSteps(recipe(schedule, config.adam_rate), every_k_schedule=2)
-    return model, nnx.Optimizer(model, transformation, wrt=nnx.Param)
-
-
-def labels(axes: InferredAxes, params: Any) -> Any:
-    """Return the tree of "matrices", the leaves that `axes` proposes to whiten, and "others"."""
-    chosen = [leaf.path for leaf in axes.leaves if leaf.axes is not None]
-    whitened = matching(*(f"^{re.escape(path)}$" for path in chosen))
-    return jax.tree.map(lambda yes: "matrices" if yes else "others", whitened(params))
+    trainer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
+    print(diagnostics.whitening_plan(trainer, model))
+    return model, trainer
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:

@@ -93,6 +93,20 @@ def test_no_call_gets_a_batch(name):
             assert not batched, f"{order}: {shapes}"
 
 
+def test_a_function_of_ones_own_gets_no_batch():
+    """Its own calls of LAPACK, under a user's vmap; not within a vmap of its derivative."""
+
+    def factor(x):
+        u, _, vh = jnp.linalg.svd(x, full_matrices=False)
+        return u @ vh
+
+    whiten = functools.partial(polar.polar_factor, method=factor)
+    x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+    for program in (whiten, jax.vmap(whiten), jax.grad(scalar(whiten))):
+        for shapes in lapack_calls(program, x):
+            assert all(len(shape) == 2 or shape[0] == 1 for shape in shapes if len(shape) > 1)
+
+
 def test_the_check_sees_a_batch():
     """A wrong ruler measures nothing."""
     calls = lapack_calls(jnp.linalg.eigvalsh, jax.ShapeDtypeStruct((3, 8, 8), jnp.float32))

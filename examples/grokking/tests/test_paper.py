@@ -10,7 +10,7 @@ import pytest
 
 from grokking import paper
 from grokking.experiments import Experiment, Row, published
-from grokking.log import LogError, append, read_runs
+from grokking.log import LogError, append, locked, read_runs
 from grokking.outcomes import Outcome, finished_runs
 from grokking.questions import EXPERIMENTS
 from grokking.session import train_logged
@@ -173,6 +173,13 @@ def test_other_logs_are_made_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setitem(paper.OTHERS, "toy", (lambda path: path.write_text("whole"), 1.0))
     paper.run_missing(("toy",), 1, tmp_path, dry_run=False)
     assert (tmp_path / "toy.jsonl").read_text() == "whole"
+
+
+def test_one_command_at_a_time(tmp_path):
+    (tmp_path / "parts").mkdir()
+    with locked(tmp_path / "parts"), pytest.raises(BlockingIOError, match=r"another writes to"):
+        paper.run_missing(("toy",), 1, tmp_path, dry_run=False)
+    assert not (tmp_path / "toy.jsonl").exists()
 
 
 def test_outcomes_count_runs_that_never_got_there(tiny, tmp_path):

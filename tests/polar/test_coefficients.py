@@ -1,0 +1,71 @@
+"""Coefficient tables are what their sources say, and keep what they promise."""
+
+import matrices
+import numpy as np
+import pytest
+import reference
+from methods import factor
+
+from egd_optax import polar
+from egd_optax.polar import _coefficients as coefficients
+
+
+@pytest.mark.parametrize("name", coefficients.TABLES)
+def test_polynomial_gains_lie_in_the_tables_interval(name):
+    table = coefficients.TABLES[name]
+    x = np.logspace(np.log10(table.lower), 0, 100_001)
+    low, high = table.gains
+    composed = coefficients.compose(table.rows, x)
+    assert low <= composed.min()
+    assert composed.max() <= high
+    spectrum = np.logspace(0, -1.5, 48)
+    matrix = matrices.with_spectrum((48, 160), spectrum)
+    gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(name)))
+    expected = coefficients.compose(table.rows, spectrum / np.linalg.norm(spectrum))
+    np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3)
+
+
+# Amsel et al. 2025: lower 1e-3, cushion .02407, undivided; the limit for ever after.
+PUBLISHED = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845749493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+
+
+def test_polar_express_is_the_published_table():
+    """Every row, derived again from its parameters and as shipped: for x / 1.01, the last for x."""
+    derived = coefficients.polar_express_coefficients(9, safety=1.0)
+    np.testing.assert_allclose(derived[0], PUBLISHED[0], rtol=1e-12)
+    np.testing.assert_allclose(derived[8], PUBLISHED[7], rtol=1e-12)
+    np.testing.assert_allclose(derived[:7], PUBLISHED[:7], rtol=1e-10)
+    *divided, last = coefficients.TABLES["polar_express"].rows
+    np.testing.assert_allclose(divided * 1.01 ** np.array([1, 3, 5]), PUBLISHED[:7], rtol=1e-10)
+    np.testing.assert_allclose(last, PUBLISHED[7], rtol=1e-8)  # it has not quite converged
+
+
+def test_cans_is_the_greedy_composition_to_four_decimals():
+    derived = coefficients.polar_express_coefficients(5, lower=1e-3, safety=1.01, cushion=0.0)
+    np.testing.assert_allclose(derived, coefficients.TABLES["cans"].rows, rtol=0, atol=5.1e-5)
+
+
+@pytest.mark.parametrize("name", coefficients.TABLES)
+def test_no_table_explodes_on_what_round_off_adds_to_the_norm(name):
+    table = coefficients.TABLES[name]
+    composed = coefficients.compose(table.rows, np.linspace(1, 1.01, 10_001))
+    low, high = table.gains
+    assert low <= composed.min()
+    assert composed.max() <= high
+
+
+@pytest.mark.parametrize(("steps", "lower"), [(7, 1e-3), (9, 1e-4), (12, 1e-6)])
+def test_generated_tables_reach_1e_6(steps, lower):
+    rows = polar.polar_express_coefficients(steps, lower=lower)
+    assert (
+        np.abs(coefficients.compose(rows, np.logspace(np.log10(lower), 0, 10_001)) - 1).max() < 1e-6
+    )

@@ -1,0 +1,111 @@
+"""Promises that every method keeps, whatever its accuracy."""
+
+import jax
+import jax.numpy as jnp
+import matrices
+import numpy as np
+import pytest
+import reference
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from methods import DISTINCT, EXACT, factor
+
+from egd_optax import diagnostics, polar
+
+
+@pytest.mark.parametrize("method", DISTINCT, ids=repr)
+@pytest.mark.parametrize("scale", [2.0**-100, 1e-30, 1e30])
+def test_scale_invariance(method, scale):
+    matrix = matrices.with_spectrum((48, 160), np.logspace(0, -2, 48))
+    expected = factor(matrix, method)
+    actual = factor(matrix * np.float32(scale), method)
+    # Scaling by a power of two is exact; by another number it perturbs entries by eps.
+    tolerance = 0 if scale == 2.0**-100 else 2e-4
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", DISTINCT, ids=repr)
+def test_tall_is_transposed_wide(method):
+    matrix = matrices.with_spectrum((48, 160), np.logspace(0, -2, 48))
+    np.testing.assert_array_equal(factor(matrix.T, method), factor(matrix, method).T)
+
+
+@pytest.mark.parametrize("method", DISTINCT, ids=repr)
+def test_zero_and_non_finite_slices_leave_their_neighbours_alone(method):
+    good = matrices.with_spectrum((48, 160), np.logspace(0, -2, 48))
+    bad = [good.copy(), good.copy()]
+    bad[0][3, 4], bad[1][0, 0] = np.nan, -np.inf
+    actual = factor(np.stack([good, np.zeros_like(good), *bad]), method)
+    np.testing.assert_allclose(actual[0], factor(good, method), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(actual[1], np.zeros_like(good))
+    assert np.isnan(actual[2:]).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [*((method, jnp.bfloat16) for method in DISTINCT), (polar.Halley(), jnp.float16)],
+    ids=repr,
+)
+def test_low_precision_is_whitened_in_float32(method, dtype):
+    matrix = jnp.asarray(matrices.with_spectrum((48, 160), np.logspace(0, -1, 48)), dtype)
+    actual = factor(matrix, method)
+    assert actual.dtype == dtype
+    expected = factor(matrix.astype(jnp.float32), method).astype(dtype)
+    np.testing.assert_array_equal(actual.astype(jnp.float32), expected.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("method", EXACT, ids=repr)
+def test_complex(method):
+    real, imaginary = (matrices.with_spectrum((24, 40), np.ones(24), seed=s) for s in (0, 1))
+    matrix = (real + 1j * imaginary).astype(np.complex64)
+    u, _, vh = np.linalg.svd(matrix.astype(np.complex128), full_matrices=False)
+    np.testing.assert_allclose(factor(matrix, method), u @ vh, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "spec"),
+    [
+        *((method, ("a", "b")) for method in DISTINCT),
+        *((polar.Halley(), spec) for spec in (("a", None), (None, "b"))),
+    ],
+    ids=repr,
+)
+def test_explicit_sharding_comes_back(method, spec):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    plain = matrices.with_spectrum((24, 40), np.logspace(0, -2, 24))
+    sharded = jax.device_put(plain, NamedSharding(mesh, PartitionSpec(*spec)))
+    actual = factor(sharded, method)
+    assert actual.sharding == sharded.sharding
+    np.testing.assert_allclose(actual, factor(plain, method), rtol=0, atol=1e-4)
+    report = diagnostics.polar_report(sharded, actual)
+    assert abs(report.condition - 100) < 0.1
+
+
+@pytest.mark.parametrize("method", [polar.SVD(), polar.Halley(), polar.NewtonSchulz()], ids=repr)
+@pytest.mark.parametrize("batched", [False, True])
+def test_derivatives_are_those_of_the_polar_factor(method, batched):
+    """Along a random direction, against central differences of the SVD in float64."""
+    matrix = matrices.with_spectrum((12, 20), np.linspace(1, 0.5, 12))
+    rng = np.random.default_rng(1)
+    direction, weights = rng.standard_normal((2, 12, 20)).astype(np.float32)
+
+    def loss(x):
+        stack = jnp.stack([x, 2 * x])
+        factors = jax.vmap(lambda one: polar.polar_factor(one, method))(stack)
+        return jnp.sum(weights * (factors[1] if batched else polar.polar_factor(x, method)))
+
+    step = 1e-6 * np.float64(direction)
+    up, down = (reference.polar64(np.float64(matrix) + s) for s in (step, -step))
+    expected = np.sum(weights * (up - down)) / 2e-6
+    actual = jnp.sum(jax.jit(jax.grad(loss))(jnp.asarray(matrix)) * direction)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", [polar.Halley(), polar.NewtonSchulz()], ids=repr)
+def test_derivatives_at_a_small_scale(method):
+    """The inverse of the scale times that at 1; a power of two, so but for round-off the same."""
+    matrix = jnp.asarray(matrices.with_spectrum((24, 40), np.linspace(1, 0.3, 24)))
+    weights = jnp.asarray(matrices.with_spectrum((24, 40), np.ones(24), seed=1))
+    slope = jax.grad(lambda x: jnp.vdot(weights, polar.polar_factor(x, method)))
+    np.testing.assert_allclose(
+        slope(matrix * 2.0**-70) * 2.0**-70, slope(matrix), rtol=0, atol=1e-5
+    )
