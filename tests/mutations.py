@@ -98,7 +98,12 @@ MUTATIONS = [
     Mutation("_transform", "= part_state", "= before[view.path]", "state stands still"),
     Mutation("_wrappers", "jnp.logical_or(state.switched, exceeded)", "exceeded", "no latch"),
     Mutation("_wrappers", "()) > threshold", "()) >= threshold", "switch at the threshold"),
-    Mutation("diagnostics/_check", "_LARGEST = 0.4, 1.3", "_LARGEST = 0.4, 3.0", "a doubled factor passes"),
+    Mutation(
+        "diagnostics/_check",
+        "_LARGEST = 0.4, 1.3",
+        "_LARGEST = 0.4, 3.0",
+        "a doubled factor passes",
+    ),
     Mutation(
         "diagnostics/_check",
         "lambda tree: optimizer.init(tree)",
