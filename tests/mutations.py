@@ -28,7 +28,7 @@ TESTS = {
     "_matrix_view": ("test_matrix_view.py",),
     "_scaling": ("test_transform.py",),
     "_selection": ("test_selection.py",),
-    "_transform": ("test_transform.py", "test_traps.py"),
+    "_transform": ("test_transform.py",),
     "_wrappers": ("test_wrappers.py",),
     "diagnostics/_check": ("diagnostics/test_check.py",),
     "diagnostics/_monitor": ("diagnostics/test_monitor.py",),

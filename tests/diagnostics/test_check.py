@@ -89,8 +89,8 @@ def test_what_was_not_whitened_is_said_first():
     assert lines[0] == "Whitened: 2 of 3 leaves."
     assert lines[2].split()[:1] == ["dense/kernel"]
     assert "NO" in lines[2]
-    doubled = diagnostics.check_whitening(scale_by_egd(lambda matrix: 2 * matrix), [gradient()])
-    assert doubled.failed == ["0"]
+    doubled = scale_by_egd(lambda matrix: 2 * polar.polar_factor(matrix))
+    assert diagnostics.check_whitening(doubled, [gradient()]).failed == ["0"]
 
 
 def test_a_sketch_whitens_its_rank():
