@@ -19,6 +19,8 @@ from egd_optax import (
     switch_off,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PARAMS = normal(
     {
         "conv": {"kernel": (2, 2, 3, 8), "bias": (8,)},
