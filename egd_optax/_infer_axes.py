@@ -6,6 +6,7 @@ from typing import Any
 
 from egd_optax._axes import Axes, InferredAxes, LeafAxes, check_axes, decide
 from egd_optax._matrix_view import MatrixAxes
+from egd_optax._selection import check_tree
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -69,6 +70,7 @@ def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
     References:
         Jordan et al., Muon, 2024: embeddings and heads left to AdamW, convolutions flattened.
     """
+    check_tree("infer_axes", params)
     check_axes(overrides)
     return decide(params, overrides, _by_rules)
 

@@ -8,6 +8,8 @@ from flax import nnx
 
 from egd_optax.models import MLP, DecoderTransformer, TwoLayerMLP
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def parameters(model):
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
