@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from egd_optax import _witness
-from egd_optax._axes import Axes, InferredAxes, LeafAxes
+from egd_optax._axes import WITNESS, Axes, InferredAxes, LeafAxes
 from egd_optax._checks import check_choice, check_transformation
 from egd_optax._infer_axes import infer_axes
 from egd_optax._scaling import Scale
@@ -145,7 +144,7 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
         for leaf in inferred.leaves
     )
     chosen = InferredAxes(leaves, inferred.rest)
-    if witness := _witness.current():
+    if witness := WITNESS.get():
         witness.planned(chosen)
     if chosen.unknown:
         raise ValueError(

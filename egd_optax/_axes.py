@@ -1,6 +1,7 @@
 """Decisions leaf by leaf: which axes make the matrix and why; and all forms of `axes`."""
 
 import collections
+import contextvars
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from egd_optax._selection import (
 
 Axes = Any  # its forms are in the docstring of `scale_by_egd`
 Shapes = Mapping[str, tuple[int, ...]]
+# Who looks on while `init` and `update` are traced: `diagnostics` does, at times.
+WITNESS: contextvars.ContextVar[Any] = contextvars.ContextVar("witness", default=None)
 
 LEGEND = (
     "matrix: batch of rows x columns (axes); * is any number. To change a row, name its path:\n"

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax._matrix_view import MatrixView
-from egd_optax._witness import Witness
 from egd_optax.polar._sharding import replicated, sharded_like
 
 
@@ -26,12 +25,6 @@ class Bucket:
         """Return the states of this bucket's leaves, each array with leading axis k."""
         trees = [states[view.path] for view in self.views]
         return jax.tree.map(lambda *parts: _concatenate(list(parts)), *trees)
-
-    def show(self, witness: Witness | None, stack: jax.Array, factors: jax.Array) -> None:
-        """Show each leaf's matrices and factors to a witness, if there is one."""
-        if witness is not None:
-            for view, parts in zip(self.views, self.split((stack, factors)), strict=True):
-                witness.whitened(view, *parts)
 
     def split(self, tree: Any) -> list[Any]:
         """Return `tree`, arrays with leading axis k, in parts: one tree for each view."""

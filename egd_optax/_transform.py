@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from egd_optax import _witness
-from egd_optax._axes import Axes, check_axes, literal_axes
+from egd_optax._axes import WITNESS, Axes, check_axes, literal_axes
 from egd_optax._buckets import plan_buckets, restore
 from egd_optax._checks import check_at_least, check_state
 from egd_optax._matrix_view import matrix_views
@@ -88,7 +87,7 @@ def scale_by_egd(
 
     def init(params: optax.Params) -> ScaleByEGDState:
         decided = literal_axes(params, axes)
-        if witness := _witness.current():
+        if witness := WITNESS.get():
             witness.planned(decided)
         leaves = jax.tree.leaves(params)
         states = {
@@ -107,13 +106,13 @@ def scale_by_egd(
         for bucket in plan_buckets(views, leaves, limit):
             stack = bucket.gather(leaves)
             factors, states = update_stack(method, stack, bucket.gather_states(before))
-            bucket.show(_witness.current(), stack, factors)
-            factors = factors * scale_factor(scale, *stack.shape[1:])
-            parts = bucket.split((factors, states))
-            for view, (part, part_state) in zip(bucket.views, parts, strict=True):
+            scaled = factors * scale_factor(scale, *stack.shape[1:])
+            parts = bucket.split((scaled, states, stack, factors))
+            for view, (part, after[view.path], *shown) in zip(bucket.views, parts, strict=True):
                 leaf = leaves[view.index]
                 whitened[view.index] = restore(view.to_leaf(part, like=leaf), like=leaf)
-                after[view.path] = part_state
+                if witness := WITNESS.get():
+                    witness.whitened(view, *shown)
         return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else after)
 
     return optax.GradientTransformation(init, update)

@@ -1,7 +1,9 @@
 """Two questions of whoever trains: what will be whitened, and was it?"""
 
+import contextvars
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from egd_optax._axes import InferredAxes, LeafAxes, aligned, matrix_text
+from egd_optax._axes import WITNESS, InferredAxes, LeafAxes, aligned, matrix_text
 from egd_optax._matrix_view import MatrixView
 from egd_optax._selection import is_matrix_like, leaves_by_path
-from egd_optax._witness import witnessed
 from egd_optax.polar import _lapack
 from egd_optax.polar._dtypes import working_dtype
 from egd_optax.polar._sharding import replicated
@@ -81,11 +82,9 @@ def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
         [('head/kernel', None), ('hidden/kernel', (1, 2, 8))]
     """
     optimizer, params, *_ = _plain(optimizer, params, None, None)
-    witness = _Witness()
-    with witnessed(witness):
-        jax.eval_shape(
-            lambda tree: optimizer.init(tree), params
-        )  # a function that has no trace yet
+    witness, inside = _Witness(), contextvars.copy_context()
+    fresh = functools.partial(optimizer.init)  # a function that has no trace yet
+    inside.run(witness.look_on, jax.eval_shape, fresh, params)
     return witness.plan_of(params)
 
 
@@ -119,20 +118,21 @@ def check_whitening(
         ([], 2)
     """
     optimizer, params, gradients, state = _plain(optimizer, params, gradients, state)
-    witness = _Witness()
+    if gradients is None:
+        draw = np.random.default_rng(0).standard_normal
+        gradients = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), params)
+    witness, inside = _Witness(), contextvars.copy_context()
 
     def one_update(params, gradients, state):
-        with witnessed(witness):
-            fresh = optimizer.init(params)
-            update = optax.with_extra_args_support(optimizer).update
-            return update(gradients, fresh if state is None else state, params, **extra_args)
+        first = optimizer.init(params)  # shows the plan, also where there is a state
+        update = optax.with_extra_args_support(optimizer).update
+        return update(gradients, first if state is None else state, params, **extra_args)
 
-    if gradients is None:
-        gradients = jax.tree.map(_random_like, params)
-    jax.block_until_ready(jax.jit(one_update)(params, gradients, state))
+    arguments = params, gradients, state
+    jax.block_until_ready(inside.run(witness.look_on, jax.jit(one_update), *arguments))
     jax.effects_barrier()
-    plan = witness.plan_of(params)
-    return WhiteningCheck({leaf.path: witness.check_of(leaf) for leaf in plan.leaves})
+    leaves = witness.plan_of(params).leaves
+    return WhiteningCheck({leaf.path: witness.check_of(leaf) for leaf in leaves})
 
 
 class _Witness:
@@ -141,6 +141,11 @@ class _Witness:
     def __init__(self) -> None:
         self._plan: dict[str, LeafAxes] = {}
         self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def look_on(self, function: Callable, *arguments: Any) -> Any:
+        """Call a function, and see what is whitened in it."""
+        WITNESS.set(self)
+        return function(*arguments)
 
     def planned(self, decided: InferredAxes) -> None:
         for leaf in decided.leaves:
@@ -188,10 +193,6 @@ class _Witness:
 def _singular_values(factor: jax.Array) -> jax.Array:
     wide = factor if factor.shape[0] <= factor.shape[1] else factor.mT
     return _lapack.svd(wide.astype(working_dtype(wide.dtype)))[1]
-
-
-def _random_like(leaf: Any) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal(leaf.shape), leaf.dtype)
 
 
 def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any, Any, Any, Any]:
