@@ -41,11 +41,17 @@ def plan_buckets(
 
     A leaf is never divided: one of more than `max_stack_size` entries is a bucket of its own.
     """
-    groups: dict[tuple, list[MatrixView]] = {}
+    buckets: dict[tuple, list[list[MatrixView]]] = {}
+    room: dict[tuple, int] = {}
     for view in views:
-        leaf = leaves[view.index]
-        groups.setdefault((view.m, view.n, leaf.dtype, _layout(leaf, view)), []).append(view)
-    return [bucket for group in groups.values() for bucket in _bounded(group, max_stack_size)]
+        leaf, size = leaves[view.index], view.batch * view.m * view.n
+        group = view.m, view.n, leaf.dtype, _layout(leaf, view)
+        if size > room.get(group, 0):
+            buckets.setdefault(group, []).append([])
+            room[group] = max_stack_size
+        buckets[group][-1].append(view)
+        room[group] -= size
+    return [Bucket(tuple(bucket)) for group in buckets.values() for bucket in group]
 
 
 def restore(update: jax.Array, like: jax.Array) -> jax.Array:
@@ -57,19 +63,6 @@ def restore(update: jax.Array, like: jax.Array) -> jax.Array:
     """
     update = sharded_like(update, like).astype(like.dtype)
     return jnp.where(jnp.isfinite(like), update, like)
-
-
-def _bounded(views: list[MatrixView], max_stack_size: int) -> list[Bucket]:
-    buckets: list[list[MatrixView]] = []
-    room = 0
-    for view in views:
-        size = view.batch * view.m * view.n
-        if size > room:
-            buckets.append([])
-            room = max_stack_size
-        buckets[-1].append(view)
-        room -= size
-    return [Bucket(tuple(bucket)) for bucket in buckets]
 
 
 def _layout(leaf: Any, view: MatrixView) -> Any:

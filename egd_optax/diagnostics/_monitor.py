@@ -51,15 +51,13 @@ def spectrum_monitor(
     Args:
         every: number of updates from one measurement to the next; the others cost nothing.
         axes: which axes of a leaf make the matrix; see `scale_by_egd`.
-        rtol: rank tolerance relative to sigma_1. None: that of `polar_report` for the leaf's dtype.
+        rtol: rank tolerance relative to sigma_1; see `polar_report`.
 
     Returns:
-        Transformation whose state holds a `Spectrum` for each matrix leaf: Frobenius `norm`,
-        numerical `rank`, `condition` = sigma_1 / sigma_rank and `stable_rank` = sum sigma^2 /
-        sigma_1^2. They come from the eigenvalues of the Gram matrix, which are blind below
-        1.4e-3 sigma_1 in float32: rank and condition count what lies above. The monitor after an
-        exact whitening shows the true rank, and `polar_report` sees all. Before the first update
-        and for zero gradients the norm is 0 and the rest NaN.
+        Transformation whose state holds a `Spectrum` for each matrix leaf: Frobenius `norm`; `rank`,
+        `condition` and `stable_rank` as in `polar_report`, from the Gram matrix, which is blind
+        below 1.4e-3 sigma_1 in float32. Before the first update and for zero gradients the norm is
+        0 and the rest NaN.
 
     Raises:
         ValueError: `every` below 1; see `scale_by_egd` for `axes`; at `update`, a state made for

@@ -30,22 +30,20 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
     """Report how far `factor` is from the polar factor of `matrix`, direction by direction.
 
     With U S V^H the SVD of `matrix`, the gain of direction i is g_i = u_i^H factor v_i: 1 in the
-    polar factor, sigma_i in the matrix itself. The report takes an SVD: for diagnosis, not for
-    every step.
+    polar factor, sigma_i in the matrix itself. It takes an SVD: for diagnosis, not for every step.
 
     Args:
         matrix: real or complex `(m, n)` gradient.
         factor: `(m, n)`, what a method made of it.
-        rtol: rank tolerance relative to sigma_1. None: 84 eps of the matrix's dtype, the methods'
-            default, or eps for a dtype of 16 bits, whose entries are rounded by that much; give
-            the one that the method was given.
+        rtol: rank tolerance relative to sigma_1, best the method's. None: 84 eps of the matrix's
+            dtype, or eps for a dtype of 16 bits, whose entries are rounded by that much.
 
     Returns:
         Scalars: least and largest gain over the numerical range; `null_gain`, the spectral norm of
         the factor off that range; `orthogonality_error`, the spectral norm of Q Q^H - I for the
-        factor on the range; numerical `rank`; `condition` = sigma_1 / sigma_rank; `stable_rank` =
-        sum sigma^2 / sigma_1^2; `dropped_energy`, the share of the squared Frobenius norm in
-        directions of gain below 1/2. NaN where the matrix is zero, or either is not finite.
+        factor on it; numerical `rank`; `condition` = sigma_1 / sigma_rank; `stable_rank` = sum
+        sigma^2 / sigma_1^2; `dropped_energy`, the share of the squared Frobenius norm in directions
+        of gain below 1/2. NaN where the matrix is zero, or either is not finite.
 
     Raises:
         ValueError: shapes that differ or are not `(m, n)`, or `rtol` outside [0, 0.5).
@@ -54,8 +52,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
     Examples:
         >>> import jax.numpy as jnp
         >>> from egd_optax.diagnostics import polar_report
-        >>> gradient = jnp.diag(jnp.array([2.0, 1.0, 0.0]))
-        >>> report = polar_report(gradient, jnp.eye(3))
+        >>> report = polar_report(jnp.diag(jnp.array([2.0, 1.0, 0.0])), jnp.eye(3))
         >>> float(report.condition), int(report.rank), float(report.null_gain)
         (2.0, 2, 1.0)
     """

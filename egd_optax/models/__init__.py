@@ -7,6 +7,5 @@ if importlib.util.find_spec("flax") is None:
         "egd_optax.models needs Flax, which is not installed: pip install 'egd-optax[models]'"
     )
 
-from egd_optax.models.mlp import MLP as MLP
 from egd_optax.models.mlp import TwoLayerMLP as TwoLayerMLP
 from egd_optax.models.transformer import DecoderTransformer as DecoderTransformer

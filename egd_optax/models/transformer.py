@@ -49,13 +49,6 @@ class DecoderTransformer(nnx.Module):
     Raises:
         ValueError: `width` is not a multiple of `heads`; at a call: a sequence is too long.
 
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from egd_optax.models import DecoderTransformer
-        >>> DecoderTransformer(9, 4, width=16, rngs=nnx.Rngs(0))(jnp.zeros((5, 4), jnp.int32)).shape
-        (5, 9)
-
     References:
         Lee, Kang, Kim, Lee, Grokfast, 2024, arXiv 2405.20233.
     """
