@@ -20,24 +20,7 @@ class PolarMethod(abc.ABC):
     `scale_by_egd` and `polar_factor` map it over stacks. It must hash and not change: write a
     frozen dataclass. Zero and non-finite matrices are its own affair; 16-bit ones reach it in
     float32. A method without a memory can be a function instead, from a matrix to its factor.
-
-    Examples:
-        >>> import dataclasses
-        >>> import jax.numpy as jnp
-        >>> from egd_optax import polar
-        >>> @dataclasses.dataclass(frozen=True)
-        ... class OfAverage(polar.PolarMethod):
-        ...     decay: float = 0.9
-        ...
-        ...     def init(self, matrix):
-        ...         return jnp.zeros(matrix.shape, matrix.dtype)
-        ...
-        ...     def update(self, matrix, average):
-        ...         average = self.decay * average + (1 - self.decay) * matrix
-        ...         return polar.polar_factor(average), average
-        >>> print(polar.polar_factor(jnp.diag(jnp.array([4.0, -0.5])), OfAverage()))
-        [[ 1.  0.]
-         [ 0. -1.]]
+    docs/how-to-choose.md has an example of each.
     """
 
     @abc.abstractmethod

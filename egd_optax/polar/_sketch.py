@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from egd_optax._checks import check_at_least, check_choice, check_rtol
 from egd_optax.polar._dtypes import resolve_rtol, working_dtype
 from egd_optax.polar._halley import Halley
-from egd_optax.polar._lapack import eigh, orthonormal
+from egd_optax.polar._lapack import eigh, orthonormal, reciprocal
 from egd_optax.polar._linalg import adjoint, product
-from egd_optax.polar._method import PolarMethod
+from egd_optax.polar._method import PolarMethod, State
 from egd_optax.polar._oriented import orient
 
 
@@ -26,16 +26,12 @@ class _Sketch(PolarMethod):
     rtol: float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_at_least("rank", self.rank, 1)
-        check_at_least("oversample", self.oversample, 0)
-        check_at_least("seed", self.seed, 0)
+        for name, least in (("rank", 1), ("oversample", 0), ("seed", 0)):
+            check_at_least(name, getattr(self, name), least)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed!r}.")
         check_choice("residual", self.residual, ("drop", "keep"))
         check_rtol(self.rtol)
-
-    def _width(self, m: int) -> int:
-        return min(self.rank + self.oversample, m)
 
     def _whiten(self, x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whiten the leading directions of `x` (m, n) within `basis` (m, k).
@@ -54,8 +50,8 @@ class _Sketch(PolarMethod):
         factor = product(leading, product(adjoint(turn[:, -rank:]), whitened))
         if self.residual == "keep":
             rest = x - product(leading, product(adjoint(leading), x))
-            last = _reciprocal(s[-rank], resolve_rtol(self.rtol, s.dtype) * s[-1])
-            factor = factor + last.astype(x.dtype) * rest
+            resolved = s[-rank] > resolve_rtol(self.rtol, s.dtype) * s[-1]
+            factor = factor + jnp.where(resolved, reciprocal(s[-rank]), 0).astype(x.dtype) * rest
         return factor, turned
 
 
@@ -81,12 +77,10 @@ class Randomized(_Sketch):
             smallest whitened singular value, so that it continues the spectrum below 1.
         seed: of the sketches; every step draws a fresh one, the same for all matrices.
         power_iterations: passes over G that sharpen the sketch.
-        rtol: rank tolerance relative to the largest singular value, in [0, 0.5), as `Halley`'s;
-            what lies below is neither whitened nor divided by. None: 84 eps of the working dtype.
+        rtol: rank tolerance as `Halley`'s; what lies below is neither whitened nor divided by.
 
     Raises:
-        ValueError: rank below 1, negative counts, an unknown `residual`, or `rtol` outside
-            [0, 0.5).
+        ValueError: a number out of range, or an unknown `residual`.
 
     References:
         Halko, Martinsson, Tropp, SIAM Review 53, 2011. Pasand, Dohmatob 2025,
@@ -103,13 +97,12 @@ class Randomized(_Sketch):
         del matrix
         return RandomizedState(jnp.uint32(self.seed), jnp.int32(0))
 
-    def update(
-        self, matrix: jax.Array, state: RandomizedState
-    ) -> tuple[jax.Array, RandomizedState]:
+    def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
         oriented = orient(matrix)
         x = oriented.x
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        probe = jax.random.normal(key, (x.shape[1], self._width(x.shape[0])), x.dtype)
+        width = min(self.rank + self.oversample, x.shape[0])
+        probe = jax.random.normal(key, (x.shape[1], width), x.dtype)
         basis = orthonormal(product(x, probe))
         for _ in range(self.power_iterations):
             basis = orthonormal(product(x, orthonormal(product(adjoint(x), basis))))
@@ -139,16 +132,12 @@ class SubspaceIteration(_Sketch):
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
         oversample: random columns beside the followed ones; 0 finds new directions only where
             old ones have died.
-        residual: what becomes of the rest. "drop": zeros. "keep": divided by the smallest
-            whitened singular value, so that it continues the spectrum below 1.
+        residual: what becomes of the rest; see `Randomized`.
         seed: of the random basis to begin with.
-        rtol: rank tolerance relative to the largest singular value, in [0, 0.5), as `Halley`'s;
-            what lies below is neither whitened nor divided by, and is not followed. None: 84 eps
-            of the working dtype.
+        rtol: rank tolerance as `Halley`'s; what lies below is not followed either.
 
     Raises:
-        ValueError: rank below 1, negative counts, an unknown `residual`, or `rtol` outside
-            [0, 0.5).
+        ValueError: a number out of range, or an unknown `residual`.
 
     References:
         Oja, Karhunen, J. Math. Anal. Appl. 106, 1985 (streaming PCA). Ahn et al., Dion, 2025,
@@ -156,14 +145,11 @@ class SubspaceIteration(_Sketch):
     """
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> SubspaceIterationState:
-        m = min(matrix.shape)
-        dtype = working_dtype(matrix.dtype)
-        draw = jax.random.normal(jax.random.key(self.seed), (m, self._width(m)), dtype)
+        shape = min(matrix.shape), min(self.rank + self.oversample, *matrix.shape)
+        draw = jax.random.normal(jax.random.key(self.seed), shape, working_dtype(matrix.dtype))
         return SubspaceIterationState(orthonormal(draw), jnp.uint32(self.seed), jnp.int32(0))
 
-    def update(
-        self, matrix: jax.Array, state: SubspaceIterationState
-    ) -> tuple[jax.Array, SubspaceIterationState]:
+    def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
         oriented = orient(matrix)
         x = oriented.x
         basis = orthonormal(product(x, self._probe(x, state)))
@@ -182,9 +168,3 @@ class SubspaceIteration(_Sketch):
         extra = jnp.arange(width)[None, :] < width - self.rank
         unit = followed / jnp.where(alive, lengths, jnp.ones_like(lengths)).astype(x.dtype)
         return jnp.where(alive & ~extra, unit, fresh)
-
-
-def _reciprocal(value: jax.Array, least: jax.Array) -> jax.Array:
-    """Return 1 / value, or 0 where it is at most `least`, hence round-off."""
-    resolved = value > least
-    return jnp.where(resolved, 1 / jnp.where(resolved, value, jnp.ones_like(value)), 0)

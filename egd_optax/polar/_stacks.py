@@ -17,11 +17,7 @@ from egd_optax.polar._sharding import replicated, sharded_like
 
 
 def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> PolarMethod:
-    """Return `method` as a PolarMethod: None is `Auto()`, a function is wrapped.
-
-    Raises:
-        TypeError: neither None, a method's value nor a function; or a value without a hash.
-    """
+    """Return `method` as a PolarMethod: None is `Auto()`, a function is wrapped."""
     if method is None:
         return Auto()
     check_static("method", method)
@@ -49,9 +45,7 @@ def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> 
     return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], stack.shape[0], axis=0), state)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _trace_once(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-    return checked_update(method, matrix, state)
+_trace_once = jax.jit(checked_update, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -91,10 +85,7 @@ def map_stack(function: Callable, *stacks: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def update_stack(method: PolarMethod, stack: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """Return the `(k, m, n)` polar factors of a stack and the next states.
-
-    The method is traced once, for one matrix.
-    """
+    """Return the `(k, m, n)` polar factors of a stack and the next states."""
     return map_stack(functools.partial(_update_one, method), stack, state)
 
 
@@ -112,7 +103,7 @@ def polar_factor(
 
     Returns:
         Array of the same shape, dtype and explicit sharding. By this package's methods, zero
-        matrices give zeros, and a matrix with a NaN or Inf gives NaN; its neighbours in the batch
+        matrices give zeros, and a matrix with a NaN or Inf gives NaN; its neighbors in the batch
         are untouched.
 
     Raises:
