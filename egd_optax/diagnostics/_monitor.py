@@ -54,7 +54,7 @@ def spectrum_monitor(
         rtol: rank tolerance relative to sigma_1; see `polar_report`.
 
     Returns:
-        Transformation whose state holds a `Spectrum` for each matrix leaf: Frobenius `norm`; `rank`,
+        Transformation whose state holds a `Spectrum` for each leaf: Frobenius `norm`; `rank`,
         `condition` and `stable_rank` as in `polar_report`, from the Gram matrix, which is blind
         below 1.4e-3 sigma_1 in float32. Before the first update and for zero gradients the norm is
         0 and the rest NaN.

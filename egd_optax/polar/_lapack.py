@@ -56,8 +56,8 @@ def inverse_of_lower(factor: jax.Array) -> jax.Array:
 
 
 def eigvalsh(h: jax.Array) -> jax.Array:
-    """Return the ascending eigenvalues (m,) of a Hermitian matrix (m, m)."""
-    return eigh(h)[0]
+    """Return the ascending eigenvalues (m,) of a Hermitian matrix (m, m); no derivatives."""
+    return by_platform(jnp.linalg.eigvalsh, jnp.linalg.eigvalsh)(jax.lax.stop_gradient(h))
 
 
 def inverse_root(s: jax.Array) -> jax.Array:
