@@ -57,7 +57,11 @@ def inverse_of_lower(factor: jax.Array) -> jax.Array:
 
 def eigvalsh(h: jax.Array) -> jax.Array:
     """Return the ascending eigenvalues (m,) of a Hermitian matrix (m, m); no derivatives."""
-    return by_platform(jnp.linalg.eigvalsh, jnp.linalg.eigvalsh)(jax.lax.stop_gradient(h))
+    return by_platform(cpu=_eigenvalues, default=_eigenvalues)(jax.lax.stop_gradient(h))
+
+
+def _eigenvalues(h: jax.Array) -> jax.Array:
+    return jnp.linalg.eigvalsh(h)
 
 
 def inverse_root(s: jax.Array) -> jax.Array:
