@@ -2,9 +2,8 @@
 
 import collections
 import contextvars
-import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,46 +56,31 @@ class LeafAxes(NamedTuple):
         return view.batch, view.m, view.n
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class InferredAxes(Mapping[str, MatrixAxes | None]):
+class InferredAxes(dict[str, MatrixAxes | None]):
     """Decisions about all leaves of two axes or more; prints as a table, works as `axes`.
 
-    A mapping from the path of each leaf that is explained to its `MatrixAxes`, or to None where it
-    is left out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf.
+    A dictionary from the path of each leaf that is explained to its `MatrixAxes`, or to None where
+    it is left out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf.
 
     Args:
         leaves: one `LeafAxes` (path, shape, axes, reason) for each leaf of two axes or more.
         rest: number of leaves that are no matrices: vectors, scalars, integers.
     """
 
-    leaves: tuple[LeafAxes, ...]
-    rest: int
-
-    def __getitem__(self, path: str) -> MatrixAxes | None:
-        return {leaf.path: leaf.axes for leaf in self.leaves if leaf.known}[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return (leaf.path for leaf in self.leaves if leaf.known)
-
-    def __len__(self) -> int:
-        return sum(leaf.known for leaf in self.leaves)
-
-    @property
-    def unknown(self) -> list[LeafAxes]:
-        """The leaves that nothing explains."""
-        return [leaf for leaf in self.leaves if not leaf.known]
+    def __init__(self, leaves: Iterable[LeafAxes], rest: int):
+        self.leaves, self.rest = tuple(leaves), rest
+        self.unknown = [leaf for leaf in self.leaves if not leaf.known]
+        super().__init__({leaf.path: leaf.axes for leaf in self.leaves if leaf.known})
 
     def __repr__(self) -> str:
-        whitened = sum(leaf.axes is not None for leaf in self.leaves)
-        counts = (
-            f"Whitened: {whitened}. Left out: {len(self) - whitened}. No matrices: {self.rest}."
-        )
+        left_out = sum(axes is None for axes in self.values())
+        counts = f"Whitened: {len(self) - left_out}. Left out: {left_out}. "
         unknown = f"Unknown: {len(self.unknown)}. " if self.unknown else ""
         alike = collections.defaultdict(list)
-        for leaf in sorted(self.leaves, key=lambda leaf: leaf.known):
+        for leaf in [*self.unknown, *(leaf for leaf in self.leaves if leaf.known)]:
             alike[_any_number(leaf.path), leaf.shape, leaf.axes, leaf.reason].append(leaf)
         rows = [("leaf", "shape", "matrix", "why"), *map(_row, alike.values())]
-        return "\n".join([f"{unknown}{counts}", *aligned(rows), LEGEND])
+        return "\n".join([f"{unknown}{counts}No matrices: {self.rest}.", *aligned(rows), LEGEND])
 
 
 def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> InferredAxes:

@@ -41,13 +41,12 @@ def scale_by_egd(
         method: how polar factors are computed, such as `polar.SVD()`, or a function from
             `(m, n)` to `(m, n)`. None: `polar.Auto()`, exact on every backend.
         axes: which axes of a leaf make the matrix. None: those of the leaves of two axes, and an
-            error for leaves of more. A `MatrixAxes`: for all leaves of two axes or more. A
-            mapping from paths: a key that is a leaf's whole path names that leaf, any other
-            is a pattern (`re.search`) of paths; its value is a `MatrixAxes`, or None for leaves
-            to pass through; the last match wins, and leaves without one are treated as for None.
-            A tree of such values like the parameters, or a prefix of it. Or a function from the
-            parameters to one of these, such as `infer_axes`. Optax's `MuonDimensionNumbers` is
-            taken wherever `MatrixAxes` is.
+            error for leaves of more. A `MatrixAxes`: for all leaves of two axes or more. A mapping
+            from paths to `MatrixAxes`, or to None for leaves to pass through: a key that is a
+            leaf's whole path names that leaf, any other is a pattern (`re.search`), and the last
+            match wins. A tree of such values like the parameters, or a prefix of it. Or a function
+            from the parameters to one of these, such as `infer_axes`. Optax's
+            `MuonDimensionNumbers` is taken wherever `MatrixAxes` is.
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "muon": sqrt(max(1, n / m)), Muon's. "consistent_rms": .2 sqrt(max(m, n)),
             AdamW's update size. Or a function (m, n) -> factor.
@@ -57,15 +56,15 @@ def scale_by_egd(
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.
         Leaves that are 0-D, 1-D, empty, integer, None or masked pass through; low-precision
-        leaves are whitened in float32. A matrix with a NaN or Inf becomes non-finite, the others
-        do not. Under `jit` with automatic sharding, leaves of one shape and several layouts may
-        come back in one layout; `max_stack_size=1` keeps them apart.
+        leaves are whitened in float32. A matrix with a NaN or Inf becomes non-finite alone. Under
+        `jit` with automatic sharding, leaves of one shape and several layouts may come back in one
+        layout; `max_stack_size=1` keeps them apart.
 
     Raises:
         TypeError: something that is not a method or not axes.
-        ValueError: unknown scale, `max_stack_size` below 1; at `init`, a leaf of more than two
-            axes that `axes` does not name, axes that do not fit their leaf, or a pattern of your
-            own in `axes` that matches no leaf; at `update`, a state made for other leaves.
+        ValueError: a value out of range; at `init`, a leaf of more than two axes without a name in
+            `axes`, axes that do not fit their leaf, or a pattern that matches no leaf; at `update`,
+            a state made for other leaves.
 
     Examples:
         >>> import jax.numpy as jnp, optax

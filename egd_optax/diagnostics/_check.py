@@ -70,16 +70,14 @@ def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
         params: what its `init` gets, arrays or shapes; for an `nnx.Optimizer`, the model.
 
     Returns:
-        `InferredAxes`, which prints as a table: for each leaf of two axes or more its matrix, or
-        why it is left out.
+        `InferredAxes`, which prints as a table: the matrix of each leaf, or why it is left out.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from egd_optax import diagnostics, egd
-        >>> params = {"hidden": {"kernel": jnp.ones((2, 8))}, "head": {"kernel": jnp.ones((8, 3))}}
-        >>> plan = diagnostics.whitening_plan(egd(0.1), params)
-        >>> [(leaf.path, leaf.matrix) for leaf in plan.leaves]
-        [('head/kernel', None), ('hidden/kernel', (1, 2, 8))]
+        >>> diagnostics.whitening_plan(egd(0.1), {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(8)})
+        Whitened: 1. Left out: 0. No matrices: 1.
+        ...
     """
     optimizer, params, *_ = _plain(optimizer, params, None, None)
     witness, inside = _Witness(), contextvars.copy_context()
@@ -93,8 +91,7 @@ def check_whitening(
 ) -> WhiteningCheck:
     """Run one more update beside the training, and tell leaf by leaf whether it whitened.
 
-    It looks at the factors themselves, before scale, learning rate and decay. Nothing is changed:
-    the updates and the new state are dropped.
+    It looks at the factors themselves, before scale, learning rate and decay, and changes nothing.
 
     Args:
         optimizer: any Optax transformation with a whitening inside, however it is wrapped; its
@@ -105,9 +102,8 @@ def check_whitening(
         **extra_args: what else its `update` takes, such as `metric` for `switch_off`.
 
     Returns:
-        `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table; `.failed`
-        lists the leaves that were to be whitened and were not. A sketch whitens fewer
-        `directions` than a matrix has.
+        `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table. `.failed`
+        lists what was to be whitened and was not; a sketch whitens some directions only.
 
     Examples:
         >>> import jax.numpy as jnp

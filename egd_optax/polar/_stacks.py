@@ -103,8 +103,7 @@ def polar_factor(
 
     Returns:
         Array of the same shape, dtype and explicit sharding. By this package's methods, zero
-        matrices give zeros, and a matrix with a NaN or Inf gives NaN; its neighbors in the batch
-        are untouched.
+        matrices give zeros, and a matrix with a NaN or Inf gives NaN, its neighbors do not.
 
     Raises:
         ValueError: fewer than two axes.
@@ -122,13 +121,9 @@ def polar_factor(
     """
     matrices = as_array(matrices, "polar_factor")
     if matrices.ndim < 2:
-        raise ValueError(
-            f"polar_factor needs matrices of shape (*batch, m, n), got shape {matrices.shape}."
-        )
+        raise ValueError(f"polar_factor needs the shape (*batch, m, n), got {matrices.shape}.")
     if not jnp.issubdtype(matrices.dtype, jnp.inexact):
-        raise TypeError(
-            f"polar_factor needs floating-point matrices, got dtype {matrices.dtype}; cast first."
-        )
+        raise TypeError(f"polar_factor needs floating-point matrices, got {matrices.dtype}.")
     if matrices.size == 0:
         return matrices
     method = as_method(method)
