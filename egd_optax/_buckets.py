@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax._matrix_view import MatrixView
-from egd_optax.polar._sharding import replicated, sharded_like
+from egd_optax.polar._stacks import replicated, sharded_like
 
 
 @dataclasses.dataclass(frozen=True)

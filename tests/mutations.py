@@ -31,8 +31,7 @@ TESTS = {
     "_transform": ("test_transform.py",),
     "_wrappers": ("test_wrappers.py",),
     "diagnostics/_check": ("diagnostics/test_check.py",),
-    "diagnostics/_monitor": ("diagnostics/test_monitor.py",),
-    "diagnostics/_report": ("diagnostics/test_report.py",),
+    "diagnostics/_spectra": ("diagnostics/test_monitor.py", "diagnostics/test_report.py"),
 }
 
 
@@ -110,21 +109,21 @@ MUTATIONS = [
         "optimizer.init",
         "a plan from an old trace",
     ),
-    Mutation("diagnostics/_monitor", "% every == 0", "% every == 1", "measured one step late"),
+    Mutation("diagnostics/_spectra", "% every == 0", "% every == 1", "measured one step late"),
     Mutation(
-        "diagnostics/_monitor",
+        "diagnostics/_spectra",
         "resolve_rtol(rtol, matrix.dtype)",
         "resolve_rtol(rtol, s.dtype)",
         "bfloat16 by float32's tolerance",
     ),
-    Mutation("diagnostics/_report", "rows * jnp.conj(vh)", "rows * vh", "missing conj"),
+    Mutation("diagnostics/_spectra", "rows * jnp.conj(vh)", "rows * vh", "missing conj"),
     Mutation(
-        "diagnostics/_report",
+        "diagnostics/_spectra",
         "resolve_rtol(rtol, matrix.dtype)",
         "resolve_rtol(rtol, s.dtype)",
         "bfloat16 by float32's tolerance",
     ),
-    Mutation("diagnostics/_report", "gains < 0.5", "gains > 0.5", "kept energy for dropped"),
+    Mutation("diagnostics/_spectra", "gains < 0.5", "gains > 0.5", "kept energy for dropped"),
     Mutation("polar/_dtypes", "_RTOL_IN_EPS = 84.0", "_RTOL_IN_EPS = 840.0", "tolerance times ten"),
     Mutation("polar/_halley", "4.375 * error2", "4.0 * error2", "a coefficient of the filter"),
     Mutation(

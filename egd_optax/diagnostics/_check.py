@@ -16,8 +16,7 @@ from egd_optax._matrix_view import MatrixView
 from egd_optax._selection import is_matrix_like, leaves_by_path
 from egd_optax.polar import _lapack
 from egd_optax.polar._dtypes import working_dtype
-from egd_optax.polar._sharding import replicated
-from egd_optax.polar._stacks import map_stack
+from egd_optax.polar._stacks import map_stack, replicated
 
 # Singular values of a factor: the tables' gains lie in .47 to 1.21, what was dropped lies below.
 _LEAST, _LARGEST = 0.4, 1.3

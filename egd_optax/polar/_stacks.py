@@ -13,7 +13,6 @@ from egd_optax.polar._auto import Auto
 from egd_optax.polar._dtypes import working_dtype
 from egd_optax.polar._lapack import by_platform
 from egd_optax.polar._method import Custom, PolarMethod, State, checked_update
-from egd_optax.polar._sharding import replicated, sharded_like
 
 
 def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> PolarMethod:
@@ -131,3 +130,28 @@ def polar_factor(
     stack = replicated(matrices).reshape(shape)
     factors, _ = update_stack(method, stack, init_stack(method, stack))
     return sharded_like(factors.reshape(matrices.shape), matrices)
+
+
+def replicated(leaf: jax.Array) -> jax.Array:
+    """Return the leaf on every device where its sharding is part of its type.
+
+    Explicit sharding leaves the choice to the program; automatic sharding, to the compiler.
+    """
+    sharding = _explicit(leaf)
+    if sharding is None:
+        return leaf
+    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.reshard(leaf, whole)
+
+
+def sharded_like(value: jax.Array, like: jax.Array) -> jax.Array:
+    """Return the value with the sharding of `like` where that is part of its type."""
+    sharding = _explicit(like)
+    return value if sharding is None else jax.sharding.reshard(value, sharding)
+
+
+def _explicit(leaf: Any) -> Any:
+    """Return the sharding in the leaf's type, None where the compiler decides."""
+    sharding = jax.typeof(leaf).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    return sharding if explicit else None

@@ -16,7 +16,7 @@ from methods import METHODS
 
 from egd_optax import polar
 from egd_optax.polar import _lapack
-from egd_optax.polar._inverse import inverse
+from egd_optax.polar._lapack import inverse
 from egd_optax.polar._linalg import adjoint
 from egd_optax.polar._stacks import map_stack
 
