@@ -35,9 +35,8 @@ def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -
 
 def is_matrix_like(leaf: Any) -> bool:
     """Return whether a leaf has entries to whiten: inexact, not empty, two axes or more."""
-    return (
-        getattr(leaf, "ndim", 0) >= 2 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    )
+    several = getattr(leaf, "ndim", 0) >= 2 and leaf.size > 0
+    return several and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def is_partial(tree: PyTree) -> bool:
@@ -52,10 +51,7 @@ def is_placeholder(params: PyTree) -> bool:
 
 
 def by_path(params: PyTree, states: dict[str, Any]) -> Any:
-    """Return the states of the leaves by path, or one leaf that stands for them.
-
-    `optax.tree.map_params` has to see that they are not parameters, whatever their paths.
-    """
+    """Return the states by path, or for `optax.tree.map_params` one leaf that is no parameter."""
     return jnp.zeros(()) if is_placeholder(params) else states
 
 

@@ -73,10 +73,8 @@ MUTATIONS = [
         "Optax's axes swapped",
     ),
     Mutation("_buckets", "(view.batch for view in self", "(1 for view in self", "parts mixed up"),
-    Mutation("_buckets", "if size > room:", "if size > room + 1:", "stacks over their bound"),
-    Mutation(
-        "_buckets", "leaf.dtype, _layout(leaf, view))", "_layout(leaf, view))", "dtypes mixed"
-    ),
+    Mutation("_buckets", "room.get(group, 0):", "room.get(group, 0) + 1:", "stack over its bound"),
+    Mutation("_buckets", "leaf.dtype, _layout(leaf", "_layout(leaf", "dtypes mixed"),
     Mutation("_checks", "if needed.get(key) != given.get(key)", "if False", "state not checked"),
     Mutation(
         "_infer_axes",
@@ -94,7 +92,7 @@ MUTATIONS = [
     Mutation("_selection", "and not any(p.search(name) for p in unwanted)", "", "no exclusion"),
     Mutation("_selection", "if not is_partial(tree):", "if True:", "a masked part must match"),
     Mutation("_transform", "* scale_factor(scale, *stack.shape[1:])", "* 1.0", "scale dropped"),
-    Mutation("_transform", "= part_state", "= before[view.path]", "state stands still"),
+    Mutation("_transform", "else after)", "else before)", "state stands still"),
     Mutation("_wrappers", "jnp.logical_or(state.switched, exceeded)", "exceeded", "no latch"),
     Mutation("_wrappers", "()) > threshold", "()) >= threshold", "switch at the threshold"),
     Mutation(
@@ -105,22 +103,22 @@ MUTATIONS = [
     ),
     Mutation(
         "diagnostics/_check",
-        "lambda tree: optimizer.init(tree)",
+        "functools.partial(optimizer.init)",
         "optimizer.init",
         "a plan from an old trace",
     ),
     Mutation("diagnostics/_spectra", "% every == 0", "% every == 1", "measured one step late"),
     Mutation(
         "diagnostics/_spectra",
-        "resolve_rtol(rtol, matrix.dtype)",
-        "resolve_rtol(rtol, s.dtype)",
+        "max(resolve_rtol(rtol, matrix.dtype)",
+        "max(resolve_rtol(rtol, s.dtype)",
         "bfloat16 by float32's tolerance",
     ),
     Mutation("diagnostics/_spectra", "rows * jnp.conj(vh)", "rows * vh", "missing conj"),
     Mutation(
         "diagnostics/_spectra",
-        "resolve_rtol(rtol, matrix.dtype)",
-        "resolve_rtol(rtol, s.dtype)",
+        "least = resolve_rtol(rtol, matrix.dtype)",
+        "least = resolve_rtol(rtol, s.dtype)",
         "bfloat16 by float32's tolerance",
     ),
     Mutation("diagnostics/_spectra", "gains < 0.5", "gains > 0.5", "kept energy for dropped"),
