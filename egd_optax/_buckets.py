@@ -34,13 +34,8 @@ class Bucket:
         ]
 
 
-def plan_buckets(
-    views: list[MatrixView], leaves: list[jax.Array], max_stack_size: int
-) -> list[Bucket]:
-    """Group views of equal shape, dtype and sharding, at most `max_stack_size` entries each.
-
-    A leaf is never divided: one of more than `max_stack_size` entries is a bucket of its own.
-    """
+def plan_buckets(views: list[MatrixView], leaves: list[Any], max_stack_size: int) -> list[Bucket]:
+    """Group views of equal shape, dtype and sharding; a leaf is never divided."""
     buckets: dict[tuple, list[list[MatrixView]]] = {}
     room: dict[tuple, int] = {}
     for view in views:
@@ -55,11 +50,10 @@ def plan_buckets(
 
 
 def restore(update: jax.Array, like: jax.Array) -> jax.Array:
-    """Return `update` with the dtype and the sharding of the leaf `like`.
+    """Return `update` with the dtype and the sharding of the leaf `like`, and its NaN and Inf.
 
-    Non-finite entries stay what they are. The entry-wise choice also tells the partitioner to lay
-    the update out like the leaf, which a decomposition in between would make it forget;
-    `shard_alike` is no help: JAX gives equal shapes one group, different layouts or not.
+    The entry-wise choice tells the partitioner to lay the update out like the leaf, which a
+    decomposition in between makes it forget; `shard_alike` merges the layouts of equal shapes.
     """
     update = sharded_like(update, like).astype(like.dtype)
     return jnp.where(jnp.isfinite(like), update, like)

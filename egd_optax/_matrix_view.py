@@ -23,11 +23,8 @@ class MatrixAxes:
         ValueError: no rows or columns, or an axis named twice.
 
     Examples:
-        A convolution kernel (height, width, in, out) as one (height width in) x out matrix:
-
         >>> from egd_optax import MatrixAxes
-        >>> MatrixAxes(rows=(0, 1, 2), columns=3)
-        MatrixAxes(rows=(0, 1, 2), columns=3)
+        >>> convolution = MatrixAxes(rows=(0, 1, 2), columns=3)  # (height width in) x out
     """
 
     rows: int | tuple[int, ...]

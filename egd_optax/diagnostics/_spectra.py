@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from egd_optax._axes import Axes, check_axes, literal_axes
@@ -70,8 +71,7 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
             "polar_report needs one matrix and its factor, both (m, n), got "
             f"{matrix.shape} and {factor.shape}; reshape other leaves to rows x columns."
         )
-    matrix, factor = replicated(matrix), replicated(factor)
-    oriented = orient(matrix)
+    oriented, factor = orient(replicated(matrix)), replicated(factor)
     turned = factor if factor.shape == oriented.x.shape else factor.mT
     u, s, vh = _lapack.svd(oriented.x)
     least = resolve_rtol(rtol, matrix.dtype)
@@ -83,8 +83,8 @@ def polar_report(matrix: jax.Array, factor: jax.Array, *, rtol: float | None = N
     report = PolarReport(
         gain_min=jnp.min(jnp.where(kept, gains, jnp.inf)),
         gain_max=jnp.max(jnp.where(kept, gains, -jnp.inf)),
-        null_gain=_spectral_norm(jnp.where(kept[:, None], 0, rows)),
-        orthogonality_error=_spectral_norm(product(on_range, adjoint(on_range)) - identity),
+        null_gain=_lapack.svd(jnp.where(kept[:, None], 0, rows))[1][0],
+        orthogonality_error=_lapack.svd(product(on_range, adjoint(on_range)) - identity)[1][0],
         **_spectral_figures(s, least),
         dropped_energy=jnp.sum(jnp.where(gains < 0.5, s**2, 0)) / jnp.sum(s**2),
     )
@@ -101,7 +101,7 @@ class Spectrum(NamedTuple):
     stable_rank: jax.Array
 
 
-_NOTHING = (0.0, jnp.nan, jnp.nan, jnp.nan)
+_EMPTY = tuple(np.float32(x) for x in (0.0, np.nan, np.nan, np.nan))
 
 
 class SpectrumMonitorState(NamedTuple):
@@ -152,12 +152,8 @@ def spectrum_monitor(
 
     def init(params):
         views = matrix_views(params, literal_axes(params, axes))
-        # An array for each figure: one buffer in several places could not be donated.
-        nothing = {
-            view.path: Spectrum(*(jnp.full(view.batch, x, "float32") for x in _NOTHING))
-            for view in views
-        }
-        return SpectrumMonitorState(jnp.zeros((), jnp.int32), by_path(params, nothing))
+        empty = {view.path: Spectrum(*(jnp.full(view.batch, x) for x in _EMPTY)) for view in views}
+        return SpectrumMonitorState(jnp.zeros((), jnp.int32), by_path(params, empty))
 
     def update(updates, state, params=None):
         del params
@@ -179,19 +175,15 @@ def read_spectra(state: Any) -> list[dict[str, Spectrum]]:
     """Return the figures of all spectrum monitors within an optimizer's state, in chain order.
 
     Args:
-        state: any optimizer state: chained, masked, partitioned, injected.
+        state: any optimizer state, chained, masked or injected; of an `nnx.Optimizer`, `opt_state`.
 
     Returns:
-        A dictionary from the leaf's path to its `Spectrum`, of arrays, for each monitor; empty
-        without one. Pass the state itself: of an `nnx.Optimizer`, its `opt_state`.
+        A dictionary from paths to `Spectrum` for each monitor; an empty list without one.
     """
-
-    def is_monitor(node):
-        return isinstance(node, SpectrumMonitorState)
-
-    found = filter(is_monitor, jax.tree.leaves(state, is_leaf=is_monitor))
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, SpectrumMonitorState))
+    found = [node.spectra for node in nodes if isinstance(node, SpectrumMonitorState)]
     # Plain arrays: nnx keeps a variable around each.
-    return [{path: Spectrum(*jax.tree.leaves(x)) for path, x in m.spectra.items()} for m in found]
+    return [{path: Spectrum(*jax.tree.leaves(x)) for path, x in each.items()} for each in found]
 
 
 def _spectrum(matrix: jax.Array, rtol: float | None) -> Spectrum:
@@ -205,10 +197,6 @@ def _spectrum(matrix: jax.Array, rtol: float | None) -> Spectrum:
     largest, unit = (jnp.max(jnp.abs(x)).astype("float32") for x in (matrix, oriented.x))
     norm = jnp.linalg.norm(oriented.x).astype("float32") / unit  # squares of 1e30 do not fit
     return Spectrum(norm=norm * largest, **figures)
-
-
-def _spectral_norm(x: jax.Array) -> jax.Array:
-    return jnp.max(_lapack.svd(x)[1])
 
 
 def _spectral_figures(s: jax.Array, rtol: float) -> dict[str, jax.Array]:

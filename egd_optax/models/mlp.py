@@ -1,6 +1,7 @@
 """The two-layer ReLU network of the paper, for arithmetic and parity."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +9,6 @@ from flax import nnx
 
 # N(0, 1) * sqrt(2 / fan_in), not truncated
 HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
-
-
-class VectorReadout(nnx.Module):
-    """Map features (..., width) to (...); the kernel is a vector (width,), never whitened."""
-
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        scale = (2.0 / width) ** 0.5
-        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (width,), jnp.float32))
-
-    def __call__(self, features: jax.Array) -> jax.Array:
-        return features @ self.kernel[...]
 
 
 class TwoLayerMLP(nnx.Module):
@@ -46,12 +36,13 @@ class TwoLayerMLP(nnx.Module):
     ):
         linear = functools.partial(nnx.Linear, kernel_init=HE_NORMAL, rngs=rngs)
         self.hidden = linear(in_features, width, bias_init=nnx.initializers.normal(bias_scale))
-        self.readout = (
-            VectorReadout(width, rngs=rngs)
-            if out_features is None
-            else linear(width, out_features, use_bias=False)
-        )
+        self.readout: Any
+        if out_features is None:  # a vector is never whitened
+            kernel = jax.random.normal(rngs.params(), (width,), jnp.float32)
+            self.readout = nnx.Dict(kernel=nnx.Param((2.0 / width) ** 0.5 * kernel))
+        else:
+            self.readout = linear(width, out_features, use_bias=False)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Map inputs (..., in_features) to outputs (..., out_features), or (...)."""
-        return self.readout(nnx.relu(self.hidden(inputs)))
+        return nnx.relu(self.hidden(inputs)) @ self.readout.kernel[...]

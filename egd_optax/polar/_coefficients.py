@@ -16,14 +16,13 @@ def polar_express_coefficients(
 ) -> Rows:
     """Derive the rows of Polar Express: a greedy composition of minimax odd quintics.
 
-    Each row minimizes max |1 - p(x)| over the interval that the rows before it map
-    [lower, 1] to, which makes the composition optimal among compositions of quintics.
+    Each row minimizes max |1 - p(x)| over the interval that the rows before it map [lower, 1] to.
 
     Args:
         steps: number of rows, at least 1.
         lower: relative singular value from which the gains are to be near 1, in (0, 1).
-        safety: rows but the last are those for x / safety, so that singular values up to
-            `safety` do not explode under round-off. 1 for none.
+        safety: rows but the last are those for x / safety, so that singular values up to `safety`
+            do not explode under round-off. 1 for none.
         cushion: least ratio of the interval's ends that a row is optimized for; keeps early rows
             from overshooting in low precision. 0 for none: with five steps these are the rows of
             CANS (Grishina et al. 2025, arXiv 2506.10935) to four decimals.
@@ -40,8 +39,8 @@ def polar_express_coefficients(
     check_at_least("steps", steps, 1)
     if not 0 < lower < 1 or not 1 <= safety < 2 or not 0 <= cushion < 1:
         raise ValueError(
-            "polar_express_coefficients needs lower in (0, 1), safety in [1, 2) and cushion in "
-            f"[0, 1), got lower={lower}, safety={safety}, cushion={cushion}."
+            "lower must lie in (0, 1), safety in [1, 2) and cushion in [0, 1), got "
+            f"{lower}, {safety} and {cushion}."
         )
     rows, low, high = [], lower, 1.0
     for _ in range(steps):

@@ -36,8 +36,8 @@ class Halley(Exact):
         ValueError: `rtol` outside [0, 0.5).
 
     References:
-        Nakatsukasa, Bai, Gygi, SIAM J. Matrix Anal. Appl. 31, 2010 (the weights). Nakatsukasa,
-        Higham, SIAM J. Sci. Comput. 35, 2013 (Cholesky form).
+        Nakatsukasa, Bai, Gygi, SIAM J. Matrix Anal. Appl. 31, 2010. Nakatsukasa, Higham, SIAM J.
+        Sci. Comput. 35, 2013.
     """
 
     def factor(self, matrix: jax.Array) -> jax.Array:

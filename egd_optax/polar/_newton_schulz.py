@@ -23,8 +23,7 @@ class NewtonSchulz(Stateless):
     """Approximate polar factor by odd quintics X <- a X + (b A + c A^2) X, A = X X^H.
 
     Products are at JAX's default matmul precision. On CPU, where that is the dtype's own, wide
-    matrices in at least float32 take two or three steps at a time on A alone (Gram
-    Newton-Schulz); with shorter products, the default elsewhere, that would amplify round-off.
+    matrices take two or three steps at a time on A alone (Gram Newton-Schulz).
 
     Accuracy class: polynomial. Singular values above 1e-3 of the Frobenius norm get the gains of
     their table (docs/how-to-choose.md); the ones below stay small. There is no rank tolerance,
@@ -65,9 +64,8 @@ class NewtonSchulz(Stateless):
     @property
     def rows(self) -> Rows:
         """The rows that one call runs through, in order."""
-        rows = (
-            TABLES[self.coefficients] if isinstance(self.coefficients, str) else self.coefficients
-        )
+        given = self.coefficients
+        rows = TABLES[given] if isinstance(given, str) else given
         steps = len(rows) if self.steps is None else self.steps
         return rows[:steps] + rows[-1:] * (steps - len(rows))
 
@@ -92,7 +90,7 @@ def _as_rows(coefficients: Any) -> Rows:
         table = np.array([[float(x) for x in row] for row in coefficients])
     except (TypeError, ValueError):
         table = np.empty(0)
-    if table.ndim != 2 or table.shape[1] != 3 or not np.isfinite(table).all():
+    if table.shape[1:] != (3,) or not np.isfinite(table).all() or not len(table):
         raise ValueError(
             "coefficients must be a table's name or finite rows (a, b, c), got "
             f"{coefficients!r}; a number of steps is `steps`."

@@ -66,9 +66,8 @@ class RandomizedState(NamedTuple):
 class Randomized(_Sketch):
     """Polar factor of the leading `rank` directions, found by a random projection.
 
-    Q = orth(G Omega) with Omega Gaussian, refined by power iterations; then the polar
-    factor of the small Q^H G. No SVD: thin QR, products and one small eigh.
-    Accuracy class: sketch.
+    Q = orth(G Omega) with Omega Gaussian, refined by power iterations; then the polar factor of the
+    small Q^H G. No SVD: thin QR, products and one small eigh. Accuracy class: sketch.
 
     Args:
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
@@ -83,8 +82,7 @@ class Randomized(_Sketch):
         ValueError: a number out of range, or an unknown `residual`.
 
     References:
-        Halko, Martinsson, Tropp, SIAM Review 53, 2011. Pasand, Dohmatob 2025,
-        arXiv 2510.04930, Algorithm 3.
+        Halko, Martinsson, Tropp, SIAM Review 53, 2011. arXiv 2510.04930, Algorithm 3.
     """
 
     power_iterations: int = 2
@@ -122,16 +120,14 @@ class SubspaceIterationState(NamedTuple):
 class SubspaceIteration(_Sketch):
     """Polar factor of the leading `rank` directions, followed from step to step.
 
-    The basis of the last step, turned to its singular directions, is carried through
-    one power iteration, Q <- orth(G normalize(G^H Q)): gradients turn slowly, so a single pass
-    does what `Randomized` needs several for. One thin QR and one small eigh a step. Random columns
-    in place of the extra directions, and of any that the gradient has left, find new ones.
+    The basis of the last step is carried through one power iteration, Q <- orth(G normalize(G^H
+    Q)): gradients turn slowly, so a single pass does what `Randomized` needs several for. Random
+    columns in place of the extra directions, and of any that the gradient has left, find new ones.
     Accuracy class: sketch, after the first few steps.
 
     Args:
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
-        oversample: random columns beside the followed ones; 0 finds new directions only where
-            old ones have died.
+        oversample: random columns beside the followed ones, which find new directions.
         residual: what becomes of the rest; see `Randomized`.
         seed: of the random basis to begin with.
         rtol: rank tolerance as `Halley`'s; what lies below is not followed either.
@@ -140,8 +136,7 @@ class SubspaceIteration(_Sketch):
         ValueError: a number out of range, or an unknown `residual`.
 
     References:
-        Oja, Karhunen, J. Math. Anal. Appl. 106, 1985 (streaming PCA). Ahn et al., Dion, 2025,
-        arXiv 2504.05295 (warm-started power iteration).
+        Oja, Karhunen, J. Math. Anal. Appl. 106, 1985. Ahn et al., Dion, 2025, arXiv 2504.05295.
     """
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> SubspaceIterationState:
