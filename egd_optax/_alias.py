@@ -67,14 +67,12 @@ def egd(
         TypeError: `others` is no transformation, `learning_rate` no number and no schedule.
 
     Examples:
-        >>> import jax.numpy as jnp, optax
+        >>> import jax.numpy as jnp
         >>> from egd_optax import egd
-        >>> params = {"kernel": 2 * jnp.eye(2), "bias": jnp.ones(2)}
-        >>> optimizer = egd(0.5)
+        >>> params, optimizer = {"kernel": 2 * jnp.eye(2), "bias": jnp.ones(2)}, egd(0.5)
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-        >>> print(optax.apply_updates(params, updates)["kernel"])
-        [[1.5 0. ]
-         [0.  1.5]]
+        >>> print(updates["kernel"].diagonal())
+        [-0.5 -0.5]
 
     References:
         Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.

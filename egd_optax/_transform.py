@@ -10,7 +10,7 @@ from egd_optax._axes import WITNESS, Axes, check_axes, literal_axes
 from egd_optax._buckets import plan_buckets, restore
 from egd_optax._checks import check_at_least, check_state
 from egd_optax._matrix_view import matrix_views
-from egd_optax._scaling import Scale, check_scale, scale_factor
+from egd_optax._scaling import Scale, scale_rule
 from egd_optax._selection import by_path
 from egd_optax.polar._method import PolarMethod, Stateless
 from egd_optax.polar._stacks import as_method, init_stack, update_stack
@@ -74,12 +74,12 @@ def scale_by_egd(
         >>> state = optimizer.init(params)
 
     References:
-        Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.
-        Carlson et al., Preconditioned Spectral Descent, NeurIPS 2015. Jordan et al., Muon, 2024.
+        Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930. Carlson et al.,
+        Preconditioned Spectral Descent, NeurIPS 2015. Jordan et al., Muon, 2024.
     """
     method = as_method(method)
     check_axes(axes)
-    check_scale(scale)
+    rule = scale_rule(scale)
     limit = MAX_STACK_SIZE if max_stack_size is None else max_stack_size
     check_at_least("max_stack_size", limit, 1)
     stateless = isinstance(method, Stateless)
@@ -105,7 +105,7 @@ def scale_by_egd(
         for bucket in plan_buckets(views, leaves, limit):
             stack = bucket.gather(leaves)
             factors, states = update_stack(method, stack, bucket.gather_states(before))
-            scaled = factors * scale_factor(scale, *stack.shape[1:])
+            scaled = factors * rule(*stack.shape[1:])
             parts = bucket.split((scaled, states, stack, factors))
             for view, (part, after[view.path], *shown) in zip(bucket.views, parts, strict=True):
                 leaf = leaves[view.index]

@@ -91,7 +91,7 @@ MUTATIONS = [
     Mutation("_scaling", "max(1.0, n / m)", "max(1.0, m / n)", "fan-in for fan-out"),
     Mutation("_selection", "and not any(p.search(name) for p in unwanted)", "", "no exclusion"),
     Mutation("_selection", "if not is_partial(tree):", "if True:", "a masked part must match"),
-    Mutation("_transform", "* scale_factor(scale, *stack.shape[1:])", "* 1.0", "scale dropped"),
+    Mutation("_transform", "* rule(*stack.shape[1:])", "* 1.0", "scale dropped"),
     Mutation("_transform", "else after)", "else before)", "state stands still"),
     Mutation("_wrappers", "jnp.logical_or(state.switched, exceeded)", "exceeded", "no latch"),
     Mutation("_wrappers", "()) > threshold", "()) >= threshold", "switch at the threshold"),

@@ -93,11 +93,10 @@ def check_whitening(
     It looks at the factors themselves, before scale, learning rate and decay, and changes nothing.
 
     Args:
-        optimizer: any Optax transformation with a whitening inside, however it is wrapped; its
-            `update` as it is, not under `jax.jit`. Or an `nnx.Optimizer`, which brings its state.
+        optimizer: see `whitening_plan`; its `update` as it is, not under `jax.jit`.
         params: the parameters; for an `nnx.Optimizer`, the model.
         gradients: of the same structure. None: random ones, N(0, 1).
-        state: the optimizer's state, such as after some steps. None: that of `init`.
+        state: after some steps; an `nnx.Optimizer` brings its own. None: that of `init`.
         **extra_args: what else its `update` takes, such as `metric` for `switch_off`.
 
     Returns:

@@ -13,12 +13,11 @@ from egd_optax.polar._svd import SVD
 class Auto(Exact):
     """Exact polar factor by `Halley`, or by `SVD` for small matrices on CPU.
 
-    Accuracy class: exact, whatever is picked. Accelerators never get an SVD; CPUs get one up to
-    1024 entries, about where the curves cross (docs/benchmarks.md).
+    Accuracy class: exact. Accelerators never get an SVD; CPUs get one up to 1024 entries, about
+    where the curves cross (docs/benchmarks.md).
 
     Args:
-        rtol: rank tolerance relative to the largest singular value, in [0, 0.5).
-            None: 84 eps of the working dtype, 1e-5 in float32.
+        rtol: rank tolerance; see `Halley`.
 
     Raises:
         ValueError: `rtol` outside [0, 0.5).

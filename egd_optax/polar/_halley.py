@@ -20,12 +20,11 @@ class Halley(Exact):
 
     Each pass maps the singular values by the dynamically weighted Halley function,
     X <- (beta I + gamma (I + c A)^-1) X with A = X X^H, which sends [2 rtol sigma_1, sigma_1] to
-    [1 - delta, 1] in a few passes and amplifies whatever is smaller by a bounded factor. The
-    filter x^5 (1 - x^2)^(-5/2), as a series in 1 - x^2, finishes the one and removes the other.
-    Only products and inverses of the short side: no SVD, no eigenvalues, no QR.
-
-    Accuracy class: exact, though forming A squares the condition: every pass but the last
-    computes A afresh, and c is bounded, because small directions turn by about c eps.
+    [1 - delta, 1] in a few passes and amplifies whatever is smaller by a bounded factor. The filter
+    x^5 (1 - x^2)^(-5/2), as a series in 1 - x^2, finishes the one and removes the other. Only
+    products and inverses of the short side. Accuracy class: exact, though forming A squares the
+    condition: every pass but the last computes A afresh, and c is bounded, because small directions
+    turn by about c eps.
 
     Args:
         rtol: rank tolerance relative to the largest singular value, in [0, 0.5). Directions
