@@ -1,6 +1,5 @@
 """Which leaves: paths of leaves, and masks by pattern."""
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 PyTree = Any
+_PLACEHOLDERS: list[Any] = []
+optax.tree_utils.tree_map_params(_PLACEHOLDERS.append, lambda leaf: leaf, None)
 
 
 def leaf_path(path: tuple) -> str:
@@ -47,19 +48,12 @@ def is_partial(tree: PyTree) -> bool:
 
 def is_placeholder(params: PyTree) -> bool:
     """Return whether it is `optax.tree.map_params` that asks: it hands `init` one node, no leaf."""
-    return isinstance(params, _placeholder_type())
+    return isinstance(params, type(_PLACEHOLDERS[0]))
 
 
 def by_path(params: PyTree, states: dict[str, Any]) -> Any:
     """Return the states by path, or for `optax.tree.map_params` one leaf that is no parameter."""
     return jnp.zeros(()) if is_placeholder(params) else states
-
-
-@functools.cache
-def _placeholder_type() -> type:
-    seen: list[type] = []
-    optax.tree_utils.tree_map_params(lambda params: seen.append(type(params)), lambda _: _, None)
-    return seen[0]
 
 
 def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[PyTree], PyTree]:

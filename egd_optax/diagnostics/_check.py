@@ -174,13 +174,9 @@ class _Witness:
             counted = f"{directions} of {values.shape[-1]} directions"
             reason = f"{counted}, gains {gains[0]:.4f} to {gains[1]:.4f}"
             return LeafCheck(leaf, gains[1] <= _LARGEST, directions, gains, reason)
-        reasons = {
-            leaf.reason: leaf.axes is None,
-            "did not run: switched off, or still accumulating?": leaf.path not in self._seen,
-            "a gradient is zero": zero.any(),
-            "a factor is near zero, or not finite": True,
-        }
-        reason = next(text for text, holds in reasons.items() if holds)
+        reason = "a gradient is zero" if zero.any() else "a factor is near zero, or not finite"
+        if leaf.axes is None or leaf.path not in self._seen:
+            reason = leaf.reason if leaf.axes is None else "did not run: is it switched off?"
         return LeafCheck(leaf, False, 0, (np.nan, np.nan), reason)
 
 

@@ -59,16 +59,16 @@ def inverse_of_lower(factor: jax.Array) -> jax.Array:
 
 def eigvalsh(h: jax.Array) -> jax.Array:
     """Return the ascending eigenvalues (m,) of a Hermitian matrix (m, m); no derivatives."""
-    return by_platform(cpu=_eigenvalues, default=_eigenvalues)(jax.lax.stop_gradient(h))
-
-
-def _eigenvalues(h: jax.Array) -> jax.Array:
-    return jnp.linalg.eigvalsh(h)
+    one: Callable = lambda h: jnp.linalg.eigvalsh(h)  # noqa: E731 (of one argument)
+    return by_platform(cpu=one, default=one)(jax.lax.stop_gradient(h))
 
 
 def inverse_root(s: jax.Array) -> jax.Array:
     """Return L^-1 for a positive definite S = L L^H (m, m); for derivatives, see `inverse`."""
-    return by_platform(cpu=_root_in_small_solves, default=_root)(s)
+    return by_platform(
+        cpu=_root_in_small_solves,
+        default=lambda s: inverse_of_lower(jax.lax.linalg.cholesky(s, symmetrize_input=False)),
+    )(s)
 
 
 def _root_in_small_solves(s: jax.Array) -> jax.Array:
@@ -85,10 +85,6 @@ def _root_in_small_solves(s: jax.Array) -> jax.Array:
     return jnp.concatenate(
         [solve(identity[:, start : start + width]) for start in range(0, m, width)], axis=1
     )
-
-
-def _root(s: jax.Array) -> jax.Array:
-    return inverse_of_lower(jax.lax.linalg.cholesky(s, symmetrize_input=False))
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
@@ -146,7 +142,9 @@ def _inverse_of_lower_jvp(primals, tangents):
 def inverse(s: jax.Array) -> jax.Array:
     """Return the inverse of the Hermitian positive definite `s` (m, m)."""
     return jax.lax.platform_dependent(
-        s, cpu=lambda s: _root_and_inverse(s, _LEAF)[1], default=_from_root
+        s,
+        cpu=lambda s: _root_and_inverse(s, _LEAF)[1],
+        default=lambda s: _root_and_inverse(s, s.shape[0])[1],
     )
 
 
@@ -154,11 +152,6 @@ def inverse(s: jax.Array) -> jax.Array:
 def _inverse_jvp(primals, tangents):
     result = inverse(*primals)
     return result, -product(result, product(tangents[0], result))
-
-
-def _from_root(s: jax.Array) -> jax.Array:
-    root = inverse_root(s)
-    return product(adjoint(root), root)
 
 
 def _root_and_inverse(s: jax.Array, leaf: int) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
 """Sketched polar factors: whiten the leading directions only, without an SVD."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +55,12 @@ class _Sketch(PolarMethod):
         return factor, turned
 
 
-class RandomizedState(NamedTuple):
-    """Seed and number of sketches drawn so far; together the key of the next one."""
+class SketchState(NamedTuple):
+    """Parts of a key; and the orthonormal `(min(m, n), k)` basis that is followed, if one is."""
 
     seed: jax.Array
     step: jax.Array
+    basis: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +92,9 @@ class Randomized(_Sketch):
         super().__post_init__()
         check_at_least("power_iterations", self.power_iterations, 0)
 
-    def init(self, matrix: jax.ShapeDtypeStruct) -> RandomizedState:
+    def init(self, matrix: jax.ShapeDtypeStruct) -> SketchState:
         del matrix
-        return RandomizedState(jnp.uint32(self.seed), jnp.int32(0))
+        return SketchState(jnp.uint32(self.seed), jnp.int32(0))
 
     def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
         oriented = orient(matrix)
@@ -106,14 +107,6 @@ class Randomized(_Sketch):
             basis = orthonormal(product(x, orthonormal(product(adjoint(x), basis))))
         factor, _ = self._whiten(x, basis)
         return oriented.restore(factor), state._replace(step=state.step + 1)
-
-
-class SubspaceIterationState(NamedTuple):
-    """Orthonormal `(min(m, n), k)` basis of the last leading directions, and a key's parts."""
-
-    basis: jax.Array
-    seed: jax.Array
-    step: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +132,10 @@ class SubspaceIteration(_Sketch):
         Oja, Karhunen, J. Math. Anal. Appl. 106, 1985. Ahn et al., Dion, 2025, arXiv 2504.05295.
     """
 
-    def init(self, matrix: jax.ShapeDtypeStruct) -> SubspaceIterationState:
+    def init(self, matrix: jax.ShapeDtypeStruct) -> SketchState:
         shape = min(matrix.shape), min(self.rank + self.oversample, *matrix.shape)
         draw = jax.random.normal(jax.random.key(self.seed), shape, working_dtype(matrix.dtype))
-        return SubspaceIterationState(orthonormal(draw), jnp.uint32(self.seed), jnp.int32(0))
+        return SketchState(jnp.uint32(self.seed), jnp.int32(0), orthonormal(draw))
 
     def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
         oriented = orient(matrix)
@@ -152,7 +145,7 @@ class SubspaceIteration(_Sketch):
         kept = jnp.where(oriented.usable, turned, state.basis)
         return oriented.restore(factor), state._replace(basis=kept, step=state.step + 1)
 
-    def _probe(self, x: jax.Array, state: SubspaceIterationState) -> jax.Array:
+    def _probe(self, x: jax.Array, state: SketchState) -> jax.Array:
         """Return unit columns (n, k): where the basis points to in `x`, and random ones."""
         width = state.basis.shape[1]
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)

@@ -55,9 +55,8 @@ def _update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[j
 def _one_at_a_time(update: Callable) -> Callable:
     """Return `update` such that, on CPU, a user's `vmap` around it takes the matrices in turn.
 
-    Batched products are slow there, and a batched LAPACK call can hang: see `_lapack`. Derivatives
-    are those of `update` itself. A method of a user's own that calls LAPACK may still batch it
-    there, in a `vmap` of its derivative.
+    Batched products are slow there, and a batched LAPACK call can hang: see `_lapack`. A method of
+    a user's own that calls LAPACK may still batch it in a `vmap` of its derivative.
     """
     in_turn = jax.custom_jvp(by_platform(cpu=update, default=update))
 
@@ -133,10 +132,7 @@ def polar_factor(
 
 
 def replicated(leaf: jax.Array) -> jax.Array:
-    """Return the leaf on every device where its sharding is part of its type.
-
-    Explicit sharding leaves the choice to the program; automatic sharding, to the compiler.
-    """
+    """Return the leaf on every device where its sharding is part of its type."""
     sharding = _explicit(leaf)
     if sharding is None:
         return leaf
