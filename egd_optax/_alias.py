@@ -36,8 +36,8 @@ def egd(
 ) -> optax.GradientTransformationExtraArgs:
     """Egalitarian gradient descent: whiten the matrices, SGD for the rest.
 
-    Which leaves are matrices, and along which axes, is read off the model: print
-    `infer_axes(params)` to see it. Biases, norms, embeddings and output heads are left to `others`.
+    Which leaves are matrices, and along which axes, is inferred: print `infer_axes(params)` to see
+    it. Biases, norms, embeddings and output heads are left to `others`.
 
     Args:
         learning_rate: step size or schedule. Whitened matrices move by this much in each
@@ -59,7 +59,7 @@ def egd(
         max_stack_size: bound on working memory; see `scale_by_egd`.
 
     Returns:
-        Transformation to use as an optimizer: `optax.apply_updates(params, updates)`.
+        Transformation to use as an optimizer.
 
     Raises:
         ValueError: a number out of range; at `init`, leaves whose axes nothing explains, a

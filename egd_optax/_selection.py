@@ -16,8 +16,7 @@ optax.tree_utils.tree_map_params(_PLACEHOLDERS.append, lambda leaf: leaf, None)
 def leaf_path(path: tuple) -> str:
     """Return a leaf's path as text, such as "hidden/kernel".
 
-    Flax's nnx variables are nodes around their `value`, in some calls and not in others; that last
-    key is left out, so that a leaf has one name.
+    nnx's variables are nodes around their `value` in some calls only: that key is left out.
     """
     variable = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
     return jax.tree_util.keystr(path[:-1] if variable else path, simple=True, separator="/")
@@ -59,8 +58,8 @@ def by_path(params: PyTree, states: dict[str, Any]) -> Any:
 def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[PyTree], PyTree]:
     """Select leaves by path: a mask function for `optax.masked`, `optax.partition` and `egd`.
 
-    A leaf is selected when a regular expression of `patterns` is found anywhere in its path
-    (`re.search`; keys joined by "/", such as "hidden/kernel") and none of `exclude` is.
+    A leaf is selected when a regular expression of `patterns` is found anywhere in its path, such
+    as "hidden/kernel", and none of `exclude` is.
 
     Args:
         *patterns: regular expressions, at least one.

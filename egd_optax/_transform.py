@@ -15,8 +15,6 @@ from egd_optax._selection import by_path
 from egd_optax.polar._method import PolarMethod, Stateless
 from egd_optax.polar._stacks import as_method, init_stack, update_stack
 
-MAX_STACK_SIZE = 2**26
-
 
 class ScaleByEGDState(NamedTuple):
     """The method's state for each whitened leaf, by path; nothing for stateless methods."""
@@ -51,7 +49,7 @@ def scale_by_egd(
             paper. "muon": sqrt(max(1, n / m)), Muon's. "consistent_rms": .2 sqrt(max(m, n)),
             AdamW's update size. Or a function (m, n) -> factor.
         max_stack_size: most entries of one stack of equal matrices, a bound on working memory.
-            None: 2**26, which is 256 MiB in float32.
+            None: 2**26, 256 MiB in float32.
 
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.
@@ -67,11 +65,9 @@ def scale_by_egd(
             a state made for other leaves.
 
     Examples:
-        >>> import jax.numpy as jnp, optax
+        >>> import optax
         >>> from egd_optax import scale_by_egd
         >>> optimizer = optax.chain(optax.add_decayed_weights(1e-4), scale_by_egd(), optax.sgd(0.7))
-        >>> params = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
-        >>> state = optimizer.init(params)
 
     References:
         Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930. Carlson et al.,
@@ -80,7 +76,7 @@ def scale_by_egd(
     method = as_method(method)
     check_axes(axes)
     rule = scale_rule(scale)
-    limit = MAX_STACK_SIZE if max_stack_size is None else max_stack_size
+    limit = 2**26 if max_stack_size is None else max_stack_size
     check_at_least("max_stack_size", limit, 1)
     stateless = isinstance(method, Stateless)
 
@@ -96,7 +92,6 @@ def scale_by_egd(
         return ScaleByEGDState({} if stateless else by_path(params, states))
 
     def update(updates, state, params=None):
-        del params
         check_state("scale_by_egd", init, updates, state)
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, literal_axes(updates, axes))

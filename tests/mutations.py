@@ -59,13 +59,12 @@ MUTATIONS = [
     Mutation("_alias", "not in selected and", "in selected and", "selection turned round"),
     Mutation(
         "_axes",
-        "else [path for path in paths if re.search(pattern, path)]\n        chosen |= ",
-        "else [path for path in paths if re.search(pattern, path)]\n"
-        "        chosen = dict.fromkeys(found, value) | chosen; _ = ",
+        "chosen |= dict.fromkeys(found, value)",
+        "chosen = dict.fromkeys(found, value) | chosen",
         "first match wins",
     ),
-    Mutation("_axes", "whole = pattern in paths", "whole = False", "a whole path as a pattern"),
-    Mutation("_axes", 'below = f"{prefix}/"', 'below = f"{prefix}"', "a prefix of a name"),
+    Mutation("_axes", "[key] if key in paths else", "", "a whole path as a pattern"),
+    Mutation("_axes", 'f"^{re.escape(key)}(/|$)"', 'f"^{re.escape(key)}"', "a prefix of a name"),
     Mutation(
         "_axes",
         "value.reduction_axis, value.output",

@@ -20,9 +20,6 @@ class TwoLayerMLP(nnx.Module):
         out_features: number of outputs, or None for a scalar output from a vector readout.
         bias_scale: standard deviation of the initial hidden bias; 0 starts it at zero.
         rngs: source of the initial values; kernels are N(0, 1) * sqrt(2 / fan_in).
-
-    References:
-        Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.
     """
 
     def __init__(

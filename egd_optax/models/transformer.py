@@ -1,4 +1,4 @@
-"""The small decoder-only transformer of Grokfast's modular-arithmetic experiment."""
+"""The small decoder-only transformer of Grokfast's experiment (arXiv 2405.20233)."""
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +46,6 @@ class DecoderTransformer(nnx.Module):
 
     Raises:
         ValueError: `width` is not a multiple of `heads`; at a call: a sequence is too long.
-
-    References:
-        Lee, Kang, Kim, Lee, Grokfast, 2024, arXiv 2405.20233.
     """
 
     def __init__(

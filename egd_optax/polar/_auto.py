@@ -29,6 +29,4 @@ class Auto(Exact):
         return jax.lax.platform_dependent(matrix, cpu=on_cpu, default=halley)
 
 
-# Entries, not rows: about equal at 16x64, an SVD is faster below, `Halley` above. At 32x32 the SVD
-# loses a fifth and compiles in a third of the time.
-_SMALL = 1024
+_SMALL = 1024  # entries: about equal at 16x64, an SVD is faster below, `Halley` above

@@ -97,5 +97,4 @@ TABLES: dict[str, Rows] = {
         (2.8366, -3.0525, 1.2012),
     ),
 }
-# Also by their authors' names.
 TABLES |= {"jordan": TABLES["standard"], "you": TABLES["dion"]}

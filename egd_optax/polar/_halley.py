@@ -57,8 +57,7 @@ class Halley(Exact):
 def _finish(x: jax.Array, square: jax.Array, weights: tuple[float, float, float]) -> jax.Array:
     """Apply the last pass and the filter; both on the short side, so the long one is touched once.
 
-    With W = (I + c A)^-1, the last pass is H = beta I + gamma W, and the square Y of its result
-    H A H needs no product with A, since c A W = I - W.
+    The pass is H = beta I + gamma W, W = (I + c A)^-1; H A H needs no product, as c A W = I - W.
     """
     beta, gamma, c = weights
     identity = jnp.eye(x.shape[0], dtype=x.dtype)
@@ -71,8 +70,7 @@ def _finish(x: jax.Array, square: jax.Array, weights: tuple[float, float, float]
     return product(product(beta * identity + gamma * w, filtered), x)
 
 
-# The power iteration underestimates the norm: at worst, with the other singular values close to
-# the largest, by a sixth for m = 4096. What is too large by more spoils the filter.
+# The power iteration underestimates the norm, by a sixth at worst (m = 4096).
 _SAFETY = 1.2
 # No pass is designed for singular values below 4.3 sqrt(eps): it bounds c by about 5e-4 / eps.
 _FLOOR = 4.3

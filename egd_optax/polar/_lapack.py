@@ -1,9 +1,8 @@
 """Decompositions of one matrix that LAPACK never gets as a batch on CPU.
 
 XLA's CPU backend hands the matrices of a batched LAPACK call to the threads that its operations run
-on, and waits: two such calls at a time can wait for each other for ever. Under `vmap` these
-functions take the matrices in turn on CPU, and all at once elsewhere. Their derivatives consist of
-products and of these functions, so those do not batch a call either, in any order of transforms.
+on, and waits: two such calls can wait for each other for ever. Under `vmap` these functions take
+the matrices in turn on CPU, and so do their derivatives: products, and these functions again.
 """
 
 import functools
@@ -74,8 +73,7 @@ def inverse_root(s: jax.Array) -> jax.Array:
 def _root_in_small_solves(s: jax.Array) -> jax.Array:
     """Return L^-1 for S = L L^H, in solves too small for LAPACK to start threads for.
 
-    Its idle threads spin for tens of milliseconds, and the products that follow on the same cores
-    take twice as long.
+    Its idle threads spin for tens of milliseconds, and slow down the products that follow.
     """
     m = s.shape[0]
     width = max(1, _UNTHREADED // m)
@@ -155,10 +153,9 @@ def _inverse_jvp(primals, tangents):
 
 
 def _root_and_inverse(s: jax.Array, leaf: int) -> tuple[jax.Array, jax.Array]:
-    """Return L^-1 and S^-1 for S = L L^H, by blocks down to size `leaf`.
+    """Return L^-1 and S^-1 for S = L L^H, by blocks down to size `leaf`: mostly products.
 
-    Nearly all of it is products, which XLA runs faster than triangular solves. As stable as the
-    Cholesky factorization, because the Schur complement is a difference of Gram matrices.
+    As stable as Cholesky's, because the Schur complement is a difference of Gram matrices.
     """
     m, half = s.shape[0], s.shape[0] // 2
     if m <= leaf:

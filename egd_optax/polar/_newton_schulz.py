@@ -33,13 +33,11 @@ class NewtonSchulz(Stateless):
         coefficients: "polar_express" (8 rows), "standard" (5 rows; Muon's, by Jordan: also
             "jordan") or "dion" (5 rows, by You: also "you"); or rows (a, b, c), such as those of
             `polar_express_coefficients(12, lower=1e-6)`.
-        steps: number of steps. None: one for each row. Fewer take the first rows, more repeat the
-            last one.
-        dtype: dtype to iterate in. None: the leaf's own, at least float32.
+        steps: None: one for each row. Fewer take the first rows, more repeat the last one.
+        dtype: floating-point type to iterate in. None: the leaf's own, at least float32.
 
     Raises:
-        ValueError: unknown table, no rows of three numbers, steps below 1, or a dtype that is not
-            floating point or has less than 16 bits.
+        ValueError: an argument that is not as said.
 
     References:
         Bjorck, Bowie, SIAM J. Numer. Anal. 8, 1971. Amsel et al. 2025, arXiv 2505.16932.
@@ -72,9 +70,7 @@ class NewtonSchulz(Stateless):
     def factor(self, matrix: jax.Array) -> jax.Array:
         real = self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.complexfloating)
         if real and jnp.iscomplexobj(matrix):
-            raise ValueError(
-                f"dtype={self.dtype!r} would drop the imaginary part of {matrix.dtype}."
-            )
+            raise ValueError(f"dtype={self.dtype!r} would drop {matrix.dtype}'s imaginary part.")
         oriented = orient(matrix, self.dtype)
         x = oriented.x
         if x.dtype != working_dtype(x.dtype):  # the Gram matrix of a large one would overflow
@@ -109,8 +105,8 @@ def _is_floating(dtype: Any) -> bool:
 def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> list[Rows]:
     """Split the rows into runs that form the Gram matrix once.
 
-    Each step multiplies the round-off of the Gram matrix in small directions by a^2, so a run ends
-    before that is felt: after two or three steps, in short dtypes and near squares after each one.
+    Each step multiplies its round-off in small directions by a^2, so a run ends before that is
+    felt: after two or three steps, in short dtypes and near squares after each one.
     """
     m, n = shape
     most = _GROWTH if n >= _WIDE * m and dtype == working_dtype(dtype) else 0.0

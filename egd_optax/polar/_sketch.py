@@ -93,7 +93,6 @@ class Randomized(_Sketch):
         check_at_least("power_iterations", self.power_iterations, 0)
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> SketchState:
-        del matrix
         return SketchState(jnp.uint32(self.seed), jnp.int32(0))
 
     def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
@@ -113,10 +112,9 @@ class Randomized(_Sketch):
 class SubspaceIteration(_Sketch):
     """Polar factor of the leading `rank` directions, followed from step to step.
 
-    The basis of the last step is carried through one power iteration, Q <- orth(G normalize(G^H
-    Q)): gradients turn slowly, so a single pass does what `Randomized` needs several for. Random
-    columns in place of the extra directions, and of any that the gradient has left, find new ones.
-    Accuracy class: sketch, after the first few steps.
+    Each step takes one power iteration, Q <- orth(G normalize(G^H Q)), from the last one's basis.
+    Random columns in place of the extra directions, and of any that the gradient has left, find new
+    ones. Accuracy class: sketch, after the first few steps.
 
     Args:
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
@@ -126,7 +124,7 @@ class SubspaceIteration(_Sketch):
         rtol: rank tolerance as `Halley`'s; what lies below is not followed either.
 
     Raises:
-        ValueError: a number out of range, or an unknown `residual`.
+        ValueError: see `Randomized`.
 
     References:
         Oja, Karhunen, J. Math. Anal. Appl. 106, 1985. Ahn et al., Dion, 2025, arXiv 2504.05295.

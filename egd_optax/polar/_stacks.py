@@ -68,8 +68,7 @@ def _one_at_a_time(update: Callable) -> Callable:
 def map_stack(function: Callable, *stacks: Any) -> Any:
     """Return `function` of each matrix: `stacks` are trees of arrays with one leading axis.
 
-    Batched products are slow in XLA's CPU backend and right on an accelerator, so CPUs take the
-    matrices in turn and the others all at once.
+    CPUs take the matrices in turn, for batched products are slow there; the others all at once.
     """
     first = jax.tree.map(lambda x: x[0], stacks)
     if jax.tree.leaves(stacks)[0].shape[0] == 1:
@@ -92,12 +91,9 @@ def polar_factor(
 ) -> jax.Array:
     """Return the polar factor U V^T = pinv((G G^H)^(1/2)) G of each matrix.
 
-    Every singular value above the method's rank tolerance becomes 1, the others 0.
-
     Args:
         matrices: real or complex floating-point array `(*batch, m, n)`.
-        method: a value such as `SVD()`, or a function from `(m, n)` to `(m, n)`.
-            None: `Auto()`, exact on every backend.
+        method: a value such as `SVD()`, or a function; see `scale_by_egd`. None: `Auto()`.
 
     Returns:
         Array of the same shape, dtype and explicit sharding. By this package's methods, zero

@@ -18,7 +18,7 @@ from methods import factor as factor_on_device
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
-from egd_optax.polar._dtypes import default_rtol
+from egd_optax.polar._dtypes import resolve_rtol
 
 # The latter before JAX 0.8.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
@@ -119,7 +119,7 @@ def assert_residual_kept(method, matrix, actual, dropped, name):
     u, lengths, _ = np.linalg.svd(short)
     basis = u[:, lengths > 0.5][:, : method.rank]
     found = np.linalg.svd(basis.T @ wide, compute_uv=False)
-    if basis.shape[1] < method.rank or found[-1] < 10 * default_rtol(np.float32) * found[0]:
+    if basis.shape[1] < method.rank or found[-1] < 10 * resolve_rtol(None, np.float32) * found[0]:
         return  # of lower rank: the rest is round-off, and a gain of the leading ones is above
     rest = (wide - basis @ (basis.T @ wide)) / found[-1]
     # Round-off of the entries, some eps sigma_1, is divided by the last value as well.
@@ -258,7 +258,7 @@ def test_captured_gradients_by_the_other_classes():
 @pytest.mark.usefixtures("optax_promotes")
 def test_the_default_tolerance_lies_between_directions_and_round_off_of_real_gradients(task):
     """Above 2 rtol they are kept, below rtol / 10 null; see docs/primers/rank-and-noise.md."""
-    rtol = default_rtol(np.float32)
+    rtol = resolve_rtol(None, np.float32)
     rank = 2 * task.p - 1
     for matrix in captured.gradients(task, decay=0.0).values():
         s = matrices.relative_spectrum(matrix)
