@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-collect_ignore = ["hooks"]  # MkDocs imports them, and the tests do without MkDocs
+# MkDocs imports the hooks, and the tests do without MkDocs; this file holds no examples.
+collect_ignore = ["hooks", "conftest.py"]
 
 
 @pytest.fixture(autouse=True)

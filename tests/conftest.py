@@ -9,6 +9,8 @@ os.environ["XLA_FLAGS"] = (
 import jax  # the flag has to be set before this import
 import pytest
 
+collect_ignore = ["conftest.py"]  # it holds no examples
+
 
 @pytest.fixture(autouse=True)
 def strict():

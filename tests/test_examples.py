@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 TUTORIALS = Path(__file__).parents[1] / "examples" / "tutorials"
-QUICK = {"quickstart", "digits_cnn"}  # one of plain JAX, one of nnx; the rest is for test-all
+QUICK = {"quickstart"}  # the rest is for test-all
 LIMIT = 600  # seconds; about ten on an idle machine of two cores
 
 

@@ -15,8 +15,12 @@ LIMIT = 240  # seconds for all, most of them compilation: forty on an idle machi
 
 @pytest.mark.parametrize(
     ("devices", "names"),
-    [(1, [*MONITORS, "check"]), (8, [*MONITORS, *METHODS, "seeds", "reports"])],
-    ids=["one", "eight"],
+    [
+        (1, [*MONITORS, "check"]),
+        (8, MONITORS),
+        pytest.param(8, [*METHODS, "seeds", "reports"], marks=pytest.mark.slow),
+    ],
+    ids=["one", "eight", "eight, the rest"],
 )
 def test_stacks_are_decomposed_in_time(devices, names):
     """Sixty updates with monitors in under ten seconds; the others are shorter."""

@@ -240,6 +240,7 @@ def test_captured_gradients(method, source):
         assert_exact(matrix, factor(matrix, method), name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotes")
 def test_captured_gradients_by_the_other_classes():
     """Of shapes that the zoo has not: each one compiles anew."""

@@ -154,10 +154,10 @@ class Wrong(Averaged):
     ("returns", "error", "says"),
     [
         ("no state", TypeError, "factor and the next state"),
-        ("shape", ValueError, r"keep the shape \(2, 3\)"),
-        ("integers", TypeError, "int32"),
-        ("complex", TypeError, "complex64"),
-        ("state", ValueError, r"turned from float32\[2, 3\] to float32\[3\]"),
+        ("shape", ValueError, r"got float32\[2,3\] and .*, returned .*float32\[3\]"),
+        ("integers", ValueError, "int32"),
+        ("complex", ValueError, "complex64"),
+        ("state", ValueError, r"and float32\[2, 3\], returned .* and float32\[3\]"),
     ],
 )
 def test_a_method_of_ones_own_is_told_what_is_wrong(returns, error, says):
@@ -174,9 +174,9 @@ def test_bad_types_are_refused():
         polar.polar_factor(jnp.ones((2, 2), jnp.int32))
     with pytest.raises(TypeError, match="got 'svd'"):
         polar.polar_factor(jnp.ones((2, 2)), "svd")
-    with pytest.raises(TypeError, match=r"write SVD\(\)"):
+    with pytest.raises(TypeError, match=r"a value such as egd_optax.polar.SVD\(\)"):
         polar.polar_factor(jnp.ones((2, 2)), polar.SVD)
-    with pytest.raises(ValueError, match=r"keep the shape \(2, 2\)"):
+    with pytest.raises(ValueError, match="of the shape and kind of its matrix"):
         polar.polar_factor(jnp.ones((2, 2)), lambda g: g[0])
 
 
@@ -185,7 +185,7 @@ def test_a_transformation_is_no_method():
     for transformation in (optax.trace(0.9), optax.sgd(1.0)):
         with pytest.raises(TypeError, match=r"optax\.chain\(transformation, scale_by_egd\(\)\)"):
             scale_by_egd(transformation)
-        with pytest.raises(TypeError, match=r"GradientTransformation.* no egd_optax\.polar\.Polar"):
+        with pytest.raises(TypeError, match=r"egd_optax\.polar\.PolarMethod, got GradientTransfor"):
             polar.polar_factor(jnp.ones((2, 3)), transformation)
 
 
