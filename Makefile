@@ -15,7 +15,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.dev  ## train on modular addition with SGD and with EGD, print a table, draw a figure
-	$(RUN) -m egd_optax.grokking demo
+	$(RUN) examples/grokking demo
 
 test: lint  ## lint, types and the tests that take seconds
 	$(RUN) -m pytest $(PARALLEL)
@@ -46,10 +46,10 @@ bench: $(VENV)/.dev  ## time the polar methods and their peers, alone and in tra
 	$(RUN) examples/benchmarks/training.py
 
 paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from nothing), then make the pages
-	$(RUN) examples/grokking/paper.py
+	$(RUN) examples/grokking paper
 
-pages: $(VENV)/.dev  ## make docs/grokking from the logs
-	$(RUN) examples/grokking/pages.py
+pages: $(VENV)/.dev  ## make docs/grokking and docs/figures/demo.png from the logs
+	$(RUN) examples/grokking pages
 
 docs: $(VENV)/.docs  ## build the site strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

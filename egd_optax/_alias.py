@@ -48,15 +48,12 @@ def egd(
             whitened in place of the gradient. None: no momentum, the paper.
         nesterov: whether to look one step ahead with the momentum, as Adam's and Muon's do.
         weight_decay: coefficient lambda of the decay, relative to the learning rate.
-        decay: "coupled" (the paper): lambda W joins the gradient before momentum and whitening.
-            "decoupled": W shrinks by learning_rate * lambda beside the whitened step. They are
-            different algorithms: a coupled decay is whitened, too.
+        decay: "coupled" (the paper): lambda W joins the gradient before momentum and whitening, and
+            is whitened with it. "decoupled": W shrinks by learning_rate * lambda beside the step.
         matrices: narrows what is whitened: a path pattern or several (see `matching`), a tree of
-            bools like the parameters, or a function from the parameters to one of these. None:
-            everything that `infer_axes` and `axes` take for a matrix.
+            bools like the parameters, or a function from the parameters to one of these.
         axes: overrides what is inferred, for the leaves that it names: `MatrixAxes`, or None to
-            leave a leaf out. All forms of `scale_by_egd` are taken; a `MatrixAxes` by itself names
-            every leaf of two axes or more.
+            leave a leaf out, in all forms of `scale_by_egd`.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, decay and momentum.
@@ -66,14 +63,12 @@ def egd(
         Transformation to use as an optimizer: `optax.apply_updates(params, updates)`.
 
     Raises:
-        ValueError: unknown `decay`, a number out of range, `nesterov` without momentum; at
-            `init`, leaves whose axes nothing explains, a selection that whitens nothing, a pattern
-            without a match; see `scale_by_egd` and `matching`.
-        TypeError: `others` is no transformation, `learning_rate` no number and no schedule; see
-            `scale_by_egd`.
+        ValueError: a number out of range; at `init`, leaves whose axes nothing explains, a
+            selection that whitens nothing, a pattern without a match; see `scale_by_egd`.
+        TypeError: `others` is no transformation, `learning_rate` no number and no schedule.
 
     Examples:
-        >>> import jax, jax.numpy as jnp, optax
+        >>> import jax.numpy as jnp, optax
         >>> from egd_optax import egd
         >>> params = {"kernel": 2 * jnp.eye(2), "bias": jnp.ones(2)}
         >>> optimizer = egd(0.5)

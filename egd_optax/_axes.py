@@ -31,7 +31,7 @@ LEGEND = (
 class LeafAxes(NamedTuple):
     """What was decided for one leaf.
 
-    Args:
+    Attributes:
         path: the leaf's path, such as "hidden/kernel".
         shape: its shape.
         axes: the axes of its matrix; None where it is left out.

@@ -35,22 +35,18 @@ CONVOLUTION = r"conv(?!local)[^/]*(/\d+)?/[^/]+$"
 def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
     """Infer which leaves of a model are whitened, along which axes, and say why.
 
-    This is what `egd` does by itself; print the result to see it. Left out, and so left to
-    `others`: biases, scales of norms, embeddings and positions, output heads and depthwise
-    convolutions. Heads and embeddings are known by name. Every other leaf of two axes is a matrix.
-    With more axes, the columns are the axes that a layer's bias shares with the end of its kernel,
-    and those shared with the beginning are batch (stacked layers). Without a bias, attention and
-    convolutions go by their names: in x (heads head_dim), (heads head_dim) x out,
-    (window in) x out. A leaf called `weight` is Equinox's: out x in, out x (in window). A leaf
-    without any name is a stack of matrices as NumPy has them, (*batch, m, n). A leaf that none of
-    this explains is unknown; the table shows it first, and `egd` asks for its axes.
+    `egd` does this by itself; print the result to see it. Left out, and so left to `others`:
+    biases, scales of norms, embeddings, positions, output heads and depthwise convolutions; heads
+    and embeddings are known by name. Every other leaf of two axes is a matrix. With more axes, the
+    columns are the axes that a layer's bias shares with the end of its kernel, and those shared
+    with the beginning are batch (stacked layers). Without a bias, attention and convolutions go by
+    their names. A leaf called `weight` is Equinox's, out x in. A leaf without any name is a stack
+    (*batch, m, n). A leaf that none of this explains is unknown, and `egd` asks for its axes.
 
     Args:
         params: the tree that the optimizer gets: linen's `variables["params"]`,
-            `nnx.state(model, nnx.Param)`, the nnx or Equinox model; arrays or their shapes
-            (`jax.eval_shape`).
-        overrides: your own axes, or None to leave leaves out, in any form of `axes`; see
-            `scale_by_egd`. They come before the rules.
+            `nnx.state(model, nnx.Param)`, the nnx or Equinox model; arrays or their shapes.
+        overrides: your own axes, in any form of `scale_by_egd`; they come before the rules.
 
     Returns:
         Mapping from the paths of the leaves to `MatrixAxes`, or to None for what is left out.
@@ -66,11 +62,8 @@ def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
         >>> params = {"query": {"kernel": jnp.ones((8, 2, 4)), "bias": jnp.zeros((2, 4))}}
         >>> dict(infer_axes(params))
         {'query/bias': None, 'query/kernel': MatrixAxes(rows=0, columns=(1, 2))}
-
-        One matrix for each head instead:
-
         >>> each = infer_axes(params, {"query/kernel": MatrixAxes(rows=0, columns=2)})
-        >>> each.leaves[1].matrix  # batch, m, n
+        >>> each.leaves[1].matrix  # batch, m, n: one for each head
         (2, 8, 4)
 
     References:
@@ -84,8 +77,9 @@ def _by_rules(path: str, shapes: Shapes) -> LeafAxes:
     """Return what the rules say of one leaf."""
     shape, query = shapes[path], _query(path, shapes)
     for pattern, reason in LEFT_OUT.items():
-        inside = pattern == HEAD and query is not None  # an attention's output is no head
-        if not inside and re.search(pattern, path, re.IGNORECASE):
+        if not (pattern == HEAD and _is_attention_output(path, shape, query)) and re.search(
+            pattern, path, re.IGNORECASE
+        ):
             return LeafAxes(path, shape, None, reason)
     if shapes.get(_beside(path, "bias")) == shape:
         return LeafAxes(path, shape, None, "scale: its bias has the same shape")
@@ -153,6 +147,11 @@ def _query(path: str, shapes: Shapes) -> Shape | None:
     module, _, name = path.rpartition("/")
     beside = (_beside(module, f"{query}/{name}") for query in ("query", "q", "q_proj"))
     return next((shapes[kernel] for kernel in beside if module and kernel in shapes), None)
+
+
+def _is_attention_output(path: str, shape: Shape, query: Shape | None) -> bool:
+    """Return whether `output` names the last layer of an attention, and not that of the model."""
+    return path.split("/")[-2:-1] == ["output"] and len(query or ()) == len(shape)
 
 
 def _beside(path: str, name: str) -> str:

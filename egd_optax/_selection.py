@@ -77,18 +77,15 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         exclude: regular expression or expressions that veto a leaf.
 
     Returns:
-        Function from a tree to a tree of bools of the same structure. It raises ValueError when
-        it selects nothing, and when a pattern matches no leaf; both list the paths there are. In a
-        tree with masked leaves, such as a group of `optax.partition`, nothing need match.
+        Function from a tree to a tree of bools of the same structure. It raises ValueError where
+        it selects nothing or a pattern matches no leaf, unless leaves are masked.
 
     Raises:
         ValueError: no pattern, or one that is not a regular expression.
 
     Examples:
-        >>> import jax.numpy as jnp
         >>> from egd_optax import matching
-        >>> params = {"hidden": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
-        >>> matching("kernel")(params)
+        >>> matching("kernel")({"hidden": {"kernel": 1.0, "bias": 0.0}})
         {'hidden': {'bias': False, 'kernel': True}}
     """
     if not patterns:
@@ -101,12 +98,7 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         return any(p.search(name) for p in wanted) and not any(p.search(name) for p in unwanted)
 
     def mask(tree: PyTree) -> PyTree:
-        if jax.tree_util.all_leaves([tree]) and getattr(tree, "ndim", None) == 0:
-            raise TypeError(
-                "matching(...) was called with a number in place of a tree. inject_hyperparams "
-                "takes functions for schedules: pass the pattern itself, or name the argument in "
-                'static_args, such as optax.inject_hyperparams(egd, static_args="matrices").'
-            )
+        check_tree("matching(...)", tree)
         selected = jax.tree_util.tree_map_with_path(selects, tree)
         if not is_partial(tree):
             paths = list(leaves_by_path(tree))
@@ -118,6 +110,16 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         return selected
 
     return mask
+
+
+def check_tree(function: str, tree: PyTree) -> None:
+    """Raise TypeError where `optax.inject_hyperparams` takes a function of trees for a schedule."""
+    if jax.tree_util.all_leaves([tree]) and getattr(tree, "ndim", None) == 0:
+        raise TypeError(
+            f"{function} was called with a number in place of a tree. optax.inject_hyperparams "
+            "takes functions for schedules: pass a value, or name the argument in static_args, "
+            'such as inject_hyperparams(egd, static_args=("matrices", "axes")).'
+        )
 
 
 def selected_paths(tree: PyTree, matrices: Any) -> set[str]:

@@ -1,5 +1,6 @@
 """A transformation around transformations: switch-off by a metric."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -25,20 +26,18 @@ def switch_off(
 ) -> optax.GradientTransformationExtraArgs:
     """Use `inner` until a metric exceeds a threshold, then `after` for good.
 
-    The work of the side that is not in use is skipped (`lax.cond`; under `vmap` both sides
-    run), and its state stands still. Give the metric to every update, in any loop:
+    The work of the side that is not in use is skipped (`lax.cond`; under `vmap` both sides run),
+    and its state stands still. Give the metric to every update:
     `update(gradients, state, params, metric=accuracy)`, or with Flax's `nnx.Optimizer`
     `update(model, gradients, metric=accuracy)`.
 
     Args:
         inner: transformation before the switch, such as `scale_by_egd()`.
         after: transformation after it, such as `optax.identity()`.
-        threshold: the switch happens where metric > threshold; unit of the metric. A metric of NaN
-            exceeds nothing, so it does not switch.
+        threshold: the switch happens where metric > threshold. A metric of NaN exceeds nothing.
 
     Returns:
-        Transformation whose `update` takes the keyword `metric`, a scalar. Its state holds
-        `switched` and the states of both sides.
+        Transformation whose `update` takes the keyword `metric`, a scalar.
 
     Raises:
         TypeError: `inner` or `after` is no transformation, `threshold` no number, or NaN.
@@ -47,9 +46,8 @@ def switch_off(
     Examples:
         >>> import optax
         >>> from egd_optax import scale_by_egd, switch_off
-        >>> optimizer = optax.chain(
-        ...     switch_off(scale_by_egd(), optax.identity(), threshold=0.95), optax.sgd(0.7)
-        ... )
+        >>> until = switch_off(scale_by_egd(), optax.identity(), threshold=0.95)
+        >>> optimizer = optax.chain(until, optax.sgd(0.7))
 
     References:
         Pasand, Dohmatob 2025, arXiv 2510.04930, Algorithm 1, where the switch can go back.
@@ -57,7 +55,7 @@ def switch_off(
     check_transformation("inner", inner)
     check_transformation("after", after)
     traced = isinstance(threshold, jax.Array)  # under `optax.inject_hyperparams`
-    if not traced and not (isinstance(threshold, int | float) and threshold == threshold):
+    if not traced and not (isinstance(threshold, numbers.Real) and threshold == threshold):
         raise TypeError(f"threshold must be a number such as 0.95, got {threshold!r}.")
     inner, after = optax.with_extra_args_support(inner), optax.with_extra_args_support(after)
 

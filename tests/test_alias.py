@@ -1,45 +1,43 @@
-"""egd, matching and normalize_columns."""
+"""egd: one step after the other against NumPy and Optax, and which leaves are whose."""
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference
+from helpers import moved, normal, updates_of
+from reference import polar64
 
-from egd_optax import MatrixAxes, egd, matching, normalize_columns, polar, scale_by_egd
-from egd_optax._selection import leaf_path
+from egd_optax import MatrixAxes, diagnostics, egd, infer_axes, matching, polar, scale_by_egd
 
-RNG = np.random.default_rng(0)
-PARAMS = {"kernel": RNG.standard_normal((6, 9)), "bias": RNG.standard_normal(9)}
-GRADS = [{"kernel": RNG.standard_normal((6, 9)), "bias": RNG.standard_normal(9)} for _ in range(3)]
-
-
-def as32(tree):
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+SHAPES = {"kernel": (6, 9), "bias": (9,)}
+PARAMS = normal(SHAPES)
+GRADS = [normal(SHAPES, seed) for seed in (1, 2, 3)]
 
 
-def run(optimizer, grads=GRADS):
-    params = as32(PARAMS)
-    state = optimizer.init(params)
-    for gradient in grads:
-        updates, state = jax.jit(optimizer.update)(as32(gradient), state, params)
+def run(optimizer, params=PARAMS):
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in GRADS:
+        updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
     return params
 
 
 def transcription(learning_rate, weight_decay, coupled, momentum=0.0, nesterov=False):
     """The same steps in float64 NumPy, straight from the docstring of `egd`."""
-    params, memory = dict(PARAMS), dict.fromkeys(PARAMS, 0.0)
-    for gradient in GRADS:
+    params = {name: np.float64(leaf) for name, leaf in PARAMS.items()}
+    average = dict.fromkeys(PARAMS, 0.0)
+    for step, gradient in enumerate(GRADS, start=1):
         for name, w in params.items():
-            g = gradient[name] + coupled * weight_decay * w
-            memory[name] = momentum * memory[name] + g
-            direction = g + momentum * memory[name] if nesterov else memory[name]
-            direction = reference.polar64(direction) if w.ndim == 2 else direction
+            g = np.float64(gradient[name]) + coupled * weight_decay * w
+            average[name] = momentum * average[name] + (1 - momentum) * g
+            direction = average[name] / (1 - momentum**step)
+            if nesterov:  # the average after one more step, with this gradient again
+                ahead = average[name] / (1 - momentum ** (step + 1))
+                direction = momentum * ahead + (1 - momentum) * g / (1 - momentum**step)
+            direction = polar64(direction) if w.ndim == 2 else direction
             params[name] = w - learning_rate * (direction + (not coupled) * weight_decay * w)
-    return params
+    return jax.tree.map(np.float32, params)
 
 
 @pytest.mark.parametrize(
@@ -48,107 +46,130 @@ def transcription(learning_rate, weight_decay, coupled, momentum=0.0, nesterov=F
         ({"weight_decay": 0.1}, (0.3, 0.1, True)),
         ({"weight_decay": 0.1, "decay": "decoupled"}, (0.3, 0.1, False)),
         ({"weight_decay": 0.1, "momentum": 0.9}, (0.3, 0.1, True, 0.9)),
+        ({"weight_decay": 0.1, "momentum": 0.9, "decay": "decoupled"}, (0.3, 0.1, False, 0.9)),
         ({"momentum": 0.9, "nesterov": True}, (0.3, 0.0, True, 0.9, True)),
     ],
     ids=str,
 )
 def test_egd_equals_a_numpy_transcription(arguments, expected):
     actual = run(egd(0.3, method=polar.SVD(), **arguments))
-    chex.assert_trees_all_close(actual, as32(transcription(*expected)), atol=2e-5)
+    chex.assert_trees_all_close(actual, transcription(*expected), atol=2e-5)
 
 
-def test_moving_average_and_heavy_ball_are_the_same_before_whitening():
-    average = optax.chain(optax.ema(0.9, debias=False), scale_by_egd(), optax.sgd(0.3))
-    actual, expected = run(egd(0.3, momentum=0.9)), run(average)
-    chex.assert_trees_all_close(actual["kernel"], expected["kernel"], atol=1e-5)
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.95])
+def test_the_momentum_is_optax_s_average(momentum):
+    """Debiased: the first step does not depend on the decay rate, for matrices and others alike."""
+    average = optax.ema(momentum, debias=True)
+    kernel = optax.chain(average, scale_by_egd(polar.SVD()), optax.sgd(0.3))
+    rest = optax.chain(average, optax.sgd(0.3))
+    expected = run(optax.partition({"a": kernel, "b": rest}, {"kernel": "a", "bias": "b"}))
+    actual = run(egd(0.3, method=polar.SVD(), momentum=momentum))
+    chex.assert_trees_all_close(actual, expected, atol=2e-5)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_muon_s_setting_takes_muon_s_steps():
+    """Its look-ahead, table, scale and decay; the polynomials alone run in another order."""
+    if not hasattr(optax.contrib, "muon"):
+        pytest.skip("this Optax has no Muon")
+    muon = optax.contrib.muon(0.02, weight_decay=0.1, adam_weight_decay=0.1)
+    adam = optax.adamw(0.02, weight_decay=0.1, nesterov=True)
+    ours = egd(
+        0.02,
+        method=polar.NewtonSchulz("standard", steps=5),
+        momentum=0.95,
+        nesterov=True,
+        weight_decay=0.1,
+        decay="decoupled",
+        scale="muon",
+        others=adam,
+    )
+    chex.assert_trees_all_close(run(ours), run(muon), atol=1e-5)
 
 
 @pytest.mark.usefixtures("optax_promotes")
 def test_others_keep_their_own_rules():
-    """`others` takes over the rest whole; `matrices` narrows what is whitened."""
     adam = optax.adam(0.01)
-    actual = run(egd(0.3, weight_decay=0.1, others=adam))
+    actual = run(egd(0.3, weight_decay=0.1, momentum=0.9, others=adam))
     chex.assert_trees_all_close(actual["bias"], run(adam)["bias"], atol=1e-6)
-    untouched = run(egd(0.3, matrices={"kernel": False, "bias": False}, others=adam))
-    chex.assert_trees_all_close(untouched, run(adam), atol=1e-6)
-    for matrices in ("kernel", matching("kernel"), {"kernel": True, "bias": False}):
-        chex.assert_trees_all_equal(run(egd(0.3, matrices=matrices)), run(egd(0.3)))
 
 
-def test_leaves_without_axes_belong_to_others():
-    """A convolution that `axes` excludes is Adam's, not SGD's by accident."""
-    params = {"conv": jnp.ones((2, 2, 3, 4)), "kernel": jnp.ones((3, 4))}
-    optimizer = egd(0.1, axes={"conv": None}, others=optax.set_to_zero())
-    updates, _ = optimizer.update(params, optimizer.init(params))
-    np.testing.assert_array_equal(updates["conv"], 0)
-    assert np.abs(updates["kernel"]).max() > 0
-    with pytest.raises(TypeError, match="got 'adam'"):
-        egd(0.1, others="adam")
+def test_max_stack_size_is_handed_on():
+    params = normal([(4, 6)] * 3)
+    whole = updates_of(egd(1.0, method=polar.SVD()), params)
+    apart = updates_of(egd(1.0, method=polar.SVD(), max_stack_size=24), params)
+    chex.assert_trees_all_close(whole, apart, atol=1e-6)
+    jaxpr = str(jax.make_jaxpr(lambda p: updates_of(egd(1.0, max_stack_size=24), p))(params))
+    assert "[3,4,6]" not in jaxpr
+    assert "[3,4,6]" in str(jax.make_jaxpr(lambda p: updates_of(egd(1.0), p))(params))
 
 
-def test_leaves_that_flax_calls_bias_scale_or_embedding_belong_to_others():
-    """Whatever their axes, unless the user names them; `scale_by_egd` stays literal."""
-    tables = {"bias": (3, 4), "norm": {"scale": (2, 3, 4)}, "embedding": (5, 4)}
-    params = {"kernel": (2, 4), "bias_kernel": (2, 4), **tables}
-    params = jax.tree.map(jnp.ones, params, is_leaf=lambda x: isinstance(x, tuple))
-    rest = {"bias", "norm/scale", "embedding"}
-
-    def whitened(**arguments):
-        optimizer = egd(0.1, others=optax.set_to_zero(), **arguments)
-        updates, _ = optimizer.update(params, optimizer.init(params))
-        leaves = jax.tree_util.tree_leaves_with_path(updates)
-        return {leaf_path(path) for path, leaf in leaves if np.any(leaf)}
-
-    last_two = MatrixAxes(-2, -1)
-    assert whitened() == whitened(axes=last_two) == {"kernel", "bias_kernel"}
-    named = whitened(axes={"embedding": MatrixAxes(0, 1), "^kernel": None})
-    assert named == {"embedding", "bias_kernel"}
-    assert whitened(axes=lambda path, leaf: last_two) == {"kernel", "bias_kernel"} | rest
-    assert whitened(matrices="^(bias|embedding)$") == {"bias", "embedding"}
-    embedding, literal = {"embedding": 2 * jnp.eye(2)}, scale_by_egd()
-    updates, _ = literal.update(embedding, literal.init(embedding))
-    np.testing.assert_allclose(updates["embedding"], jnp.eye(2), atol=1e-6)
-
-
-def test_matching_selects_by_path():
-    tree = {"a": {"kernel": 0, "bias": 1}, "b": [{"kernel": 2}, {"scale": 3}]}
-    assert matching("kernel")(tree) == {
-        "a": {"kernel": True, "bias": False},
-        "b": [{"kernel": True}, {"scale": False}],
+NET = normal(
+    {
+        "hidden": {"kernel": (6, 8), "bias": (8,)},
+        "second": {"kernel": (8, 8), "bias": (8,)},
+        "norm": {"scale": (2, 3, 4)},
+        "embedding": (5, 6),
+        "head": {"kernel": (8, 5)},
     }
-    assert matching("^b/", "bias", exclude="scale")(tree) == {
-        "a": {"kernel": False, "bias": True},
-        "b": [{"kernel": True}, {"scale": False}],
-    }
-
-
-def test_matching_nothing_is_an_error_that_lists_the_paths():
-    with pytest.raises(ValueError, match=r"kernle.*'a/kernel', 'bias'"):
-        matching("kernle")({"a": {"kernel": 0}, "bias": 1})
+)
+HIDDEN = {"hidden/kernel", "second/kernel"}
+TREE = jax.tree.map(lambda leaf: False, NET) | {"hidden": {"kernel": True, "bias": True}}
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("arguments", "whitened"),
     [
-        (lambda: egd(0.1, decay="l2"), "coupled, decoupled, got 'l2'"),
-        (lambda: egd(0.1, nesterov=True), "needs a momentum"),
-        (lambda: egd(0.1, momentum=1.5), r"\[0, 1\), got 1.5"),
-        (lambda: egd(0.1, weight_decay=-1.0), "negative, got -1.0"),
-        (lambda: egd(0.1, matrices="bias").init(as32(PARAMS)), "'bias' selects no leaf"),
-        (lambda: matching(), "at least one pattern"),
-        (lambda: matching(["a", "b"]), "one by one"),
-        (lambda: matching("("), "not a regular expression"),
-        (lambda: normalize_columns(0.0), "floor must be positive"),
+        ({}, HIDDEN),
+        ({"matrices": "hidden/kernel"}, {"hidden/kernel"}),
+        ({"matrices": ["hidden", "second/kernel"]}, HIDDEN),
+        ({"matrices": matching("kernel", exclude="hidden")}, {"second/kernel"}),
+        ({"matrices": TREE}, {"hidden/kernel"}),
+        ({"matrices": lambda params: "second"}, {"second/kernel"}),
+        ({"matrices": lambda params: TREE}, {"hidden/kernel"}),
+        ({"matrices": "kernel"}, HIDDEN),  # it narrows, the head stays out
+        ({"matrices": "kernel", "axes": {"head": MatrixAxes(0, 1)}}, HIDDEN | {"head/kernel"}),
+        ({"axes": {"embedding": MatrixAxes(0, 1)}}, HIDDEN | {"embedding"}),
+        ({"axes": {"hidden": None}}, {"second/kernel"}),
+        ({"axes": infer_axes}, HIDDEN),
+        ({"axes": infer_axes(NET)}, HIDDEN),
+        ({"axes": lambda params: {"second": None}}, {"hidden/kernel"}),
     ],
 )
-def test_bad_arguments_are_refused(make, says):
-    with pytest.raises(ValueError, match=says):
+def test_what_is_whitened(arguments, whitened):
+    """`matrices` narrows, `axes` overrides what is inferred; the rest is all `others`'."""
+    optimizer = egd(0.1, others=optax.set_to_zero(), **arguments)
+    assert moved(optimizer, NET) == whitened
+    plan = diagnostics.whitening_plan(optimizer, NET)
+    assert {leaf.path for leaf in plan.leaves if leaf.axes} == whitened
+
+
+def test_what_is_not_whitened_takes_sgd_steps():
+    """By default with the same rate, decay and average."""
+    optimizer = egd(0.1, momentum=0.9, weight_decay=0.5)
+    updates = updates_of(optimizer, NET)
+    for path in ("embedding", "norm", "head"):
+        expected = jax.tree.map(lambda leaf: -0.1 * 1.5 * leaf, NET[path])
+        chex.assert_trees_all_close(updates[path], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda: egd(0.1, decay="l2"), ValueError, "coupled, decoupled, got 'l2'"),
+        (lambda: egd(0.1, nesterov=True), ValueError, "needs a momentum"),
+        (lambda: egd(0.1, momentum=1.0), ValueError, r"\[0, 1\), got 1.0"),
+        (lambda: egd(0.1, weight_decay=-1.0), ValueError, "negative, got -1.0"),
+        (lambda: egd(-0.1), ValueError, "learning_rate must not be negative, got -0.1"),
+        (lambda: egd("0.1"), TypeError, "a number or a schedule, got '0.1'"),
+        (lambda: egd(0.1, scale="rms"), ValueError, "muon, consistent_rms.*got 'rms'"),
+        (lambda: egd(0.1, max_stack_size=0), ValueError, "at least 1, got 0"),
+        (lambda: egd(0.1, others="adam"), TypeError, "got 'adam'"),
+        (lambda: egd(0.1, matrices=3).init(PARAMS), ValueError, "a tree of bools .* got 3"),
+        (lambda: egd(0.1, axes=3), TypeError, "axes must be"),
+    ],
+)
+def test_bad_arguments_are_refused(make, error, says):
+    with pytest.raises(error, match=says):
         make()
-
-
-def test_columns_are_normalized_down_to_the_floor():
-    gradient = {"kernel": jnp.array([[3.0, 0.003], [4.0, 0.004]]), "bias": jnp.array([3.0])}
-    transformation = normalize_columns(floor=0.01)
-    updates, _ = transformation.update(gradient, transformation.init(gradient))
-    np.testing.assert_allclose(updates["kernel"], [[0.6, 0.3], [0.8, 0.4]], rtol=1e-6)
-    np.testing.assert_array_equal(updates["bias"], gradient["bias"])

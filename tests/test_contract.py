@@ -27,12 +27,7 @@ from contract import (
 )
 
 import egd_optax
-from egd_optax import (
-    blend_in,
-    diagnostics,
-    egd,
-    switch_off,
-)
+from egd_optax import diagnostics, egd, switch_off
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -46,7 +41,7 @@ def test_the_table_is_complete():
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if not name.startswith("_") and inspect.signature(function).return_annotation in kinds
     ]
-    assert len(public) > 7
+    assert len(public) == 4
     assert set(public) <= {case.factory for case in TABLE.values()}
 
 
@@ -68,7 +63,6 @@ def test_extra_arguments(name):
     [
         lambda inner: switch_off(inner, optax.identity(), threshold=0.5),
         lambda inner: switch_off(optax.identity(), inner, threshold=-0.5),
-        lambda inner: blend_in(inner, 1.0),
     ],
 )
 def test_wrappers_hand_extra_arguments_on(wrap):

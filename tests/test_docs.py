@@ -1,5 +1,6 @@
 """The site: entries for public names, descriptions of figures, a place for each page."""
 
+import functools
 import importlib
 import pathlib
 import re
@@ -11,9 +12,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 PAGES = sorted(DOCS.rglob("*.md"))
-sys.path.insert(0, str(ROOT / "examples" / "website"))
+sys.path.insert(0, str(ROOT / "docs" / "hooks"))
 api_coverage = importlib.import_module("api_coverage")  # what the site's hook calls, too
 
 
@@ -57,10 +57,19 @@ def test_the_site_asks_no_other_host():
     """Readers offline, and readers who do not want to be counted, get the whole site."""
     settings = [
         ROOT / "mkdocs.yml",
-        *(ROOT / "examples" / "website").glob("*.py"),
+        *(ROOT / "docs" / "hooks").glob("*.py"),
         *(DOCS / "assets").glob("*"),
     ]
     assert not [path.name for path in settings if re.search(r"https?://", path.read_text())]
+
+
+@functools.cache
+def usage(script, *subcommand):
+    """What a script, or one of its subcommands, says of itself."""
+    command = [sys.executable, ROOT / script, *subcommand, "--help"]
+    asked = subprocess.run(command, text=True, capture_output=True)
+    assert asked.returncode == 0, asked.stderr
+    return asked.stdout
 
 
 def commands():
@@ -82,10 +91,9 @@ def test_what_a_page_tells_to_type_exists(command):
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.M)
     elif program == "python":
-        known = subprocess.run([sys.executable, ROOT / arguments[0], "--help"], text=True, **PIPES)
-        assert known.returncode == 0
         options = [word for word in arguments if word.startswith("--")]
-        assert all(option in known.stdout for option in options)
+        start = arguments[:2] if arguments[1:] and arguments[1] not in options else arguments[:1]
+        assert all(option in usage(*start) for option in options)
     else:
         assert command[:2] == ("pip", "install")
         extras = re.findall(r"\[(.*)\]", arguments[1])

@@ -10,7 +10,15 @@ import nbformat
 import pytest
 
 TUTORIALS = Path(__file__).parents[1] / "examples" / "tutorials"
+QUICK = {"quickstart", "digits_cnn"}  # one of plain JAX, one of nnx; the rest is for test-all
 LIMIT = 600  # seconds; about ten on an idle machine of two cores
+
+
+def tutorials(kind):
+    return [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
+        for path in sorted(TUTORIALS.glob(kind))
+    ]
 
 
 @pytest.fixture
@@ -18,13 +26,16 @@ def environment(tmp_path_factory):
     """As a user's: one device, no display, and a home for IPython that nobody misses."""
     home = tmp_path_factory.mktemp("ipython")
     ours = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    return {**ours, "IPYTHONDIR": str(home)}
+    return {**ours, "IPYTHONDIR": str(home), "MPLBACKEND": "Agg"}
 
 
-@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.py")), ids=lambda path: path.stem)
+def test_the_quick_ones_are_there():
+    assert {path.stem for path in TUTORIALS.glob("*.py")} > QUICK
+
+
+@pytest.mark.parametrize("path", tutorials("*.py"))
 def test_script(path, tmp_path, environment):
     command = [sys.executable, "-W", "error", str(path)]
-    environment["MPLBACKEND"] = "Agg"
     run = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT
     )
@@ -32,13 +43,18 @@ def test_script(path, tmp_path, environment):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", tutorials("*.ipynb"))
 def test_notebook(path, tmp_path, environment):
+    del environment["MPLBACKEND"]  # IPython has its own
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        assert not cell.get("outputs")
-        assert cell.get("execution_count") is None
     nbclient.NotebookClient(notebook, timeout=LIMIT, kernel_name="python3").execute(
         cwd=str(tmp_path), env=environment
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_holds_no_output(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None

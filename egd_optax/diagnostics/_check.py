@@ -25,7 +25,7 @@ _LEAST, _LARGEST = 0.4, 1.3
 class LeafCheck(NamedTuple):
     """What one update did to one leaf.
 
-    Args:
+    Attributes:
         axes: the decision about the leaf, a `LeafAxes`.
         whitened: whether each of its matrices came out with its singular values alike.
         directions: least number of whitened directions of a matrix.
@@ -83,7 +83,9 @@ def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
     optimizer, params, *_ = _plain(optimizer, params, None, None)
     witness = _Witness()
     with witnessed(witness):
-        jax.eval_shape(optimizer.init, params)
+        jax.eval_shape(
+            lambda tree: optimizer.init(tree), params
+        )  # a function that has no trace yet
     return witness.plan_of(params)
 
 
@@ -189,7 +191,7 @@ def _singular_values(factor: jax.Array) -> jax.Array:
 
 
 def _random_like(leaf: Any) -> jax.Array:
-    return jax.random.normal(jax.random.key(0), leaf.shape).astype(leaf.dtype)
+    return jnp.asarray(np.random.default_rng(0).standard_normal(leaf.shape), leaf.dtype)
 
 
 def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any, Any, Any, Any]:

@@ -4,14 +4,13 @@ import dataclasses
 
 import jax
 
-from egd_optax._checks import check_rtol
 from egd_optax.polar._halley import Halley
-from egd_optax.polar._method import Stateless
+from egd_optax.polar._method import Exact
 from egd_optax.polar._svd import SVD
 
 
 @dataclasses.dataclass(frozen=True)
-class Auto(Stateless):
+class Auto(Exact):
     """Exact polar factor by `Halley`, or by `SVD` for small matrices on CPU.
 
     Accuracy class: exact, whatever is picked. Accelerators never get an SVD; CPUs get one up to
@@ -24,11 +23,6 @@ class Auto(Stateless):
     Raises:
         ValueError: `rtol` outside [0, 0.5).
     """
-
-    rtol: float | None = None
-
-    def __post_init__(self) -> None:
-        check_rtol(self.rtol)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         halley, svd = Halley(self.rtol).factor, SVD(self.rtol).factor

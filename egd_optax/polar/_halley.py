@@ -7,16 +7,15 @@ import math
 import jax
 import jax.numpy as jnp
 
-from egd_optax._checks import check_rtol
 from egd_optax.polar._dtypes import resolve_rtol
 from egd_optax.polar._inverse import inverse
 from egd_optax.polar._linalg import gram, largest_eigenvalue, product
-from egd_optax.polar._method import Stateless
+from egd_optax.polar._method import Exact
 from egd_optax.polar._oriented import orient
 
 
 @dataclasses.dataclass(frozen=True)
-class Halley(Stateless):
+class Halley(Exact):
     """Exact polar factor by Halley's iteration on Gram matrices, and a filter.
 
     Each pass maps the singular values by the dynamically weighted Halley function,
@@ -40,11 +39,6 @@ class Halley(Stateless):
         Nakatsukasa, Bai, Gygi, SIAM J. Matrix Anal. Appl. 31, 2010 (the weights). Nakatsukasa,
         Higham, SIAM J. Sci. Comput. 35, 2013 (Cholesky form).
     """
-
-    rtol: float | None = None
-
-    def __post_init__(self) -> None:
-        check_rtol(self.rtol)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         oriented = orient(matrix)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from egd_optax._checks import check_rtol
 from egd_optax.polar._dtypes import working_dtype
 
 State = Any
@@ -64,6 +65,16 @@ class Stateless(PolarMethod):
 
 
 @dataclasses.dataclass(frozen=True)
+class Exact(Stateless):
+    """Base of the exact methods: their rank tolerance, relative to the largest singular value."""
+
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rtol(self.rtol)
+
+
+@dataclasses.dataclass(frozen=True)
 class Custom(Stateless):
     """A user's function from `(m, n)` to `(m, n)` as a method."""
 
@@ -79,31 +90,22 @@ def checked_update(method: PolarMethod, matrix: jax.Array, state: State) -> tupl
     16-bit matrices reach the method in float32.
     """
     name = method.function if isinstance(method, Custom) else method
-    result = method.update(matrix.astype(working_dtype(matrix.dtype)), state)
+    precise = matrix.astype(working_dtype(matrix.dtype))
+    result = method.update(precise, state)
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(
-            f"update must return the polar factor and the next state, but that of {name!r} "
-            f"returned {result!r}."
+            f"{name!r} must return the polar factor and the next state, got {result!r}."
         )
     factor, after = result
-    if getattr(factor, "shape", None) != matrix.shape:
-        raise ValueError(
-            f"A polar method must keep the shape {matrix.shape} of its matrix, but "
-            f"{name!r} returned {factor!r}. Return U V^T."
-        )
-    lossy = jnp.iscomplexobj(factor) and not jnp.iscomplexobj(matrix)
-    if lossy or not jnp.issubdtype(factor.dtype, jnp.inexact):
-        raise TypeError(
-            f"A polar method must keep the kind {matrix.dtype} of its matrix, but {name!r} "
-            f"returned {factor.dtype}."
-        )
+    kind = jnp.complexfloating if jnp.iscomplexobj(matrix) else jnp.floating
+    fits = getattr(factor, "shape", None) == matrix.shape and jnp.issubdtype(factor.dtype, kind)
     before, now = (
         jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
         for tree in (state, after)
     )
-    if jax.tree.flatten(before) != jax.tree.flatten(now):
+    if not fits or jax.tree.flatten(before) != jax.tree.flatten(now):
         raise ValueError(
-            f"A method's state keeps its structure, shapes and dtypes, but that of {name!r} "
-            f"turned from {before} to {now}."
+            f"{name!r} must return U V^T of the shape and kind of its matrix, and a state like the "
+            f"one before: got {jax.typeof(precise)} and {before}, returned {factor!r} and {now}."
         )
     return factor.astype(matrix.dtype), after

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from egd_optax._checks import as_array
+from egd_optax._checks import as_array, check_static
 from egd_optax.polar._auto import Auto
 from egd_optax.polar._dtypes import working_dtype
 from egd_optax.polar._lapack import by_platform
@@ -24,17 +24,14 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
     """
     if method is None:
         return Auto()
-    if isinstance(method, type):
+    check_static("method", method)
+    value = method if isinstance(method, PolarMethod) else Custom(method)
+    odd = isinstance(method, type) or hasattr(method, "update") or not callable(method)
+    if value is not method and odd:
         raise TypeError(
-            f"method must be a value, got the class {method.__name__}; write {method.__name__}()."
-        )
-    if not isinstance(method, PolarMethod):
-        _check_no_transformation(method)
-    if not isinstance(method, PolarMethod) and not callable(method):
-        raise TypeError(
-            "method must be None, a value such as egd_optax.polar.SVD(), a subclass's of "
-            "egd_optax.polar.PolarMethod, or a function from a matrix to its polar factor, got "
-            f"{method!r}."
+            "method must be None, a value such as egd_optax.polar.SVD(), a function from a matrix "
+            f"to its polar factor, or a subclass of egd_optax.polar.PolarMethod, got {method!r}. "
+            "An Optax transformation goes beside it: optax.chain(transformation, scale_by_egd())."
         )
     try:
         hash(method)
@@ -43,18 +40,7 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
             f"method must hash, so that it is traced once, got {method!r}; make it a frozen "
             "dataclass whose fields hash, such as numbers and tuples."
         ) from error
-    return method if isinstance(method, PolarMethod) else Custom(method)
-
-
-def _check_no_transformation(method: Any) -> None:
-    if hasattr(method, "init") and hasattr(method, "update"):
-        raise TypeError(
-            f"method must be a polar method, got the {type(method).__name__} {method!r}, which "
-            "has init and update but is no egd_optax.polar.PolarMethod. Put an Optax "
-            "transformation before or after the whitening: "
-            "optax.chain(transformation, scale_by_egd()). Let a method of your own inherit from "
-            "egd_optax.polar.PolarMethod."
-        )
+    return value
 
 
 def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> State:

@@ -6,16 +6,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from egd_optax._checks import check_rtol
 from egd_optax.polar._dtypes import resolve_rtol
 from egd_optax.polar._lapack import reciprocal, svd
 from egd_optax.polar._linalg import adjoint, product
-from egd_optax.polar._method import Stateless
+from egd_optax.polar._method import Exact
 from egd_optax.polar._oriented import orient
 
 
 @dataclasses.dataclass(frozen=True)
-class SVD(Stateless):
+class SVD(Exact):
     """Exact polar factor U V^T over the singular values above `rtol * sigma_1`.
 
     Accuracy class: exact. LAPACK on CPU. On TPU it compiles for seconds to minutes (JAX issues
@@ -32,11 +31,6 @@ class SVD(Stateless):
     References:
         Golub, Van Loan, Matrix Computations, 4th ed. 2013, sections 2.4 and 9.4.
     """
-
-    rtol: float | None = None
-
-    def __post_init__(self) -> None:
-        check_rtol(self.rtol)
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         oriented = orient(matrix)

@@ -1,41 +1,110 @@
-"""The figures of the pages, each drawn from logs into one file."""
+"""The figures of the demonstration and of the pages, drawn from logs."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from experiments import LOGS
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from results import Outcome, outcomes
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-from egd_optax.grokking import Log
-from egd_optax.grokking.plots import COLORS, plot_runs
-from egd_optax.grokking.spectra import Spectrum
-from egd_optax.grokking.toy_figure import plot_toy
+from grokking.log import LogError, Run, check_writable
+from grokking.outcomes import Outcome, outcomes
+from grokking.training import first_at_target
 
-Panel = Callable[[Axes, Log], None]
+# Okabe and Ito's palette, told apart by every kind of color vision.
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def toy(path: Path) -> None:
-    """Draw theory and simulation of the toy problem on top of each other."""
-    plot_toy(LOGS / "toy" / "toy.jsonl", path)
+def new_figure(
+    panels: int, size: tuple[float, float], share: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels side by side."""
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(np.atleast_1d(figure.subplots(1, panels, sharey=share)))
+    for one in axes:
+        one.grid(color="0.92")
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG that says by which command it is made."""
+    figure.savefig(path, format="png", metadata={"Comment": "Made from logs: make pages"})
+
+
+def check_figure(path: Path) -> None:
+    """Raise OSError now if `path` will not do for a figure; so a log cannot be drawn over."""
+    if path.suffix.lower() != ".png":
+        raise OSError(f"a figure's name must end in .png, got {path}; change its ending")
+    check_writable(path)
+
+
+def draw_runs(runs: Sequence[Run], path: Path) -> None:
+    """Draw train (thin, dashed) and test (solid) accuracy against epochs, one color a run.
+
+    Args:
+        runs: at least one; the legend has their labels in this order.
+        path: PNG to write, replacing what is there.
+
+    Raises:
+        LogError: no run has an epoch to draw.
+        OSError: `path` does not end in .png, or cannot be written.
+    """
+    if not any(run.epochs for run in runs):
+        raise LogError(
+            f"a figure needs at least one run with an epoch in it, got {len(runs)} without"
+        )
+    check_figure(path)
+    figure, (axes,) = new_figure(1, (8.0, 5.0))
+    for color, run in zip(itertools.cycle(COLORS), runs):
+        numbers = [epoch.epoch for epoch in run.epochs]
+        train = [epoch.train_accuracy for epoch in run.epochs]
+        test = [epoch.test_accuracy for epoch in run.epochs]
+        axes.plot(numbers, train, color=color, linewidth=0.9, linestyle="--", alpha=0.7)
+        axes.plot(numbers, test, color=color, linewidth=2.0, label=f"{run.label}: {_end(run)}")
+    for target in sorted({run.config.target for run in runs if run.config.target is not None}):
+        label = f"target, {target:.0%}"
+        axes.axhline(target, color="0.6", linewidth=0.8, linestyle=":", label=label)
+    _dress(axes)
+    figure.legend(loc="outside upper left", frameon=False, ncols=2, fontsize="small")
+    save(figure, path)
+
+
+def _end(run: Run) -> str:
+    reached = first_at_target(run.epochs, run.config.target)
+    last = run.epochs[-1].epoch if run.epochs else 0
+    return f"not in {last} epochs" if reached is None else f"epoch {reached.epoch}"
+
+
+def _dress(axes: Axes) -> None:
+    if axes.dataLim.xmax > 20:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy (solid: test, dashed: train)")
 
 
 def accuracy(path: Path, name: str, *rows: str) -> None:
     """Draw train and test accuracy of the first seeds of some rows."""
     found = outcomes(name)
-    if logs := [found[row].logs[0] for row in rows if found[row].logs]:
-        plot_runs(logs, path)
+    draw_runs([found[row].runs[0] for row in rows if found[row].runs], path)
 
 
 def published(path: Path, name: str) -> None:
     """Draw our median and range and the paper's figure, row by row, on a logarithmic axis."""
-    found = [outcome for outcome in outcomes(name).values() if outcome.logs]
-    figure, (axes,) = _figure(1, (8.0, 0.27 * len(found) + 1.2))
+    found = [outcome for outcome in outcomes(name).values() if outcome.runs]
+    figure, (axes,) = new_figure(1, (8.0, 0.27 * len(found) + 1.2))
     for place, outcome in enumerate(found):
         _draw_row(axes, place, outcome)
     axes.plot([], [], "o", color=COLORS[1], label="ours, median and range")
@@ -46,31 +115,32 @@ def published(path: Path, name: str) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(f"{found[0].experiment.unit} to 95 % test accuracy" if found else "")
     figure.legend(loc="outside upper center", frameon=False, ncols=3, fontsize="small")
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _draw_row(axes: Axes, place: int, outcome: Outcome) -> None:
     reached = [value if math.isfinite(value) else outcome.cap for value in outcome.reached]
     axes.plot([min(reached), max(reached)], [place, place], color=COLORS[1], linewidth=2)
     median = min(outcome.median, outcome.cap)
-    style = {"marker": "o"} if math.isfinite(outcome.median) else {"marker": ">", "mfc": "none"}
-    axes.plot([median], [place], color=COLORS[1], **style)
+    marker, fill = ("o", COLORS[1]) if math.isfinite(outcome.median) else (">", "none")
+    axes.plot([median], [place], color=COLORS[1], marker=marker, mfc=fill)
     if outcome.published:
         axes.plot([outcome.published], [place], "|", color=COLORS[2], markersize=12, mew=2.5)
 
 
 def cost(path: Path) -> None:
-    """Draw what an epoch costs against how many it takes on addition modulo 97."""
-    figure, (axes,) = _figure(1, (7.0, 4.5))
+    """Draw the time of an epoch against the number of epochs on addition modulo 97."""
+    figure, (axes,) = new_figure(1, (7.0, 4.5))
     table, own = outcomes("T2"), outcomes("methods")
-    found = [table[f"p97-{name}"] for name in ("sgd", "egd_svd", "egd_rsvd128", "egd_rsvd64")]
-    found += [table["p97-column_norm"], *(own[name] for name in own if name != "svd")]
-    shown = [one for one in found if one.logs and math.isfinite(one.pace)]
-    for one in shown:
-        axes.plot([one.median], [one.pace], "o", color=COLORS[1])
-        label = one.row.label.removeprefix("p=97, ")
-        axes.annotate(label, (one.median, one.pace), xytext=(5, 3), textcoords="offset points",
-                      fontsize="x-small")  # fmt: skip
+    methods = ("sgd", "egd_svd", "egd_rsvd128", "egd_rsvd64", "column_norm")
+    found = [table[f"p97-{name}"] for name in methods]
+    found += [own[name] for name in own if name != "svd"]
+    for one in found:
+        if not one.runs or math.isnan(one.epoch_ms):
+            continue
+        axes.plot([one.median], [one.epoch_ms], "o", color=COLORS[1])
+        label, place = one.row.label.removeprefix("p=97, "), (one.median, one.epoch_ms)
+        axes.annotate(label, place, (5, 3), textcoords="offset points", fontsize="x-small")
     epochs = np.array([50.0, 1e4])
     for total in (5, 10, 20, 50, 100):
         axes.plot(epochs, 1e3 * total / epochs, ":", color="0.7", linewidth=0.8, zorder=0)
@@ -78,41 +148,14 @@ def cost(path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlim=(50, 2e4), ylim=(15, 250))
     axes.set_xlabel("epochs to 95 % test accuracy, median")
     axes.set_ylabel("ms of training per epoch")
-    figure.savefig(path)
+    save(figure, path)
 
 
-def spectra(path: Path) -> None:
-    """Draw the singular values of the first matrix's gradient, with and without the decay term."""
-    _panels(path, _draw_spectra, "singular value of the gradient")
-
-
-def condition(path: Path) -> None:
-    """Draw how the condition number, with and without the decay term, changes over the epochs.
-
-    Over the range: both one-hots of an input sum to 1, so one direction has no gradient ever.
-    """
-    _panels(path, _draw_condition, "largest / second smallest singular value")
-
-
-def progress(path: Path) -> None:
-    """Draw how far the weights went along the singular directions of the first gradient."""
-    _panels(path, _draw_progress, "progress along the direction")
-
-
-def _panels(path: Path, draw: Panel, label: str) -> None:
-    found = [outcome for outcome in outcomes("spectra").values() if outcome.logs]
-    figure, panels = _figure(max(1, len(found)), (10.0, 4.0))
-    for axes, outcome in zip(panels, found, strict=False):
-        draw(axes, outcome.logs[0])
-        axes.set_title(outcome.row.label, fontsize="medium")
-        axes.legend(frameon=False, fontsize="x-small")
-    panels[0].set_ylabel(label)
-    figure.savefig(path)
-
-
-def _draw_spectra(axes: Axes, log: Log) -> None:
-    chosen = _some(log.spectra, 5)
-    for color, spectrum in zip(itertools.cycle(COLORS), chosen):
+def _draw_spectra(axes: Axes, run: Run) -> None:
+    """Draw singular values of the first matrix's gradient, with and without the decay term."""
+    chosen = np.unique(np.linspace(0, len(run.spectra) - 1, 5).round().astype(int))
+    for color, index in zip(COLORS, chosen, strict=False):
+        spectrum = run.spectra[index]
         ranks = range(1, len(spectrum.decayed) + 1)
         axes.semilogy(ranks, spectrum.decayed, color=color, label=f"epoch {spectrum.epoch}")
         axes.semilogy(ranks, spectrum.gradient, color=color, linestyle=":", linewidth=1)
@@ -121,38 +164,53 @@ def _draw_spectra(axes: Axes, log: Log) -> None:
     axes.set_xlabel("index")
 
 
-def _draw_condition(axes: Axes, log: Log) -> None:
-    epochs = [max(spectrum.epoch, 0.5) for spectrum in log.spectra]
-    for kind, style in (("decayed", "-"), ("gradient", ":")):
-        values = [getattr(spectrum, kind) for spectrum in log.spectra]
-        label = "with the decay term" if kind == "decayed" else "without it"
+def _draw_condition(axes: Axes, run: Run) -> None:
+    """Draw the condition number over the range: one direction has no gradient ever."""
+    epochs = [max(spectrum.epoch, 0.5) for spectrum in run.spectra]
+    for kind, style, label in (
+        ("decayed", "-", "with the decay term"),
+        ("gradient", ":", "without it"),
+    ):
+        values = [getattr(spectrum, kind) for spectrum in run.spectra]
         ratios = [value[0] / value[-2] for value in values]
         axes.loglog(epochs, ratios, style, color=COLORS[1], marker="o", markersize=3, label=label)
     axes.set_ylim(1.0, 1e4)
     axes.set_xlabel("epoch (the start at 0.5)")
 
 
-def _draw_progress(axes: Axes, log: Log) -> None:
-    epochs = [max(spectrum.epoch, 0.5) for spectrum in log.spectra[1:]]
-    count = len(log.spectra[0].progress)
-    for color, index in zip(COLORS, (0, 9, 49, 99, 149, count - 1), strict=False):
-        moved = [abs(spectrum.progress[index]) for spectrum in log.spectra[1:]]
+def _draw_progress(axes: Axes, run: Run) -> None:
+    """Draw how far the weights went along the singular directions of the first gradient."""
+    epochs = [max(spectrum.epoch, 0.5) for spectrum in run.spectra[1:]]
+    last = len(run.spectra[0].progress) - 1
+    for color, index in zip(COLORS, (0, 9, 49, 99, 149, last), strict=False):
+        moved = [abs(spectrum.progress[index]) for spectrum in run.spectra[1:]]
         axes.loglog(epochs, np.maximum(moved, 1e-6), color=color, label=f"direction {index + 1}")
     axes.set_ylim(1e-5, 1e2)
     axes.set_xlabel("epoch")
 
 
-def _some(spectra: tuple[Spectrum, ...], count: int) -> list[Spectrum]:
-    """Return at most `count` of them, evenly spaced, the first and the last among them."""
-    chosen = np.unique(np.linspace(0, len(spectra) - 1, count).round().astype(int))
-    return [spectra[index] for index in chosen]
+def _panels(path: Path, draw: Callable[[Axes, Run], None], label: str) -> None:
+    found = [outcome for outcome in outcomes("spectra").values() if outcome.runs]
+    figure, panels = new_figure(max(1, len(found)), (10.0, 4.0))
+    for axes, outcome in zip(panels, found, strict=False):
+        draw(axes, outcome.runs[0])
+        axes.set_title(outcome.row.label, fontsize="medium")
+        axes.legend(frameon=False, fontsize="x-small")
+    panels[0].set_ylabel(label)
+    save(figure, path)
 
 
-def _figure(panels: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))
-    for one in axes:
-        one.grid(color="0.92")
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+FIGURES: dict[str, Callable[..., None]] = {
+    "accuracy": accuracy,
+    "published": published,
+    "cost": cost,
+    "spectra": functools.partial(
+        _panels, draw=_draw_spectra, label="singular value of the gradient"
+    ),
+    "condition": functools.partial(
+        _panels, draw=_draw_condition, label="largest / second smallest singular value"
+    ),
+    "progress": functools.partial(
+        _panels, draw=_draw_progress, label="progress along the direction"
+    ),
+}

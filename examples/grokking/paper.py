@@ -1,79 +1,139 @@
-"""Run the paper's experiments and ours, resume where they stopped, then make the pages.
+"""Run every experiment that has no finished log yet, and go on where an earlier command stopped.
 
-    python examples/grokking/paper.py              # everything that has no finished log yet
-    python examples/grokking/paper.py T2 toy       # two of the experiments
-    python examples/grokking/paper.py --dry-run    # what is left to do, and how long it takes
-
-Finished runs are skipped, so an interrupted command goes on where it was.
+A run in progress has a file of its own in logs/parts; when it has ended by itself, it is added to
+its table's log.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Annotated
 
-import pages
-import tyro
-from experiments import EXPERIMENTS, LOGS, Experiment
-from of_the_paper import from_folder
-from pace import run_pace
-from results import log_at
 from tqdm import tqdm
 
-from egd_optax.grokking import Config, Images, TrainingDiverged
-from egd_optax.grokking.images import load
-from egd_optax.grokking.record import LogError
-from egd_optax.grokking.session import train_logged
-from egd_optax.grokking.toy_figure import run_toy
+from grokking.config import Config
+from grokking.experiments import Experiment
+from grokking.log import LogError, append, locked, read_runs
+from grokking.outcomes import finished_runs
+from grokking.questions import EXPERIMENTS
+from grokking.session import train_logged
+from grokking.timing import run_timing
+from grokking.toy_experiment import run_toy
+from grokking.training import TrainingDiverged
 
 UNKNOWN_SECONDS = 60.0
-# What is no training run: the log that says it is done, how to make it, about how many seconds.
-OTHERS = {"toy": (run_toy, 30.0), "pace": (run_pace, 400.0)}
+# What is no training run: how to make its log, and about how many seconds it takes.
+OTHERS: dict[str, tuple[Callable[[Path], None], float]] = {
+    "toy": (run_toy, 30.0),
+    "timing": (run_timing, 400.0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training run to do: where to log it, and about how long it takes."""
+    """One training run to do: the log it belongs to, its names, and about how long it takes."""
 
-    path: Path
+    log: Path
+    name: str
     label: str
     config: Config
     seconds: float
 
+    @property
+    def part(self) -> Path:
+        """The run's own file while it is in progress."""
+        return self.log.parent / "parts" / self.log.stem / f"{self.name}.part"
 
-def jobs(experiments: Iterable[Experiment], logs: Path) -> Iterator[Job]:
-    """Yield what has no finished log yet.
+
+def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool) -> list[str]:
+    """Run what is missing, after saying how long it takes; return the labels of what failed.
+
+    Args:
+        names: experiments; none means all of them.
+        processes: runs at a time.
+        logs: folder of the logs.
+        dry_run: only say what would be run.
 
     Raises:
-        LogError: a finished log belongs to another recipe.
+        ValueError: an unknown name, no process, or a finished run with other settings.
+        OSError: `logs` is a file, or another command writes to it.
+    """
+    known = [*EXPERIMENTS, *OTHERS]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"the experiments are {', '.join(known)}; got {', '.join(unknown)}")
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}; 2 is the default")
+    if logs.exists() and not logs.is_dir():
+        raise NotADirectoryError(f"logs must be a folder, and {logs} is a file; choose another")
+    chosen = names or known
+    todo = list(jobs([EXPERIMENTS[name] for name in chosen if name in EXPERIMENTS], logs))
+    others = [name for name in chosen if name in OTHERS and not _other(name, logs).exists()]
+    _announce(todo, others, processes)
+    if dry_run:
+        print("\n".join(f"  {name}" for name in [*(job.label for job in todo), *others]))
+        return []
+    with _alone(logs):
+        failed = run_all(todo, processes) if todo else []
+        for name in others:
+            print(f"{name} ...")
+            part = _other(name, logs).with_suffix(".part")
+            OTHERS[name][0](part)
+            part.replace(_other(name, logs))
+    return failed
+
+
+def jobs(experiments: Iterable[Experiment], logs: Path) -> Iterator[Job]:
+    """Yield what has no finished run yet, and say which runs were cut off.
+
+    Raises:
+        LogError: a finished run has other settings.
     """
     for experiment in experiments:
+        log = experiment.log(logs)
+        runs = read_runs(log) if log.exists() else []
+        done = {run.name: run for run in runs if run.finished}
+        for run in runs:
+            if run.problem and run.name not in done:
+                print(f"warning: {log}: {run.problem}; it is run again")
         for row in experiment.rows:
-            for config in row.runs():
-                path = experiment.log_of(row, config.seed, logs)
-                if not _finished(path, config):
-                    label = f"{experiment.name}: {row.label}, seed {config.seed}"
-                    seconds = _estimate(experiment.log_of(row, config.seed))
-                    yield Job(path, label, config, seconds)
+            for name, config in row.runs().items():
+                label = f"{experiment.name}: {row.label}, seed {config.seed}"
+                if name not in done:
+                    seconds = _seconds(experiment.log()).get(name, UNKNOWN_SECONDS)
+                    yield Job(log, name, label, config, seconds)
+                elif done[name].config != config:
+                    raise LogError(
+                        f"a finished run must have the settings that the experiment asks for, and "
+                        f"{name} in {log} has others; move it away"
+                    )
 
 
 def run(job: Job) -> str:
-    """Train one job, in a process of its own; an unfinished log is kept under another ending."""
-    if job.path.exists():
-        job.path.replace(job.path.with_suffix(".unfinished"))
+    """Train one job, in a process of its own, and add it to its log; return how it ended.
+
+    A part that an earlier command left is added if its run had ended, and kept as
+    `.unfinished` if not.
+    """
+    if job.part.exists():
+        if any(run.finished and run.config == job.config for run in _runs_of(job.part)):
+            append(job.log, job.part)
+            return "done before"
+        job.part.replace(job.part.with_suffix(".unfinished"))
+    outcome = "done"
     try:
-        train_logged(job.config, job.path, job.label, bar=False)
+        train_logged(job.part, job.name, job.config, job.label, bar=False)
     except TrainingDiverged:
-        return "diverged"
-    return "done"
+        outcome = "diverged"
+    append(job.log, job.part)
+    return outcome
 
 
 def run_all(todo: Sequence[Job], processes: int) -> list[str]:
@@ -84,7 +144,7 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
     failed = []
     with (
         concurrent.futures.ProcessPoolExecutor(
-            processes, context, _settle, (place, processes, os.getpid())
+            processes, context, _settle, (place, os.getpid())
         ) as pool,
         tqdm(total=len(todo), unit="run") as bar,
     ):
@@ -104,36 +164,8 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
     return failed
 
 
-def _show_running(bar: tqdm, futures: Mapping[Future, Job], processes: int) -> None:
-    """Show beside the bar what is being trained; the pool calls one more run running than is."""
-    running = [job.label for future, job in futures.items() if not future.done()][:processes]
-    bar.set_postfix_str(" | ".join(running))
-
-
-def main(
-    names: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="EXPERIMENT ...")
-    ] = (),
-    processes: int = 2,
-    logs: Path = LOGS,
-    data: Path | None = None,
-    dry_run: bool = False,
-) -> None:
-    """Run what is missing, then make the pages.
-
-    Args:
-        names: experiments (T2, T3, T4, T6, T7, T8, both, peers, spectra, decay, switch, length,
-            floor, power, methods, parity-seeds, toy, pace); none means all of them.
-        processes: runs at a time.
-        logs: folder of the logs; the pages are made from the repository's own alone.
-        data: folder with the files of MNIST or CIFAR-10; adds the experiments mnist and cifar10.
-        dry_run: only say what would be run, and how long it would take.
-    """
-    try:
-        todo, others = plan(names, processes, logs, data)
-    except (ValueError, OSError) as error:  # bad input, and nothing was run
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from error
+def _announce(todo: Sequence[Job], others: Sequence[str], processes: int) -> None:
+    """Say what there is to do, and how long it takes."""
     seconds = sum(job.seconds for job in todo) / processes
     seconds += sum(OTHERS[name][1] for name in others)
     guesses = sum(job.seconds == UNKNOWN_SECONDS for job in todo)
@@ -141,87 +173,53 @@ def main(
         f"{len(todo) + len(others)} to do, about {seconds / 60:.0f} minutes with {processes} runs "
         f"at a time, judging by the logs in the repository ({guesses} have none: a minute each)"
     )
-    if dry_run:
-        print("\n".join(f"  {name}" for name in [*(job.label for job in todo), *others]))
-        return
-    failed = run_all(todo, processes) if todo else []
-    for name, path in others.items():
-        make_other(name, path)
-    if logs == LOGS:
-        pages.render()
-        print(f"written: {pages.DOCS}")
-    else:
-        print(f"to see them: python -m egd_optax.grokking table {logs}/*/*.jsonl")
-    if failed:
-        raise SystemExit(f"{len(failed)} runs failed: {'; '.join(failed)}")
 
 
-def plan(
-    names: Sequence[str], processes: int, logs: Path, data: Path | None
-) -> tuple[list[Job], dict[str, Path]]:
-    """Return the runs and the other logs to make.
-
-    Raises:
-        ValueError: an unknown name, no process, or a finished log of another recipe.
-        OSError: logs is a file, or the data's files are not there.
-    """
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}; 2 is the default")
-    if logs.exists() and not logs.is_dir():
-        raise NotADirectoryError(f"logs must be a folder, and {logs} is a file; choose another")
-    table = EXPERIMENTS | ({} if data is None else from_folder(data))
-    known = [*table, *OTHERS]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(
-            f"the experiments are {', '.join(known)} (and, with --data, mnist and cifar10); got "
-            f"{', '.join(unknown)}"
-        )
-    chosen = names or known
-    todo = list(jobs([table[name] for name in chosen if name in table], logs))
-    for task in {job.config.task for job in todo}:
-        if isinstance(task, Images) and task.folder is not None:
-            load(task.source, task.folder)
-    others = {name: logs / name / f"{name}.jsonl" for name in chosen if name in OTHERS}
-    return todo, {name: path for name, path in others.items() if not path.exists()}
+def _show_running(bar: tqdm, futures: Mapping[Future, Job], processes: int) -> None:
+    """Show beside the bar what is being trained; the pool calls one more run running than is."""
+    running = [job.label for future, job in futures.items() if not future.done()][:processes]
+    bar.set_postfix_str(" | ".join(running))
 
 
-def make_other(name: str, path: Path) -> None:
-    """Make a log that is no training run; a half-made one is not taken for it."""
-    print(f"{name} ...")
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    OTHERS[name][0](part)
-    part.replace(path)
+@contextlib.contextmanager
+def _alone(logs: Path) -> Iterator[None]:
+    """Refuse to run while another command writes to the same logs."""
+    parts = logs / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(parts, wait=False):
+            yield
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"one command at a time may run the experiments, and another writes to {logs}; "
+            "wait for it or choose other logs"
+        ) from error
 
 
-def _finished(path: Path, config: Config) -> bool:
-    """Say whether the run is on record; warn of a log that is cut off."""
-    log = log_at(path)
-    if log is None:
-        if path.exists():
-            print(f"warning: {path} is cut off in its first line; it is run again")
-        return False
-    for problem in log.problems:
-        print(f"warning: {problem}; it is run again")
-    if log.finished and log.config != config:
-        raise LogError(
-            f"the log must belong to the run that the experiment asks for, and {path} has another "
-            "recipe; move it away"
-        )
-    return log.finished
+def _other(name: str, logs: Path) -> Path:
+    return logs / f"{name}.jsonl"
 
 
-def _estimate(committed: Path) -> float:
-    """Return the seconds that the committed log of this run says, with its compilation."""
-    log = log_at(committed)
-    ending = (log and log.ending) or {}
-    return ending.get("seconds", UNKNOWN_SECONDS) + ending.get("compile_seconds", 0.0)
+def _runs_of(part: Path) -> list:
+    """Return the runs of a part; none if it was cut off within its header."""
+    try:
+        return read_runs(part)
+    except LogError:
+        return []
 
 
-def _settle(
-    place: "multiprocessing.sharedctypes.Synchronized", processes: int, parent: int
-) -> None:
+@functools.cache
+def _seconds(log: Path) -> dict[str, float]:
+    """Return the seconds of the runs in a log, with compilation."""
+    runs = finished_runs(log).values()
+    return {
+        run.name: run.ending["seconds"] + run.ending["compile_seconds"]
+        for run in runs
+        if run.ending and not run.diverged
+    }
+
+
+def _settle(place: "multiprocessing.sharedctypes.Synchronized", parent: int) -> None:
     """Take a core of one's own, before JAX counts them, and end with the parent.
 
     On one core a run does not depend on how many there are: the same seed gives the same log.
@@ -240,7 +238,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    tyro.cli(main)

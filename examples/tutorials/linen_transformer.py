@@ -43,8 +43,8 @@ class Transformer(nn.Module):
 # %% [markdown]
 # ## Which axes make the matrix?
 #
-# Give `infer_axes` what the optimizer will get, in Linen `variables["params"]`. It needs shapes
-# only, so `eval_shape` will do.
+# `infer_axes` shows what `egd` will do. Give it what the optimizer will get, in Linen
+# `variables["params"]`. Shapes suffice, so `eval_shape` will do.
 
 # %%
 model = Transformer()
@@ -65,19 +65,16 @@ assert matrices["head/kernel"] is None
 # - Embeddings and the output head are left out. With everything else that is no matrix they go to
 #   the optimizer that you give as `others`.
 #
-# One matrix for each head is your choice to make; axes that are neither rows nor columns count the
-# matrices:
+# One matrix for each head is your choice to make, `egd(..., axes=each_head)`. Axes that are neither
+# rows nor columns count the matrices:
 
 # %%
-each_head = infer_axes(
-    shapes,
-    {
-        "attention/(query|key|value)/kernel": MatrixAxes(rows=0, columns=2),
-        "attention/out/kernel": MatrixAxes(rows=1, columns=2),
-    },
-)
-for leaf in each_head.leaves:
-    if leaf.why == "yours":
+each_head = {
+    "attention/(query|key|value)/kernel": MatrixAxes(rows=0, columns=2),
+    "attention/out/kernel": MatrixAxes(rows=1, columns=2),
+}
+for leaf in infer_axes(shapes, each_head).leaves:
+    if leaf.reason == "yours":
         how_many, rows, columns = leaf.matrix
         print(f"{leaf.path}: {how_many} matrices of {rows} x {columns}")
         assert how_many == HEADS
@@ -85,8 +82,8 @@ for leaf in each_head.leaves:
 # %% [markdown]
 # ## Training
 #
-# The proposed axes go into `egd`, the result into `TrainState`, and nothing else changes. Every
-# step draws new sequences, so that the share of them solved *before* the step is an honest test.
+# The optimizer goes into `TrainState`, and nothing else changes. Every step draws new sequences, so
+# the share of them solved *before* the step is an honest test.
 
 # %%
 STEPS, BATCH = 40, 64
@@ -95,7 +92,7 @@ schedule = functools.partial(optax.cosine_decay_schedule, decay_steps=STEPS)
 
 
 def whitened(learning_rate):
-    return egd(schedule(learning_rate), axes=axes, others=optax.adam(schedule(3e-3)))
+    return egd(schedule(learning_rate), others=optax.adam(schedule(3e-3)))
 
 
 def adam(learning_rate):
@@ -116,6 +113,11 @@ def train_step(state, key):
     return state.apply_gradients(grads=gradients), solved
 
 
+@functools.partial(jax.jit, compiler_options=QUICK)
+def start(key):
+    return init(key)["params"]
+
+
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def train(make_optimizer, learning_rate, params, key):
     """Return the trained state, and the share of whole sequences solved at each step."""
@@ -125,7 +127,7 @@ def train(make_optimizer, learning_rate, params, key):
 
 
 key_params, key_data = jax.random.split(jax.random.key(0))
-state, solved = train(whitened, 0.3, jax.jit(init)(key_params)["params"], key_data)
+state, solved = train(whitened, 0.3, start(key_params), key_data)
 for step in (0, 5, 10, 39):
     print(f"step {step}: {solved[step]:.1%} of the sequences right in all ten places")
 assert solved[-10:].mean() > 0.99
@@ -145,13 +147,8 @@ SEEDS = range(3)
 def train_all(make_optimizer, learning_rate):
     """Return the share solved at each step of each seed, (seeds, steps)."""
     keys = [jax.random.split(jax.random.key(seed)) for seed in SEEDS]
-    starts = [jax.jit(init)(key_params)["params"] for key_params, _ in keys]
-    return np.array(
-        [
-            train(make_optimizer, learning_rate, start, key_data)[1]
-            for start, (_, key_data) in zip(starts, keys, strict=True)
-        ]
-    )
+    runs = [train(make_optimizer, learning_rate, start(one), other) for one, other in keys]
+    return np.array([solved for _, solved in runs])
 
 
 def steps_to_target(solved):
@@ -173,7 +170,7 @@ for method, (make_optimizer, rates) in GRIDS.items():
 # and all sequences, goes from each position to its mirror image.
 
 # %%
-tokens = jax.random.randint(jax.random.key(7), (BATCH, LENGTH), 0, DIGITS)
+tokens = np.random.default_rng(0).integers(DIGITS, size=(BATCH, LENGTH), dtype=np.int32)
 _, seen = jax.jit(functools.partial(model.apply, mutable="intermediates"))(
     {"params": state.params}, tokens
 )

@@ -20,12 +20,12 @@ RANK = 12
 METHODS = {
     "Auto": polar.Auto(),
     "SVD": polar.SVD(),
-    "Gram": polar.Halley(),
+    "Halley": polar.Halley(),
     "NewtonSchulz": polar.NewtonSchulz(),
-    "NewtonSchulz, jordan": polar.NewtonSchulz("jordan"),
+    "NewtonSchulz, standard": polar.NewtonSchulz("standard"),
     "Randomized": polar.Randomized(RANK),
     "Randomized, keep": polar.Randomized(RANK, residual="keep"),
-    "Streaming": polar.SubspaceIteration(RANK),
+    "SubspaceIteration": polar.SubspaceIteration(RANK),
 }
 # Any of them is the first argument of scale_by_egd, and of egd(..., method=...).
 OPTIMIZERS = {name: scale_by_egd(method) for name, method in METHODS.items()}
@@ -63,7 +63,7 @@ def gains(name, steps):
     return np.einsum("mi,mn,in->i", u, np.asarray(factor, np.float64), vt)
 
 
-gain = {name: gains(name, steps=5 if name == "Streaming" else 1) for name in METHODS}
+gain = {name: gains(name, steps=5 if name == "SubspaceIteration" else 1) for name in METHODS}
 
 # %%
 # alt: Gain against relative singular value in three panels. Exact methods: 1 down to the rank
@@ -71,12 +71,12 @@ gain = {name: gains(name, steps=5 if name == "Streaming" else 1) for name in MET
 # Sketches: 1 for the twelve leading directions, then 0, or falling where the tail is kept.
 STYLES = {
     "SVD": (0, "#000000", "o"),
-    "Gram": (0, "#0072B2", "."),
+    "Halley": (0, "#0072B2", "."),
     "NewtonSchulz": (1, "#009E73", "o"),
-    "NewtonSchulz, jordan": (1, "#E69F00", "."),
+    "NewtonSchulz, standard": (1, "#E69F00", "."),
     "Randomized": (2, "#D55E00", "o"),
     "Randomized, keep": (2, "#CC79A7", "s"),
-    "Streaming": (2, "#56B4E9", "."),
+    "SubspaceIteration": (2, "#56B4E9", "."),
 }
 figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True, layout="constrained")
 for name, (panel, color, marker) in STYLES.items():
@@ -91,36 +91,37 @@ for axes, (title, free) in zip(panels, TITLES.items(), strict=True):
 _ = panels[0].set_ylabel("gain")
 
 # %% [markdown]
-# What each promises, and here keeps:
+# The classes keep their promises here:
 #
 # - **Exact**: every direction above the rank tolerance, 1e-5 of the largest singular value in
-#   float32, has the gain 1. Below it lies round-off, and round-off must not be whitened: `SVD` cuts
-#   at the tolerance, `Halley` rolls off around it. `Auto` takes `Halley`, and `SVD` for small matrices
-#   on CPU; here its factor is `Halley`'s.
+#   float32, has the gain 1. Below it lies round-off, which must not be whitened: `SVD` cuts at the
+#   tolerance, `Halley` rolls off around it. `Auto` takes `Halley`, and `SVD` for small matrices on
+#   CPU; here its factor is that of `Halley`.
 # - **Polynomial**: the default table of `NewtonSchulz` has the gain 1 down to 1e-3 of the Frobenius
-#   norm, five steps of Muon's table ("jordan") something between 0.47 and 1.21. Smaller directions
-#   stay small, in proportion.
+#   norm, five steps of Muon's table ("standard") something between 0.47 and 1.21. Smaller
+#   directions stay small, in proportion.
 # - **Sketch**: the leading directions have the gain 1, if there is a gap behind them. The rest is
-#   dropped, or with `residual="keep"` divided by the last whitened singular value. `SubspaceIteration` follows
-#   the directions from step to step, so it may need a few steps to find them; we gave it five.
+#   dropped, or with `residual="keep"` divided by the last whitened singular value.
+#   `SubspaceIteration` follows the directions from step to step, so it may need a few steps to find
+#   them; we gave it five.
 
 # %%
 above, below = size > 3e-5, size < 1e-6
-for name in ("Auto", "SVD", "Gram"):
+for name in ("Auto", "SVD", "Halley"):
     assert np.abs(gain[name][above] - 1).max() < 1e-2
     assert np.abs(gain[name][below]).max() < 1e-2
 if jax.default_backend() == "cpu":
-    np.testing.assert_allclose(gain["Auto"], gain["Gram"], atol=1e-6)
+    np.testing.assert_allclose(gain["Auto"], gain["Halley"], atol=1e-6)
 
 resolved = s > 1e-3 * np.linalg.norm(s)
 assert np.abs(gain["NewtonSchulz"][resolved] - 1).max() < 1e-3
-assert gain["NewtonSchulz, jordan"][resolved].min() > 0.45
-assert gain["NewtonSchulz, jordan"][resolved].max() < 1.23
+assert gain["NewtonSchulz, standard"][resolved].min() > 0.45
+assert gain["NewtonSchulz, standard"][resolved].max() < 1.23
 assert gain["NewtonSchulz"][size < 1e-5].max() < 0.1
 
-for name in ("Randomized", "Randomized, keep", "Streaming"):
+for name in ("Randomized", "Randomized, keep", "SubspaceIteration"):
     assert np.abs(gain[name][:RANK] - 1).max() < 1e-2
-for name in ("Randomized", "Streaming"):
+for name in ("Randomized", "SubspaceIteration"):
     assert np.abs(gain[name][RANK:]).max() < 1e-2
 np.testing.assert_allclose(gain["Randomized, keep"][RANK:], s[RANK:] / s[RANK - 1], atol=1e-2)
 
@@ -183,11 +184,20 @@ for name in SHOWN:
 # alt: Loss against step on a logarithmic axis. The exact and polynomial methods lie together and
 # fall below 1e-4, the sketch that keeps its tail ends above them, the dropping sketches higher, SGD
 # highest.
-LABELS = {"SVD": "SVD, Gram, Auto, NewtonSchulz", "Streaming": "Streaming (dotted)"}
+LABELS = {
+    "SVD": "SVD, Halley, Auto, NewtonSchulz",
+    "SubspaceIteration": "SubspaceIteration (dotted)",
+}
 figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
 axes.semilogy(curves["SGD"], color="0.6", label="SGD")
-for name in ("Randomized", "Streaming", "Randomized, keep", "NewtonSchulz, jordan", "SVD"):
-    line = ":" if name == "Streaming" else "-"
+for name in (
+    "Randomized",
+    "SubspaceIteration",
+    "Randomized, keep",
+    "NewtonSchulz, standard",
+    "SVD",
+):
+    line = ":" if name == "SubspaceIteration" else "-"
     color = STYLES[name][1]
     axes.semilogy(curves[name], line, color=color, linewidth=1.2, label=LABELS.get(name, name))
 axes.set(xlabel="step", ylabel="loss, relative to the start", ylim=(1e-4, 2))
@@ -200,7 +210,7 @@ _ = axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_ancho
 # back and forth over its goal until the schedule shortens the steps.
 #
 # - The exact methods and the default polynomial make the same curve: here no direction is so small
-#   that they differ. The rough polynomial ("jordan") gets there as well.
+#   that they differ. The rough polynomial ("standard") gets there as well.
 # - The sketches leave most of the 48 directions behind at every step, and end far above. Keeping
 #   the tail helps. All are ahead of SGD.
 #
@@ -211,10 +221,10 @@ _ = axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_ancho
 
 # %%
 end = {name: losses[-1] for name, losses in curves.items()}
-for name in ("Auto", "Gram", "NewtonSchulz"):
+for name in ("Auto", "Halley", "NewtonSchulz"):
     np.testing.assert_allclose(curves[name][:100], curves["SVD"][:100], rtol=0.3)
-for name in ("Auto", "SVD", "Gram", "NewtonSchulz", "NewtonSchulz, jordan"):
+for name in ("Auto", "SVD", "Halley", "NewtonSchulz", "NewtonSchulz, standard"):
     assert end[name] < 1e-5
-for name in ("Randomized", "Streaming"):
+for name in ("Randomized", "SubspaceIteration"):
     assert end["Randomized, keep"] < end[name] / 5 < end["SGD"] / 10
 assert end["Randomized, keep"] > 1e-3

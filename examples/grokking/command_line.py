@@ -1,0 +1,245 @@
+"""The command line: `python examples/grokking --help`."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from grokking import pages
+from grokking.config import Config
+from grokking.experiments import LOGS, PAPER
+from grokking.figures import check_figure, draw_runs
+from grokking.log import Run, read_runs
+from grokking.paper import run_missing
+from grokking.questions import EXPERIMENTS
+from grokking.session import demo_runs, train_logged
+from grokking.tables import console_table
+from grokking.training import TrainingDiverged
+
+BAD_INPUT, DIVERGED, INTERRUPTED = 2, 1, 130
+Paths = tyro.conf.Positional[tuple[Path, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Watch SGD wait and EGD grok: three runs on addition modulo 97, a table, a figure."""
+
+    out: Path | None = None
+    """Folder for log and figure; left out, runs/demo or the next free runs/demo-2, ..."""
+    seed: int = 0
+    """Decides the split, the initial values and the order of the batches."""
+
+    def run(self) -> None:
+        folder = self.out or _free(Path("runs/demo"))
+        log, figure = folder / "demo.jsonl", folder / "accuracy.png"
+        _refuse_to_overwrite(log)
+        check_figure(figure)
+        for name, (label, config) in demo_runs(self.seed).items():
+            Console().print(f"{label}: at most {config.epochs} epochs ...", highlight=False)
+            train_logged(log, name, config, label)
+        _show(read_runs(log), figure)
+        _say(f"log: {log}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train one run and log it; `list` shows names and settings."""
+
+    name: tyro.conf.Positional[str]
+    """A setting of the paper, such as addition-97, or a row of a table, such as T2/p97-egd_svd."""
+    change: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
+    """Changed settings, such as: epochs=200 optimizer.learning_rate=0.5 task.p=79"""
+    seed: int = 0
+    """Decides the split, the initial values and the order of the batches."""
+    log: Path | None = None
+    """Log to create; left out, a free name in runs/."""
+    plot: Path | None = None
+    """Figure (PNG) to draw afterwards."""
+
+    def run(self) -> None:
+        config = with_changes(_named(self.name), self.change).changed(seed=self.seed)
+        name = f"{self.name.replace('/', '-')}-seed{self.seed}"
+        log = self.log or _free(Path("runs") / f"{name}.jsonl")
+        _refuse_to_overwrite(log)
+        if self.plot is not None:
+            check_figure(self.plot)
+        _say(f"log: {log}")
+        train_logged(log, name, config)
+        _show(read_runs(log), self.plot)
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print a table of logged runs, and draw their accuracies."""
+
+    logs: Paths
+    """Logs, in the order of the rows."""
+    plot: Path | None = None
+    """Figure (PNG) to draw."""
+
+    def run(self) -> None:
+        if not self.logs:
+            raise ValueError("this needs at least one log, got none; name files of logs")
+        if self.plot is not None:
+            check_figure(self.plot)
+        runs = [run for path in self.logs for run in read_runs(path)]
+        for problem in filter(None, (run.problem for run in runs)):
+            _complain(f"warning: {problem}")
+        _show(runs, self.plot)
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List the names of all runs; with a name, print its settings as JSON."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A setting of the paper or TABLE/ROW."""
+
+    def run(self) -> None:
+        if self.name is not None:
+            print(json.dumps(_named(self.name).to_dict(), indent=2))
+            return
+        print("\n".join(PAPER))
+        for name, experiment in EXPERIMENTS.items():
+            print(f"\n{experiment.title}:")
+            print("\n".join(f"  {name}/{row.name:24} {row.label}" for row in experiment.rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Run the experiments that have no finished log yet, then make the pages."""
+
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="EXPERIMENT ...")
+    ] = ()
+    """T2, T3, T4, T6, T7, T8, both, peers, ..., toy, timing; none means all of them."""
+    processes: int = 2
+    """Runs at a time."""
+    logs: Path = LOGS
+    """Folder of the logs; the pages are made from the repository's own alone."""
+    dry_run: bool = False
+    """Only say what would be run, and how long it would take."""
+
+    def run(self) -> None:
+        failed = run_missing(self.names, self.processes, self.logs, self.dry_run)
+        if not self.dry_run and self.logs == LOGS:
+            Pages().run()
+        if failed:
+            raise SystemExit(f"{len(failed)} runs failed: {'; '.join(failed)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Make docs/grokking and docs/figures/demo.png anew from the logs; nothing is trained."""
+
+    docs: Path = pages.DOCS
+    """Folder to write into."""
+
+    def run(self) -> None:
+        pages.render(self.docs)
+        _say(f"written: {self.docs / 'grokking'}")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    command.__name__.lower(): command for command in (Demo, Train, Show, List, Paper, Pages)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 diverged, 2 bad input, 130 interrupted.
+
+    Raises:
+        SystemExit: with code 2, the arguments do not parse; with code 0, help was asked for.
+    """
+    command: Any = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        args=arguments,
+        prog="python examples/grokking",
+        description="Grokking with egalitarian gradient descent: train, log, compare.",
+    )
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        _complain(f"error: {error}")
+        return BAD_INPUT
+    except TrainingDiverged as error:
+        _complain(f"error: {error}; the log is kept")
+        return DIVERGED
+    except KeyboardInterrupt:
+        _complain("interrupted; what was logged is kept")
+        return INTERRUPTED
+    return 0
+
+
+def with_changes(config: Config, changes: Sequence[str]) -> Config:
+    """Return the config with some fields set, such as `task.p=79`; values are JSON or text.
+
+    Raises:
+        ValueError: no such field, or a value that it refuses.
+    """
+    values = config.to_dict()
+    for change in changes:
+        path, equals, text = change.partition("=")
+        *groups, field = path.split(".")
+        if not equals or groups not in ([], ["task"], ["optimizer"]):
+            raise ValueError(
+                "a change is FIELD=VALUE, task.FIELD=VALUE or optimizer.FIELD=VALUE, got "
+                f"{change!r}; see `list NAME` for the fields"
+            )
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        group = values[groups[0]] if groups else values
+        group[field] = value
+    return Config.from_dict(values)
+
+
+def _named(name: str) -> Config:
+    """Return the config of a setting of the paper or of TABLE/ROW."""
+    table, _, row = name.partition("/")
+    if name in PAPER:
+        return PAPER[name]
+    found = [one for one in getattr(EXPERIMENTS.get(table), "rows", ()) if one.name == row]
+    if not found:
+        raise ValueError(
+            f"a run is one of {', '.join(PAPER)}, or TABLE/ROW; got {name!r}; see `list`"
+        )
+    return found[0].config
+
+
+def _show(runs: Sequence[Run], figure: Path | None) -> None:
+    Console().print(console_table(runs))
+    if figure is not None:
+        draw_runs(runs, figure)
+        _say(f"figure: {figure}")
+
+
+def _free(path: Path) -> Path:
+    """Return `path`, or the first of `path`-2, -3, ... that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
+
+
+def _refuse_to_overwrite(log: Path) -> None:
+    if log.is_file():
+        raise FileExistsError(
+            f"a log is never overwritten, and {log} exists; choose another with --log or --out"
+        )
+
+
+def _say(message: str) -> None:
+    """Print one line, unwrapped so that a path can be copied."""
+    Console().print(message, soft_wrap=True, highlight=False)
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"{message}\n")

@@ -1,0 +1,110 @@
+"""One run as a value."""
+
+import dataclasses
+from typing import Any
+
+from grokking.optimizers import Optimizer
+from grokking.tasks import TASKS, ModularArithmetic, Task, check_least
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. The defaults are the paper's for modular addition.
+
+    Args:
+        task: what to learn; it brings its network.
+        optimizer: how to learn it.
+        width: number of hidden units, or width of the transformer's residual stream.
+        init_scale: factor on every initial value of the network.
+        batch_size: examples of a step; an epoch's last partial batch is dropped.
+        epochs: the run ends after this many epochs at the latest.
+        target: test accuracy at which a run counts as generalized, and ends; None goes on.
+        epochs_after_target: epochs to go on after the target.
+        measure_every: epochs from one measurement, and line of the log, to the next.
+        spectra_at: measured epochs (0: the start) at which the log gets the singular values of
+            hidden/kernel's full-batch gradient.
+        seed: decides the split, the initial values and the order of the batches, alone.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    task: Task = ModularArithmetic()  # noqa: RUF009 (frozen)
+    optimizer: Optimizer = Optimizer(  # noqa: RUF009 (frozen)
+        "egd", {"learning_rate": 0.7, "weight_decay": 1e-4, "switch_off": 0.95}
+    )
+    width: int = 512
+    init_scale: float = 1.0
+    batch_size: int = 512
+    epochs: int = 12_000
+    target: float | None = 0.95
+    epochs_after_target: int = 0
+    measure_every: int = 1
+    spectra_at: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "batch_size", "epochs", "measure_every"):
+            check_least(name, getattr(self, name), 1)
+        for name in ("epochs_after_target", "seed"):
+            check_least(name, getattr(self, name), 0)
+        if self.batch_size > self.task.train_size:
+            raise ValueError(
+                f"a batch must fit into the training set, got batch_size={self.batch_size} with "
+                f"{self.task.train_size} training examples; lower batch_size"
+            )
+        if self.target is not None and not 0 < self.target <= 1:
+            raise ValueError(
+                f"target is an accuracy and must lie in (0, 1], got {self.target}; "
+                "the paper uses 0.95"
+            )
+        if any(epoch % self.measure_every for epoch in (self.epochs, *self.spectra_at)):
+            raise ValueError(
+                "epochs and spectra_at must be multiples of measure_every, got "
+                f"{self.epochs} and {self.spectra_at} with measure_every={self.measure_every}; "
+                "change one"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of full batches in the training set."""
+        return self.task.train_size // self.batch_size
+
+    def changed(self, *, optimizer: str | None = None, **changes: Any) -> "Config":
+        """Return a copy with other fields; what is no field is a setting of the optimizer.
+
+        Args:
+            optimizer: name of another factory, which keeps those settings that it takes, too.
+            **changes: fields of Config, and settings of the optimizer.
+        """
+        fields = {name: changes.pop(name) for name in list(changes) if hasattr(self, name)}
+        return dataclasses.replace(
+            self, optimizer=self.optimizer.changed(optimizer, **changes), **fields
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `from_dict` gives an equal Config back."""
+        return {
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "task": {"kind": self.task.kind, **dataclasses.asdict(self.task)},  # type: ignore
+            "optimizer": self.optimizer.to_dict(),
+            "spectra_at": list(self.spectra_at),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """Rebuild a Config from `to_dict`'s values.
+
+        Raises:
+            ValueError: an unknown task, or an unknown or missing field.
+        """
+        try:
+            task, optimizer = dict(values["task"]), dict(values["optimizer"])
+            rest = {name: values[name] for name in values if name not in ("task", "optimizer")}
+            return cls(
+                TASKS[task.pop("kind")](**task),
+                Optimizer(optimizer.pop("name"), optimizer),
+                **rest | {"spectra_at": tuple(values.get("spectra_at", ()))},
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"these values do not make a Config: {error!r}") from error

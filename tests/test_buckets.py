@@ -1,0 +1,96 @@
+"""Leaves of one shape are one stack: nothing leaks, and every leaf comes back where it lay."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import gradient
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from reference import polar64
+
+from egd_optax import MatrixAxes, polar, scale_by_egd
+from egd_optax._buckets import plan_buckets
+from egd_optax._matrix_view import view_of
+
+
+def whitened(tree, *args, **kwargs):
+    transformation = scale_by_egd(*args, **kwargs)
+    return transformation.update(tree, transformation.init(tree))[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "sizes"), [(1, [1] * 5 + [3]), (24, [2, 2, 1, 3]), (36, [3, 2, 3]), (99, [5, 3])]
+)
+def test_stacks_are_bounded_and_a_leaf_is_never_divided(limit, sizes):
+    leaves = [jnp.ones((3, 4))] * 5 + [jnp.ones((3, 4, 3))]
+    axes = [MatrixAxes(0, 1)] * 5 + [MatrixAxes(1, 2)]
+    views = [
+        view_of(i, str(i), leaf.shape, a)
+        for i, (leaf, a) in enumerate(zip(leaves, axes, strict=True))
+    ]
+    buckets = plan_buckets(views, leaves, limit)
+    assert [sum(view.batch for view in bucket.views) for bucket in buckets] == sizes
+    assert [view for bucket in buckets for view in bucket.views] == views
+
+
+def test_the_method_is_traced_for_buckets_and_not_for_leaves():
+    """Twice at most: CPUs take the matrices of a stack in turn, the others all at once."""
+    traced = []
+
+    def method(matrix):
+        traced.append(matrix.shape)
+        return matrix
+
+    tree = [jnp.ones((3, 5)), jnp.ones((4, 3, 5)), jnp.ones((5, 3)), jnp.ones((3, 5))]
+    step = jax.jit(functools.partial(whitened, method=method, axes=MatrixAxes(-2, -1)))
+    step(tree)
+    step(tree)
+    assert set(traced) == {(3, 5), (5, 3)}
+    assert max(traced.count(shape) for shape in traced) <= 2
+
+
+@pytest.mark.parametrize("method", [polar.SVD(), polar.Randomized(4, seed=1)], ids=repr)
+def test_bucketed_equals_unbucketed(method):
+    """Nothing leaks between leaves of a stack, and no leaf changes its place."""
+    tree = {name: gradient(seed=seed) for seed, name in enumerate("abc")}
+    apart = whitened(tree, method, max_stack_size=1)
+    chex.assert_trees_all_close(whitened(tree, method), apart, atol=1e-5)
+    for name, leaf in tree.items():
+        chex.assert_trees_all_close(apart[name], whitened([leaf], method)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_sharding_comes_back(transform):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    shardings = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in [("a", "b"), ("b", None)]]
+    tree = [
+        jax.device_put(gradient(seed=seed), sharding) for seed, sharding in enumerate(shardings)
+    ]
+    updates = transform(functools.partial(whitened, method=polar.SVD()))(tree)
+    for leaf, update in zip(tree, updates, strict=True):
+        assert update.sharding.is_equivalent_to(leaf.sharding, 2)
+        np.testing.assert_allclose(update, polar64(leaf), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "transform"),
+    [(polar.SVD(), lambda f: f), (polar.SVD(), jax.jit), (polar.SubspaceIteration(4), jax.jit)],
+    ids=["eager", "jit", "jit with a state"],
+)
+def test_explicit_sharding_comes_back(method, transform):
+    """With shardings in the types, whatever the layout: rows, columns, both, batch, none."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    specs = [("a", None), (None, "b"), ("a", "b"), (), (("a", "b"), None, None)]
+    shapes = [(24, 40)] * 4 + [(8, 24, 40)]
+    tree = [
+        jax.device_put(np.broadcast_to(gradient(), shape), NamedSharding(mesh, PartitionSpec(*s)))
+        for shape, s in zip(shapes, specs, strict=True)
+    ]
+    step = functools.partial(whitened, method=method, axes=MatrixAxes(-2, -1))
+    expected = whitened([gradient()], method)[0]
+    for leaf, update in zip(tree, transform(step)(tree), strict=True):
+        assert update.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+        np.testing.assert_allclose(update, np.broadcast_to(expected, leaf.shape), rtol=0, atol=1e-4)

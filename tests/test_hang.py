@@ -1,0 +1,34 @@
+"""A training with stacked leaves never stands still: on one device, and on eight at once."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).with_name("hang.py")
+MONITORS = ["monitor", "around egd"]
+METHODS = ["SVD", "Halley", "Randomized", "SubspaceIteration"]
+LIMIT = 240  # seconds for all, most of them compilation: forty on an idle machine of two cores
+
+
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [(1, [*MONITORS, "check"]), (8, [*MONITORS, *METHODS, "seeds", "reports"])],
+    ids=["one", "eight"],
+)
+def test_stacks_are_decomposed_in_time(devices, names):
+    """Sixty updates with monitors in under ten seconds; the others are shorter."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    run = subprocess.run(
+        [sys.executable, SCRIPT, *names],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert run.returncode == 0, run.stderr
+    seconds = dict(line.split(": ") for line in run.stdout.splitlines())
+    assert list(seconds) == names
+    assert all(float(value) < 10 for value in seconds.values()), seconds

@@ -1,0 +1,266 @@
+"""What users tried and what went wrong in silence: each is right now, or an error that helps.
+
+One row for each probe. Those of one module alone are in that module's tests: `axes` in test_axes,
+names in test_infer_axes, tolerances of short dtypes in diagnostics, standstill in test_hang.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import moved, normal, updates_of
+
+from egd_optax import (
+    MatrixAxes,
+    diagnostics,
+    egd,
+    infer_axes,
+    matching,
+    polar,
+    scale_by_egd,
+    switch_off,
+)
+
+NET = normal(
+    {
+        "hidden": {"kernel": (4, 6), "bias": (6,)},
+        "head": {"kernel": (6, 3), "bias": (3,)},
+    }
+)
+HEAD, BOTH = MatrixAxes(0, 1), {"head/kernel", "hidden/kernel"}
+NOTHING = jax.tree.map(lambda leaf: False, NET)
+
+
+@pytest.mark.parametrize("make", [scale_by_egd, functools.partial(egd, 0.1), polar.polar_factor])
+@pytest.mark.parametrize("method", [optax.trace(0.9), optax.sgd(1.0), egd(0.1)])
+def test_a_transformation_is_no_polar_method(make, method):
+    arguments = {} if make is not polar.polar_factor else {"matrices": jnp.eye(2)}
+    with pytest.raises(TypeError, match=r"optax.chain\(transformation, scale_by_egd\(\)\)"):
+        make(**arguments, method=method)
+
+
+@pytest.mark.parametrize("method", [polar.SVD, "svd", 3, [1]])
+def test_what_is_no_polar_method_at_all(method):
+    with pytest.raises(TypeError, match="method must"):
+        scale_by_egd(method)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {**infer_axes(NET), "head/kernel": HEAD},
+        dict(infer_axes(NET)) | {"head/kernel": HEAD},
+        {"head/kernel": HEAD},
+        {"head": {"kernel": HEAD, "bias": None}},
+        lambda params: {**infer_axes(params), "head/kernel": HEAD},
+        infer_axes(NET, {"head": HEAD}),
+    ],
+    ids=["unpacked", "dict", "alone", "tree", "function", "overrides"],
+)
+def test_every_natural_override_whitens_the_head(axes):
+    assert moved(egd(0.1, axes=axes, others=optax.set_to_zero()), NET) == BOTH
+
+
+def test_heads_are_left_out_unless_they_are_named_and_uncalled_inference_works():
+    for axes in (None, infer_axes, infer_axes(NET)):
+        optimizer = egd(0.1, axes=axes, others=optax.set_to_zero())
+        assert moved(optimizer, NET) == {"hidden/kernel"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"matrices": "bias"},
+        {"matrices": ["bias"]},
+        {"matrices": "head"},
+        {"matrices": matching("bias")},
+        {"matrices": NOTHING},
+        {"matrices": lambda params: NOTHING},
+        {"matrices": lambda params: "bias"},
+        {"axes": {"hidden": None}},
+        {"axes": {"hidden": None, "head": None}},
+        {"axes": lambda params: {"hidden": None}},
+        {"axes": infer_axes(NET, {"hidden": None})},
+        {"axes": {"head": HEAD}, "matrices": {"hidden": {"bias": True}}},
+    ],
+)
+def test_a_selection_that_whitens_nothing_is_an_error(arguments):
+    if "head" in str(arguments.get("axes")) and "matrices" in arguments:
+        arguments["matrices"] = NOTHING | {"hidden": {"kernel": False, "bias": True}}
+    with pytest.raises(ValueError, match="egd would whiten nothing here"):
+        egd(0.1, **arguments).init(NET)
+
+
+@pytest.mark.parametrize("matrices", [[], (), {}, 3, {"hidden": True}, ["kernel", None]], ids=repr)
+def test_what_is_no_selection(matrices):
+    with pytest.raises(ValueError, match="matrices must be a pattern, patterns, a tree of bools"):
+        egd(0.1, matrices=matrices).init(NET)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        egd(0.1, matrices=["hidden/kernel", "ouut/kernel"]),
+        egd(0.1, matrices=matching("kernel", exclude="ouut")),
+        egd(0.1, axes={"ouut": None}),
+        scale_by_egd(axes={"ouut": None}),
+        diagnostics.spectrum_monitor(axes={"ouut": None}),
+        optax.masked(scale_by_egd(), matching("hidden", "ouut")),
+    ],
+)
+def test_a_pattern_without_a_match_is_an_error(optimizer):
+    with pytest.raises(ValueError, match=r"'ouut.* matches no leaf of these: 'head/bias'"):
+        optimizer.init(NET)
+
+
+def test_a_group_of_a_partition_need_not_match():
+    chain = optax.chain(optax.masked(scale_by_egd(), matching("kernel")), optax.sgd(0.1))
+    labels = {"hidden": "a", "head": {"kernel": "a", "bias": "b"}}
+    whole = optax.partition({"a": chain, "b": chain}, labels)
+    assert moved(whole, NET) == {*BOTH, "hidden/bias", "head/bias"}
+
+
+@pytest.mark.parametrize("params", [jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(())}], ids=repr)
+def test_vectors_alone_are_whitened_by_nobody(params):
+    with pytest.warns(UserWarning, match=r"no leaf has two axes .* put it around `others` alone"):
+        egd(0.1).init(params)
+
+
+def test_a_flattened_model_is_one_vector():
+    with pytest.warns(UserWarning, match=r"If this is optax.flatten"):
+        optax.flatten(egd(0.1)).init(NET)
+
+
+STATES = {
+    "subspace": scale_by_egd(polar.SubspaceIteration(2)),
+    "randomized": scale_by_egd(polar.Randomized(2)),
+    "monitor": diagnostics.spectrum_monitor(axes=MatrixAxes(-2, -1)),
+    "egd": egd(0.1, method=polar.SubspaceIteration(2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("subspace", {"kernel": (5, 6)}),
+        ("subspace", {"weight": (4, 6)}),
+        ("randomized", {"weight": (4, 6)}),
+        ("monitor", {"kernel": (2, 4, 6)}),
+        ("monitor", {"weight": (4, 6)}),
+        ("egd", {"kernel": (5, 6)}),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_state_of_other_leaves_is_refused_with_the_remedy(name, other, wrap):
+    optimizer = STATES[name]
+    state = optimizer.init(normal({"kernel": (4, 6)}))
+    with pytest.raises(ValueError, match=r"made for other leaves .* Call `init` with"):
+        wrap(optimizer.update)(normal(other), state)
+
+
+def test_a_state_of_another_method_is_refused():
+    grads = normal({"kernel": (4, 6)})
+    state = scale_by_egd(polar.Randomized(2)).init(grads)
+    with pytest.raises(ValueError, match=r"another method. At .*kernel.*basis it has nothing"):
+        STATES["subspace"].update(grads, state)
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments"),
+    [
+        (egd, {"learning_rate": 0.1, "matrices": matching("kernel")}),
+        (egd, {"learning_rate": 0.1, "axes": infer_axes}),
+        (egd, {"learning_rate": 0.1, "method": lambda matrix: matrix}),
+        (egd, {"learning_rate": 0.1, "max_stack_size": 8}),
+        (scale_by_egd, {"max_stack_size": 8}),
+        (diagnostics.spectrum_monitor, {"every": 2}),
+        (diagnostics.spectrum_monitor, {"every": 2, "rtol": 1e-3}),
+    ],
+)
+def test_injection_without_static_arguments_names_them(factory, arguments):
+    with pytest.raises(TypeError, match="static_args"):
+        optax.inject_hyperparams(factory)(**arguments).init(NET)
+    static = tuple(name for name in arguments if name != "learning_rate")
+    optax.inject_hyperparams(factory, static_args=static)(**arguments).init(NET)
+
+
+@pytest.mark.parametrize("rate", [-0.1, np.float32(-1), float("nan"), None, "0.1"], ids=repr)
+def test_what_is_no_learning_rate(rate):
+    with pytest.raises((TypeError, ValueError), match="learning_rate must"):
+        egd(rate)
+
+
+def test_positional_arguments_are_refused():
+    for call in (lambda: egd(0.1, polar.SVD()), lambda: scale_by_egd(None, HEAD)):
+        with pytest.raises(TypeError, match="positional"):
+            call()
+    with pytest.raises(TypeError, match="positional"):
+        switch_off(scale_by_egd(), optax.identity(), 0.5)
+
+
+GPT = {
+    "wte": (50, 8),
+    "wpe": (16, 8),
+    "blocks": {
+        "ln_1": {"scale": (2, 8)},
+        "attn": {"qkv": {"kernel": (2, 8, 24)}, "proj": {"kernel": (2, 8, 8)}},
+        "mlp": {"up": {"kernel": (2, 8, 32)}, "down": {"kernel": (2, 32, 8), "bias": (2, 8)}},
+    },
+    "lm_head": {"kernel": (8, 50)},
+}
+RESNET = {
+    "stem": {"kernel": (7, 7, 3, 8)},
+    "block": {"conv1": {"kernel": (3, 3, 8, 8)}, "shortcut": {"kernel": (1, 1, 8, 16)}},
+    "classifier": {"kernel": (16, 10), "bias": (10,)},
+}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "unknown"),
+    [
+        (GPT, ["blocks/attn/proj/kernel", "blocks/attn/qkv/kernel", "blocks/mlp/up/kernel"]),
+        (RESNET, ["block/shortcut/kernel", "stem/kernel"]),
+    ],
+    ids=["bias-free stacked GPT", "bias-free ResNet"],
+)
+def test_nothing_is_left_unwhitened_in_silence(shapes, unknown):
+    """Unknown leaves are named, first in the table, and a word for them is enough."""
+    params = normal(shapes)
+    table = infer_axes(params)
+    assert [leaf.path for leaf in table.unknown] == unknown
+    lines = str(table).splitlines()
+    assert lines[0].startswith(f"Unknown: {len(unknown)}.")
+    assert [line.split()[0] for line in lines[2 : 2 + len(unknown)]] == unknown
+    for axes in (None, infer_axes):
+        with pytest.raises(ValueError, match="Nothing explains") as refusal:
+            egd(0.1, axes=axes).init(params)
+        assert all(path in str(refusal.value) for path in unknown)
+    word = MatrixAxes(-2, -1) if shapes is GPT else MatrixAxes((0, 1, 2), 3)
+    optimizer = egd(0.1, axes={"|".join(unknown): word}, others=optax.set_to_zero())
+    left_out = {"wte", "wpe", "lm_head/kernel", "blocks/ln_1/scale", "classifier/kernel"}
+    whitened = moved(optimizer, params)
+    assert whitened > set(unknown)
+    assert not whitened & left_out
+
+
+def test_biases_move_as_far_with_momentum_as_without():
+    """A heavy ball of .95 moved them 20 times as far."""
+    ones, steps = {"kernel": jnp.eye(3), "bias": jnp.ones(3)}, []
+    for momentum in (None, 0.95):
+        optimizer = egd(0.1, momentum=momentum)
+        state, total = optimizer.init(ones), jnp.zeros(3)
+        for _ in range(3):
+            updates, state = optimizer.update(ones, state)
+            total = total + updates["bias"]
+        steps.append(total)
+    np.testing.assert_allclose(steps[0], steps[1], rtol=1e-5)
+
+
+def test_a_bfloat16_leaf_keeps_its_dtype_and_passes_the_check():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), NET)
+    assert updates_of(egd(0.1, momentum=0.9), params)["hidden"]["kernel"].dtype == jnp.bfloat16
+    check = diagnostics.check_whitening(egd(0.1), params)
+    assert [path for path, leaf in check.items() if leaf.whitened] == ["hidden/kernel"]
