@@ -42,8 +42,8 @@ test-newest: build  ## the same with the newest Python and the newest of everyth
 	.ci/installed $(NEWEST) highest
 
 bench: $(VENV)/.dev  ## time the polar methods and their peers, alone and in training, write logs and a figure
-	$(RUN) examples/benchmarks/polar.py
-	$(RUN) examples/benchmarks/training.py
+	PYTHONPATH=examples $(RUN) -m benchmarks.factors
+	PYTHONPATH=examples $(RUN) -m benchmarks.training
 
 paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from nothing), then make the pages
 	$(RUN) examples/grokking paper

@@ -62,16 +62,9 @@ def test_how_to_choose_quotes_the_training_log():
         svd.append(100 * (default / one - 1))
         slower = seconds["default", prime, "Halley, monitor"] / seconds["default", prime, "Halley"]
         monitor.append(100 * (slower - 1))
-    text = (DOCS / "how-to-choose.md").read_text(encoding="utf-8")
+    text = " ".join((DOCS / "how-to-choose.md").read_text(encoding="utf-8").split())
     assert f"[{min(svd):.0f} to {max(svd):.0f} % more](benchmarks.md#within-training)" in text
     assert f"slows `Halley` down by {min(monitor):.0f} to {max(monitor):.0f} %" in text
-
-
-def test_the_readme_quotes_the_logs():
-    table = tables.faster(["Halley"], SVD)
-    ratios = [float(cell) for cell in re.findall(r"[\d.]+", table.split("Halley")[1])]
-    quoted = f"{min(ratios):.1f} to {max(ratios):.1f} times as fast as an SVD"
-    assert quoted in " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize(
