@@ -30,7 +30,9 @@ DECOMPOSITIONS = {
     "inverse": lambda x: inverse(x @ adjoint(x)),
 }
 FUNCTIONS = DECOMPOSITIONS | {
-    repr(method): functools.partial(polar.polar_factor, method=method) for method in METHODS
+    repr(method): functools.partial(polar.polar_factor, method=method)
+    for method in METHODS
+    if not isinstance(method, polar.NewtonSchulz)  # nothing but products
 }
 
 
@@ -84,10 +86,9 @@ def on_eight_devices(function):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_call_gets_a_batch(name):
     function = FUNCTIONS[name]
-    takes_lapack = "NewtonSchulz" not in name
     for order, program in programs(function).items():
         calls = lapack_calls(program, jax.ShapeDtypeStruct(SHAPE, jnp.float32))
-        assert bool(calls) == takes_lapack, order
+        assert calls, order
         for shapes in calls:
             batched = [shape for shape in shapes if len(shape) > 2 and shape[0] > 1]
             assert not batched, f"{order}: {shapes}"
