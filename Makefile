@@ -8,7 +8,7 @@ NEWEST ?= 3.13
 export JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: bench build clean demo docs format help lint pages paper
+.PHONY: bench build clean demo docs format help lint mutations pages paper
 .PHONY: smoke test test-all test-lowest test-newest test-wheel
 
 help:  ## list the targets
@@ -22,6 +22,9 @@ test: lint  ## lint, types and the tests that take seconds
 
 test-all: lint  ## all tests, the slow ones too
 	$(RUN) -m pytest $(PARALLEL) -m "slow or not slow"
+
+mutations: $(VENV)/.dev  ## break the library line by line: each break must fail a test (about ten minutes)
+	$(RUN) tests/mutations.py
 
 build: $(VENV)/.release  ## make the sdist, and the wheel from it, in dist/
 	rm -rf dist

@@ -1,9 +1,9 @@
 """Decisions leaf by leaf: which axes make the matrix and why; and all forms of `axes`."""
 
 import collections
-import dataclasses
+import contextvars
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ from egd_optax._selection import (
 
 Axes = Any  # its forms are in the docstring of `scale_by_egd`
 Shapes = Mapping[str, tuple[int, ...]]
+# Who looks on while `init` and `update` are traced: `diagnostics` does, at times.
+WITNESS: contextvars.ContextVar[Any] = contextvars.ContextVar("witness", default=None)
 
 LEGEND = (
     "matrix: batch of rows x columns (axes); * is any number. To change a row, name its path:\n"
@@ -54,46 +56,31 @@ class LeafAxes(NamedTuple):
         return view.batch, view.m, view.n
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class InferredAxes(Mapping[str, MatrixAxes | None]):
+class InferredAxes(dict[str, MatrixAxes | None]):
     """Decisions about all leaves of two axes or more; prints as a table, works as `axes`.
 
-    A mapping from the path of each leaf that is explained to its `MatrixAxes`, or to None where it
-    is left out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf.
+    From the path of each leaf that is explained to its `MatrixAxes`, or to None where it is left
+    out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf.
 
     Args:
         leaves: one `LeafAxes` (path, shape, axes, reason) for each leaf of two axes or more.
         rest: number of leaves that are no matrices: vectors, scalars, integers.
     """
 
-    leaves: tuple[LeafAxes, ...]
-    rest: int
-
-    def __getitem__(self, path: str) -> MatrixAxes | None:
-        return {leaf.path: leaf.axes for leaf in self.leaves if leaf.known}[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return (leaf.path for leaf in self.leaves if leaf.known)
-
-    def __len__(self) -> int:
-        return sum(leaf.known for leaf in self.leaves)
-
-    @property
-    def unknown(self) -> list[LeafAxes]:
-        """The leaves that nothing explains."""
-        return [leaf for leaf in self.leaves if not leaf.known]
+    def __init__(self, leaves: Iterable[LeafAxes], rest: int):
+        self.leaves, self.rest = tuple(leaves), rest
+        self.unknown = [leaf for leaf in self.leaves if not leaf.known]
+        super().__init__({leaf.path: leaf.axes for leaf in self.leaves if leaf.known})
 
     def __repr__(self) -> str:
-        whitened = sum(leaf.axes is not None for leaf in self.leaves)
-        counts = (
-            f"Whitened: {whitened}. Left out: {len(self) - whitened}. No matrices: {self.rest}."
-        )
+        left_out = sum(axes is None for axes in self.values())
+        counts = f"Whitened: {len(self) - left_out}. Left out: {left_out}. "
         unknown = f"Unknown: {len(self.unknown)}. " if self.unknown else ""
         alike = collections.defaultdict(list)
-        for leaf in sorted(self.leaves, key=lambda leaf: leaf.known):
+        for leaf in [*self.unknown, *(leaf for leaf in self.leaves if leaf.known)]:
             alike[_any_number(leaf.path), leaf.shape, leaf.axes, leaf.reason].append(leaf)
         rows = [("leaf", "shape", "matrix", "why"), *map(_row, alike.values())]
-        return "\n".join([f"{unknown}{counts}", *aligned(rows), LEGEND])
+        return "\n".join([f"{unknown}{counts}No matrices: {self.rest}.", *aligned(rows), LEGEND])
 
 
 def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> InferredAxes:
@@ -134,31 +121,26 @@ def _named(tree: Any, axes: Axes, shapes: Shapes) -> dict[str, LeafAxes]:
         return {leaf.path: leaf for leaf in axes.leaves}
     if axes is None:
         return {}
-    choices = _by_pattern if _is_pattern_mapping(axes) else _by_prefix
-    chosen = choices(axes, list(shapes), is_partial(tree))
-    return {path: LeafAxes(path, shapes[path], _as_axes(x), "yours") for path, x in chosen.items()}
+    named = {}
+    for path, value in _choices(axes, list(shapes), is_partial(tree)).items():
+        if hasattr(value, "reduction_axis"):  # a MuonDimensionNumbers, which older Optax lacks
+            value = MatrixAxes(value.reduction_axis, value.output_axis)
+        named[path] = LeafAxes(path, shapes[path], value, "yours")
+    return named
 
 
-def _by_pattern(axes: Mapping, paths: list[str], partial: bool) -> dict[str, Any]:
-    """Return what each pattern says; the last match wins, a whole path means its leaf alone."""
+def _choices(axes: Any, paths: list[str], partial: bool) -> dict[str, Any]:
+    """Return what each pattern, or each leaf of a tree, says of the paths at and below it.
+
+    The last match wins; a key that is a leaf's whole path means that leaf alone.
+    """
+    patterns = _is_pattern_mapping(axes)
     chosen: dict[str, Any] = {}
-    for pattern, value in axes.items():
-        whole = pattern in paths
-        if not (whole or partial):
+    for key, value in (axes if patterns else leaves_by_path(axes, is_leaf=_is_choice)).items():
+        pattern = key if patterns or not key else f"^{re.escape(key)}(/|$)"
+        found = [key] if key in paths else [path for path in paths if re.search(pattern, path)]
+        if not (found or partial or (value is None and not patterns)):
             check_patterns_match("pattern in axes", [pattern], paths)
-        found = [pattern] if whole else [path for path in paths if re.search(pattern, path)]
-        chosen |= dict.fromkeys(found, value)
-    return chosen
-
-
-def _by_prefix(axes: Any, paths: list[str], partial: bool) -> dict[str, Any]:
-    """Return what each leaf of a tree of axes says of the leaves at and below its path."""
-    chosen: dict[str, Any] = {}
-    for prefix, value in leaves_by_path(axes, is_leaf=_is_choice).items():
-        below = f"{prefix}/" if prefix else ""
-        found = [path for path in paths if path == prefix or path.startswith(below)]
-        if not (found or partial or value is None):
-            check_patterns_match("path in the tree of axes", [re.escape(prefix)], paths)
         chosen |= dict.fromkeys(found, value)
     return chosen
 
@@ -183,12 +165,6 @@ def _is_pattern_mapping(axes: Any) -> bool:
 
 def _is_choice(value: Any) -> bool:
     return value is None or isinstance(value, MatrixAxes) or hasattr(value, "reduction_axis")
-
-
-def _as_axes(value: Any) -> MatrixAxes | None:
-    """Return the axes, also of a MuonDimensionNumbers, which older versions of Optax lack."""
-    muon = hasattr(value, "reduction_axis")
-    return MatrixAxes(value.reduction_axis, value.output_axis) if muon else value
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

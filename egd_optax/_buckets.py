@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax._matrix_view import MatrixView
-from egd_optax._witness import Witness
-from egd_optax.polar._sharding import replicated, sharded_like
+from egd_optax.polar._stacks import replicated, sharded_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +26,6 @@ class Bucket:
         trees = [states[view.path] for view in self.views]
         return jax.tree.map(lambda *parts: _concatenate(list(parts)), *trees)
 
-    def show(self, witness: Witness | None, stack: jax.Array, factors: jax.Array) -> None:
-        """Show each leaf's matrices and factors to a witness, if there is one."""
-        if witness is not None:
-            for view, parts in zip(self.views, self.split((stack, factors)), strict=True):
-                witness.whitened(view, *parts)
-
     def split(self, tree: Any) -> list[Any]:
         """Return `tree`, arrays with leading axis k, in parts: one tree for each view."""
         stops = itertools.accumulate((view.batch for view in self.views), initial=0)
@@ -41,42 +34,29 @@ class Bucket:
         ]
 
 
-def plan_buckets(
-    views: list[MatrixView], leaves: list[jax.Array], max_stack_size: int
-) -> list[Bucket]:
-    """Group views of equal shape, dtype and sharding, at most `max_stack_size` entries each.
-
-    A leaf is never divided: one of more than `max_stack_size` entries is a bucket of its own.
-    """
-    groups: dict[tuple, list[MatrixView]] = {}
+def plan_buckets(views: list[MatrixView], leaves: list[Any], max_stack_size: int) -> list[Bucket]:
+    """Group views of equal shape, dtype and sharding; a leaf is never divided."""
+    buckets: dict[tuple, list[list[MatrixView]]] = {}
+    room: dict[tuple, int] = {}
     for view in views:
-        leaf = leaves[view.index]
-        groups.setdefault((view.m, view.n, leaf.dtype, _layout(leaf, view)), []).append(view)
-    return [bucket for group in groups.values() for bucket in _bounded(group, max_stack_size)]
+        leaf, size = leaves[view.index], view.batch * view.m * view.n
+        group = view.m, view.n, leaf.dtype, _layout(leaf, view)
+        if size > room.get(group, 0):
+            buckets.setdefault(group, []).append([])
+            room[group] = max_stack_size
+        buckets[group][-1].append(view)
+        room[group] -= size
+    return [Bucket(tuple(bucket)) for group in buckets.values() for bucket in group]
 
 
 def restore(update: jax.Array, like: jax.Array) -> jax.Array:
-    """Return `update` with the dtype and the sharding of the leaf `like`.
+    """Return `update` with the dtype and the sharding of the leaf `like`, and its NaN and Inf.
 
-    Non-finite entries stay what they are. The entry-wise choice also tells the partitioner to lay
-    the update out like the leaf, which a decomposition in between would make it forget;
-    `shard_alike` is no help: JAX gives equal shapes one group, different layouts or not.
+    The entry-wise choice tells the partitioner to lay the update out like the leaf, which a
+    decomposition in between makes it forget; `shard_alike` merges the layouts of equal shapes.
     """
     update = sharded_like(update, like).astype(like.dtype)
     return jnp.where(jnp.isfinite(like), update, like)
-
-
-def _bounded(views: list[MatrixView], max_stack_size: int) -> list[Bucket]:
-    buckets: list[list[MatrixView]] = []
-    room = 0
-    for view in views:
-        size = view.batch * view.m * view.n
-        if size > room:
-            buckets.append([])
-            room = max_stack_size
-        buckets[-1].append(view)
-        room -= size
-    return [Bucket(tuple(bucket)) for bucket in buckets]
 
 
 def _layout(leaf: Any, view: MatrixView) -> Any:

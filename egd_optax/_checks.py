@@ -33,10 +33,7 @@ def check_rtol(rtol: float | None) -> None:
     check_static("rtol", rtol)
     number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)
     if rtol is not None and not (number and 0.0 <= rtol < 0.5):
-        raise ValueError(
-            "rtol is a share of the largest singular value and must lie in [0, 0.5), got "
-            f"{rtol!r}. Leave it None for the default of the dtype."
-        )
+        raise ValueError(f"rtol must lie in [0, 0.5), or be None for the default, got {rtol!r}.")
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

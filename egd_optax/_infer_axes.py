@@ -1,14 +1,13 @@
 """Which leaves are matrices and why: the one rule set, read off names, shapes and biases."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from egd_optax._axes import Axes, InferredAxes, LeafAxes, check_axes, decide
+from egd_optax._axes import Axes, InferredAxes, LeafAxes, Shapes, check_axes, decide
 from egd_optax._matrix_view import MatrixAxes
+from egd_optax._selection import check_tree
 
 Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 Split = tuple[int, int]
 
 HEAD = (
@@ -60,15 +59,13 @@ def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
         >>> import jax.numpy as jnp
         >>> from egd_optax import MatrixAxes, infer_axes
         >>> params = {"query": {"kernel": jnp.ones((8, 2, 4)), "bias": jnp.zeros((2, 4))}}
-        >>> dict(infer_axes(params))
-        {'query/bias': None, 'query/kernel': MatrixAxes(rows=0, columns=(1, 2))}
-        >>> each = infer_axes(params, {"query/kernel": MatrixAxes(rows=0, columns=2)})
-        >>> each.leaves[1].matrix  # batch, m, n: one for each head
-        (2, 8, 4)
+        >>> infer_axes(params)["query/kernel"]
+        MatrixAxes(rows=0, columns=(1, 2))
 
     References:
         Jordan et al., Muon, 2024: embeddings and heads left to AdamW, convolutions flattened.
     """
+    check_tree("infer_axes", params)
     check_axes(overrides)
     return decide(params, overrides, _by_rules)
 
@@ -77,9 +74,8 @@ def _by_rules(path: str, shapes: Shapes) -> LeafAxes:
     """Return what the rules say of one leaf."""
     shape, query = shapes[path], _query(path, shapes)
     for pattern, reason in LEFT_OUT.items():
-        if not (pattern == HEAD and _is_attention_output(path, shape, query)) and re.search(
-            pattern, path, re.IGNORECASE
-        ):
+        inside = pattern == HEAD and _is_attention_output(path, shape, query)
+        if not inside and re.search(pattern, path, re.IGNORECASE):
             return LeafAxes(path, shape, None, reason)
     if shapes.get(_beside(path, "bias")) == shape:
         return LeafAxes(path, shape, None, "scale: its bias has the same shape")

@@ -23,11 +23,8 @@ class MatrixAxes:
         ValueError: no rows or columns, or an axis named twice.
 
     Examples:
-        A convolution kernel (height, width, in, out) as one (height width in) x out matrix:
-
         >>> from egd_optax import MatrixAxes
-        >>> MatrixAxes(rows=(0, 1, 2), columns=3)
-        MatrixAxes(rows=(0, 1, 2), columns=3)
+        >>> convolution = MatrixAxes(rows=(0, 1, 2), columns=3)  # (height width in) x out
     """
 
     rows: int | tuple[int, ...]
@@ -35,15 +32,17 @@ class MatrixAxes:
 
     def __post_init__(self) -> None:
         rows, columns = _axis_tuple(self.rows), _axis_tuple(self.columns)
-        integers = all(isinstance(axis, int) for axis in rows + columns)
-        if not integers or not rows or not columns or len({*rows, *columns}) < len(rows + columns):
+        named = rows + columns
+        integers = all(isinstance(axis, int) for axis in named)
+        if not (integers and rows and columns and len({*named}) == len(named)):
             raise ValueError(
                 "MatrixAxes needs integer axes, one or more for rows and columns, none twice, "
                 f"got rows={self.rows!r}, columns={self.columns!r}."
             )
-        for name, axes in (("rows", rows), ("columns", columns)):
-            if not isinstance(getattr(self, name), int):  # lists are welcome, but it has to hash
-                object.__setattr__(self, name, axes)
+        if rows != (self.rows,):  # lists are welcome, but it has to hash
+            object.__setattr__(self, "rows", rows)
+        if columns != (self.columns,):
+            object.__setattr__(self, "columns", columns)
 
 
 @dataclasses.dataclass(frozen=True)

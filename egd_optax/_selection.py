@@ -1,6 +1,5 @@
 """Which leaves: paths of leaves, and masks by pattern."""
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,13 +9,14 @@ import jax.numpy as jnp
 import optax
 
 PyTree = Any
+_PLACEHOLDERS: list[Any] = []
+optax.tree_utils.tree_map_params(_PLACEHOLDERS.append, lambda leaf: leaf, None)
 
 
 def leaf_path(path: tuple) -> str:
     """Return a leaf's path as text, such as "hidden/kernel".
 
-    Flax's nnx variables are nodes around their `value`, in some calls and not in others; that last
-    key is left out, so that a leaf has one name.
+    nnx's variables are nodes around their `value` in some calls only: that key is left out.
     """
     variable = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
     return jax.tree_util.keystr(path[:-1] if variable else path, simple=True, separator="/")
@@ -35,9 +35,8 @@ def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -
 
 def is_matrix_like(leaf: Any) -> bool:
     """Return whether a leaf has entries to whiten: inexact, not empty, two axes or more."""
-    return (
-        getattr(leaf, "ndim", 0) >= 2 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    )
+    several = getattr(leaf, "ndim", 0) >= 2 and leaf.size > 0
+    return several and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def is_partial(tree: PyTree) -> bool:
@@ -48,29 +47,19 @@ def is_partial(tree: PyTree) -> bool:
 
 def is_placeholder(params: PyTree) -> bool:
     """Return whether it is `optax.tree.map_params` that asks: it hands `init` one node, no leaf."""
-    return isinstance(params, _placeholder_type())
+    return isinstance(params, type(_PLACEHOLDERS[0]))
 
 
 def by_path(params: PyTree, states: dict[str, Any]) -> Any:
-    """Return the states of the leaves by path, or one leaf that stands for them.
-
-    `optax.tree.map_params` has to see that they are not parameters, whatever their paths.
-    """
+    """Return the states by path, or for `optax.tree.map_params` one leaf that is no parameter."""
     return jnp.zeros(()) if is_placeholder(params) else states
-
-
-@functools.cache
-def _placeholder_type() -> type:
-    seen: list[type] = []
-    optax.tree_utils.tree_map_params(lambda params: seen.append(type(params)), lambda _: _, None)
-    return seen[0]
 
 
 def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[PyTree], PyTree]:
     """Select leaves by path: a mask function for `optax.masked`, `optax.partition` and `egd`.
 
-    A leaf is selected when a regular expression of `patterns` is found anywhere in its path
-    (`re.search`; keys joined by "/", such as "hidden/kernel") and none of `exclude` is.
+    A leaf is selected when a regular expression of `patterns` is found anywhere in its path, such
+    as "hidden/kernel", and none of `exclude` is.
 
     Args:
         *patterns: regular expressions, at least one.

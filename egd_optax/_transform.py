@@ -6,17 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from egd_optax import _witness
-from egd_optax._axes import Axes, check_axes, literal_axes
+from egd_optax._axes import WITNESS, Axes, check_axes, literal_axes
 from egd_optax._buckets import plan_buckets, restore
 from egd_optax._checks import check_at_least, check_state
 from egd_optax._matrix_view import matrix_views
-from egd_optax._scaling import Scale, check_scale, scale_factor
+from egd_optax._scaling import Scale, scale_rule
 from egd_optax._selection import by_path
 from egd_optax.polar._method import PolarMethod, Stateless
 from egd_optax.polar._stacks import as_method, init_stack, update_stack
-
-MAX_STACK_SIZE = 2**26
 
 
 class ScaleByEGDState(NamedTuple):
@@ -42,53 +39,50 @@ def scale_by_egd(
         method: how polar factors are computed, such as `polar.SVD()`, or a function from
             `(m, n)` to `(m, n)`. None: `polar.Auto()`, exact on every backend.
         axes: which axes of a leaf make the matrix. None: those of the leaves of two axes, and an
-            error for leaves of more. A `MatrixAxes`: for all leaves of two axes or more. A
-            mapping from paths: a key that is a leaf's whole path names that leaf, any other
-            is a pattern (`re.search`) of paths; its value is a `MatrixAxes`, or None for leaves
-            to pass through; the last match wins, and leaves without one are treated as for None.
-            A tree of such values like the parameters, or a prefix of it. Or a function from the
-            parameters to one of these, such as `infer_axes`. Optax's `MuonDimensionNumbers` is
-            taken wherever `MatrixAxes` is.
+            error for leaves of more. A `MatrixAxes`: for all leaves of two axes or more. A mapping
+            from paths to `MatrixAxes`, or to None for leaves to pass through: a key that is a
+            leaf's whole path names that leaf, any other is a pattern (`re.search`), and the last
+            match wins. A tree of such values like the parameters, or a prefix of it. Or a function
+            from the parameters to one of these, such as `infer_axes`. Optax's
+            `MuonDimensionNumbers` is taken wherever `MatrixAxes` is.
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "muon": sqrt(max(1, n / m)), Muon's. "consistent_rms": .2 sqrt(max(m, n)),
             AdamW's update size. Or a function (m, n) -> factor.
         max_stack_size: most entries of one stack of equal matrices, a bound on working memory.
-            None: 2**26, which is 256 MiB in float32.
+            None: 2**26, 256 MiB in float32.
 
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.
         Leaves that are 0-D, 1-D, empty, integer, None or masked pass through; low-precision
-        leaves are whitened in float32. A matrix with a NaN or Inf becomes non-finite, the others
-        do not. Under `jit` with automatic sharding, leaves of one shape and several layouts may
-        come back in one layout; `max_stack_size=1` keeps them apart.
+        leaves are whitened in float32. A matrix with a NaN or Inf becomes non-finite alone. Under
+        `jit` with automatic sharding, leaves of one shape and several layouts may come back in one
+        layout; `max_stack_size=1` keeps them apart.
 
     Raises:
         TypeError: something that is not a method or not axes.
-        ValueError: unknown scale, `max_stack_size` below 1; at `init`, a leaf of more than two
-            axes that `axes` does not name, axes that do not fit their leaf, or a pattern of your
-            own in `axes` that matches no leaf; at `update`, a state made for other leaves.
+        ValueError: a value out of range; at `init`, a leaf of more than two axes without a name in
+            `axes`, axes that do not fit their leaf, or a pattern that matches no leaf; at `update`,
+            a state made for other leaves.
 
     Examples:
-        >>> import jax.numpy as jnp, optax
+        >>> import optax
         >>> from egd_optax import scale_by_egd
         >>> optimizer = optax.chain(optax.add_decayed_weights(1e-4), scale_by_egd(), optax.sgd(0.7))
-        >>> params = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
-        >>> state = optimizer.init(params)
 
     References:
-        Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.
-        Carlson et al., Preconditioned Spectral Descent, NeurIPS 2015. Jordan et al., Muon, 2024.
+        Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930. Carlson et al.,
+        Preconditioned Spectral Descent, NeurIPS 2015. Jordan et al., Muon, 2024.
     """
     method = as_method(method)
     check_axes(axes)
-    check_scale(scale)
-    limit = MAX_STACK_SIZE if max_stack_size is None else max_stack_size
+    rule = scale_rule(scale)
+    limit = 2**26 if max_stack_size is None else max_stack_size
     check_at_least("max_stack_size", limit, 1)
     stateless = isinstance(method, Stateless)
 
     def init(params: optax.Params) -> ScaleByEGDState:
         decided = literal_axes(params, axes)
-        if witness := _witness.current():
+        if witness := WITNESS.get():
             witness.planned(decided)
         leaves = jax.tree.leaves(params)
         states = {
@@ -98,7 +92,6 @@ def scale_by_egd(
         return ScaleByEGDState({} if stateless else by_path(params, states))
 
     def update(updates, state, params=None):
-        del params
         check_state("scale_by_egd", init, updates, state)
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, literal_axes(updates, axes))
@@ -107,13 +100,13 @@ def scale_by_egd(
         for bucket in plan_buckets(views, leaves, limit):
             stack = bucket.gather(leaves)
             factors, states = update_stack(method, stack, bucket.gather_states(before))
-            bucket.show(_witness.current(), stack, factors)
-            factors = factors * scale_factor(scale, *stack.shape[1:])
-            parts = bucket.split((factors, states))
-            for view, (part, part_state) in zip(bucket.views, parts, strict=True):
+            scaled = factors * rule(*stack.shape[1:])
+            parts = bucket.split((scaled, states, stack, factors))
+            for view, (part, after[view.path], *shown) in zip(bucket.views, parts, strict=True):
                 leaf = leaves[view.index]
                 whitened[view.index] = restore(view.to_leaf(part, like=leaf), like=leaf)
-                after[view.path] = part_state
+                if witness := WITNESS.get():
+                    witness.whitened(view, *shown)
         return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else after)
 
     return optax.GradientTransformation(init, update)

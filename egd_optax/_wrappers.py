@@ -27,9 +27,7 @@ def switch_off(
     """Use `inner` until a metric exceeds a threshold, then `after` for good.
 
     The work of the side that is not in use is skipped (`lax.cond`; under `vmap` both sides run),
-    and its state stands still. Give the metric to every update:
-    `update(gradients, state, params, metric=accuracy)`, or with Flax's `nnx.Optimizer`
-    `update(model, gradients, metric=accuracy)`.
+    and its state stands still.
 
     Args:
         inner: transformation before the switch, such as `scale_by_egd()`.
@@ -37,7 +35,7 @@ def switch_off(
         threshold: the switch happens where metric > threshold. A metric of NaN exceeds nothing.
 
     Returns:
-        Transformation whose `update` takes the keyword `metric`, a scalar.
+        Transformation whose `update` takes the keyword `metric`, a scalar, each time.
 
     Raises:
         TypeError: `inner` or `after` is no transformation, `threshold` no number, or NaN.
@@ -47,7 +45,6 @@ def switch_off(
         >>> import optax
         >>> from egd_optax import scale_by_egd, switch_off
         >>> until = switch_off(scale_by_egd(), optax.identity(), threshold=0.95)
-        >>> optimizer = optax.chain(until, optax.sgd(0.7))
 
     References:
         Pasand, Dohmatob 2025, arXiv 2510.04930, Algorithm 1, where the switch can go back.
@@ -65,8 +62,8 @@ def switch_off(
     def update(updates, state, params=None, *, metric=None, **extra_args):
         if metric is None:
             raise ValueError(
-                "switch_off needs the metric that it watches: call update(updates, state, params, "
-                "metric=value), such as the last validation accuracy."
+                "switch_off needs the metric that it watches, such as a validation accuracy: "
+                "update(updates, state, params, metric=value)."
             )
         exceeded = jnp.reshape(jnp.asarray(metric), ()) > threshold
         switched = jnp.logical_or(state.switched, exceeded)

@@ -174,13 +174,21 @@ def jitted(name):
     return jax.jit(update, donate_argnums=(0, 1))
 
 
+def rows(label=""):
+    """Names of the cases that do not skip a promise; those like another one are slow."""
+    alike = {"newton_schulz": "auto", "randomized": "subspace", "egd_decoupled": "egd"}
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in alike else [])
+        for name, case in TABLE.items()
+        if label not in case.skips
+    ]
+
+
 def promise(function):
     """Run a test for every case of the table but those that skip it."""
     label = function.__name__.removeprefix("test_")
     assert label in PROMISES
-    return pytest.mark.parametrize(
-        "name", [name for name, case in TABLE.items() if label not in case.skips]
-    )(function)
+    return pytest.mark.parametrize("name", rows(label))(function)
 
 
 close = functools.partial(chex.assert_trees_all_close, atol=2e-5)

@@ -11,6 +11,8 @@ from flax import nnx
 
 from egd_optax import diagnostics, egd, infer_axes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOKENS = jax.random.randint(jax.random.key(0), (32, 4), 0, 5)
 LABELS = (TOKENS[:, 0] + TOKENS[:, 1]) % 5
 IMAGES = jax.nn.one_hot(TOKENS, 5)[..., None]  # 4 x 5, one channel

@@ -22,11 +22,12 @@ def whitened(tree, *args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("limit", "sizes"), [(1, [1] * 5 + [3]), (24, [2, 2, 1, 3]), (36, [3, 2, 3]), (99, [5, 3])]
+    ("limit", "sizes"),
+    [(23, [1] * 5 + [3, 1]), (24, [2, 2, 1, 3, 1]), (36, [3, 2, 3, 1]), (99, [5, 3, 1])],
 )
 def test_stacks_are_bounded_and_a_leaf_is_never_divided(limit, sizes):
-    leaves = [jnp.ones((3, 4))] * 5 + [jnp.ones((3, 4, 3))]
-    axes = [MatrixAxes(0, 1)] * 5 + [MatrixAxes(1, 2)]
+    leaves = [jnp.ones((3, 4))] * 5 + [jnp.ones((3, 4, 3)), jnp.ones((3, 4), jnp.bfloat16)]
+    axes = [MatrixAxes(0, 1)] * 5 + [MatrixAxes(1, 2), MatrixAxes(0, 1)]
     views = [
         view_of(i, str(i), leaf.shape, a)
         for i, (leaf, a) in enumerate(zip(leaves, axes, strict=True))

@@ -13,6 +13,8 @@ from checkpoints import states
 
 import egd_optax
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "training" / "train_and_resume.py"
 FILES = sorted(states.FOLDER.glob("*.npz"))
 TEMPLATE = {name: states.template(name) for name in states.TRANSFORMATIONS}

@@ -20,6 +20,7 @@ from contract import (
     loop,
     plain,
     promise,
+    rows,
     run,
     scanned,
 )
@@ -66,7 +67,7 @@ def odd(name):
     )
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", rows())
 def test_integers(name):
     """Integers, None, masked, empty and zero leaves: kept or finite, the state's types stable."""
     transformation, tree = TABLE[name].make(), odd(name)

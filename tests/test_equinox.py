@@ -9,6 +9,8 @@ import pytest
 from egd_optax import diagnostics, egd, infer_axes
 from egd_optax._matrix_view import matrix_views
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEYS = jax.random.split(jax.random.key(0), 8)
 
 

@@ -13,6 +13,8 @@ from egd_optax import MatrixAxes, infer_axes
 from egd_optax._matrix_view import matrix_views
 from egd_optax.models import DecoderTransformer
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNGS = nnx.Rngs(0)
 
 

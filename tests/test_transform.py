@@ -50,6 +50,20 @@ def test_what_is_not_a_matrix_passes_through():
     chex.assert_trees_all_equal(whitened(tree), tree)
 
 
+def test_every_leaf_keeps_a_state_of_its_own():
+    """A leaf's basis is the one that it would have alone, and it goes on from step to step."""
+    transformation = scale_by_egd(polar.SubspaceIteration(2, oversample=0))
+    trees = [{"a": gradient(seed=seed), "b": gradient(seed=seed + 5)} for seed in (0, 1)]
+    state, alone = transformation.init(trees[0]), transformation.init({"b": trees[0]["b"]})
+    for tree in trees:
+        updates, state = transformation.update(tree, state)
+        expected, alone = transformation.update({"b": tree["b"]}, alone)
+    np.testing.assert_allclose(updates["b"], expected["b"], atol=1e-5)
+    ours, theirs = (tree.method_states["b"] for tree in (state, alone))
+    np.testing.assert_allclose(ours.basis, theirs.basis, atol=1e-4)
+    assert ours.step == theirs.step == 2
+
+
 def test_a_non_finite_leaf_does_not_spread():
     tree = [gradient(seed=seed) for seed in range(3)]
     tree[1] = tree[1].at[0, 0].set(jnp.inf)

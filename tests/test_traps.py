@@ -24,6 +24,8 @@ from egd_optax import (
     switch_off,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NET = normal(
     {
         "hidden": {"kernel": (4, 6), "bias": (6,)},

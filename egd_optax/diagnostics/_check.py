@@ -1,7 +1,9 @@
 """Two questions of whoever trains: what will be whitened, and was it?"""
 
+import contextvars
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from egd_optax._axes import InferredAxes, LeafAxes, aligned, matrix_text
+from egd_optax._axes import WITNESS, InferredAxes, LeafAxes, aligned, matrix_text
 from egd_optax._matrix_view import MatrixView
 from egd_optax._selection import is_matrix_like, leaves_by_path
-from egd_optax._witness import witnessed
 from egd_optax.polar import _lapack
 from egd_optax.polar._dtypes import working_dtype
-from egd_optax.polar._sharding import replicated
-from egd_optax.polar._stacks import map_stack
+from egd_optax.polar._stacks import map_stack, replicated
 
 # Singular values of a factor: the tables' gains lie in .47 to 1.21, what was dropped lies below.
 _LEAST, _LARGEST = 0.4, 1.3
@@ -26,8 +26,8 @@ class LeafCheck(NamedTuple):
     """What one update did to one leaf.
 
     Attributes:
-        axes: the decision about the leaf, a `LeafAxes`.
-        whitened: whether each of its matrices came out with its singular values alike.
+        axes: the decision about the leaf.
+        whitened: whether all of its matrices came out with their singular values alike.
         directions: least number of whitened directions of a matrix.
         gains: least and largest singular value of the factors among these directions.
         reason: why, in words.
@@ -69,23 +69,12 @@ def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
         params: what its `init` gets, arrays or shapes; for an `nnx.Optimizer`, the model.
 
     Returns:
-        `InferredAxes`, which prints as a table: for each leaf of two axes or more its matrix, or
-        why it is left out.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> from egd_optax import diagnostics, egd
-        >>> params = {"hidden": {"kernel": jnp.ones((2, 8))}, "head": {"kernel": jnp.ones((8, 3))}}
-        >>> plan = diagnostics.whitening_plan(egd(0.1), params)
-        >>> [(leaf.path, leaf.matrix) for leaf in plan.leaves]
-        [('head/kernel', None), ('hidden/kernel', (1, 2, 8))]
+        `InferredAxes`, which prints as a table: the matrix of each leaf, or why it is left out.
     """
     optimizer, params, *_ = _plain(optimizer, params, None, None)
-    witness = _Witness()
-    with witnessed(witness):
-        jax.eval_shape(
-            lambda tree: optimizer.init(tree), params
-        )  # a function that has no trace yet
+    witness, inside = _Witness(), contextvars.copy_context()
+    fresh = functools.partial(optimizer.init)  # a function that has no trace yet
+    inside.run(witness.look_on, jax.eval_shape, fresh, params)
     return witness.plan_of(params)
 
 
@@ -94,45 +83,42 @@ def check_whitening(
 ) -> WhiteningCheck:
     """Run one more update beside the training, and tell leaf by leaf whether it whitened.
 
-    It looks at the factors themselves, before scale, learning rate and decay. Nothing is changed:
-    the updates and the new state are dropped.
+    It looks at the factors themselves, before scale, learning rate and decay, and changes nothing.
 
     Args:
-        optimizer: any Optax transformation with a whitening inside, however it is wrapped; its
-            `update` as it is, not under `jax.jit`. Or an `nnx.Optimizer`, which brings its state.
+        optimizer: see `whitening_plan`; its `update` as it is, not under `jax.jit`.
         params: the parameters; for an `nnx.Optimizer`, the model.
         gradients: of the same structure. None: random ones, N(0, 1).
-        state: the optimizer's state, such as after some steps. None: that of `init`.
+        state: after some steps; an `nnx.Optimizer` brings its own. None: that of `init`.
         **extra_args: what else its `update` takes, such as `metric` for `switch_off`.
 
     Returns:
-        `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table; `.failed`
-        lists the leaves that were to be whitened and were not. A sketch whitens fewer
-        `directions` than a matrix has.
+        `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table. `.failed`
+        lists what was to be whitened and was not; a sketch whitens some directions only.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from egd_optax import diagnostics, egd
-        >>> params = {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(8)}
-        >>> check = diagnostics.check_whitening(egd(0.1, weight_decay=1.0), params)
+        >>> check = diagnostics.check_whitening(egd(0.1), {"kernel": jnp.ones((2, 8))})
         >>> check.failed, check["kernel"].directions
         ([], 2)
     """
     optimizer, params, gradients, state = _plain(optimizer, params, gradients, state)
-    witness = _Witness()
+    if gradients is None:
+        draw = np.random.default_rng(0).standard_normal
+        gradients = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), params)
+    witness, inside = _Witness(), contextvars.copy_context()
 
     def one_update(params, gradients, state):
-        with witnessed(witness):
-            fresh = optimizer.init(params)
-            update = optax.with_extra_args_support(optimizer).update
-            return update(gradients, fresh if state is None else state, params, **extra_args)
+        first = optimizer.init(params)  # shows the plan, also where there is a state
+        update = optax.with_extra_args_support(optimizer).update
+        return update(gradients, first if state is None else state, params, **extra_args)
 
-    if gradients is None:
-        gradients = jax.tree.map(_random_like, params)
-    jax.block_until_ready(jax.jit(one_update)(params, gradients, state))
+    arguments = params, gradients, state
+    jax.block_until_ready(inside.run(witness.look_on, jax.jit(one_update), *arguments))
     jax.effects_barrier()
-    plan = witness.plan_of(params)
-    return WhiteningCheck({leaf.path: witness.check_of(leaf) for leaf in plan.leaves})
+    leaves = witness.plan_of(params).leaves
+    return WhiteningCheck({leaf.path: witness.check_of(leaf) for leaf in leaves})
 
 
 class _Witness:
@@ -141,6 +127,11 @@ class _Witness:
     def __init__(self) -> None:
         self._plan: dict[str, LeafAxes] = {}
         self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def look_on(self, function: Callable, *arguments: Any) -> Any:
+        """Call a function, and see what is whitened in it."""
+        WITNESS.set(self)
+        return function(*arguments)
 
     def planned(self, decided: InferredAxes) -> None:
         for leaf in decided.leaves:
@@ -175,23 +166,15 @@ class _Witness:
             counted = f"{directions} of {values.shape[-1]} directions"
             reason = f"{counted}, gains {gains[0]:.4f} to {gains[1]:.4f}"
             return LeafCheck(leaf, gains[1] <= _LARGEST, directions, gains, reason)
-        reasons = {
-            leaf.reason: leaf.axes is None,
-            "did not run: switched off, or still accumulating?": leaf.path not in self._seen,
-            "a gradient is zero": zero.any(),
-            "a factor is near zero, or not finite": True,
-        }
-        reason = next(text for text, holds in reasons.items() if holds)
+        reason = "a gradient is zero" if zero.any() else "a factor is near zero, or not finite"
+        if leaf.axes is None or leaf.path not in self._seen:
+            reason = leaf.reason if leaf.axes is None else "did not run: is it switched off?"
         return LeafCheck(leaf, False, 0, (np.nan, np.nan), reason)
 
 
 def _singular_values(factor: jax.Array) -> jax.Array:
     wide = factor if factor.shape[0] <= factor.shape[1] else factor.mT
     return _lapack.svd(wide.astype(working_dtype(wide.dtype)))[1]
-
-
-def _random_like(leaf: Any) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal(leaf.shape), leaf.dtype)
 
 
 def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any, Any, Any, Any]:

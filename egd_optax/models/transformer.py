@@ -1,4 +1,4 @@
-"""The small decoder-only transformer of Grokfast's modular-arithmetic experiment."""
+"""The small decoder-only transformer of Grokfast's experiment (arXiv 2405.20233)."""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,6 @@ class Block(nnx.Module):
 class DecoderTransformer(nnx.Module):
     """Predict the token that follows a sequence, from its last position.
 
-    The feed-forward matrices are the leaves `blocks/<i>/mlp/{expand,contract}/kernel`.
-
     Args:
         vocabulary: number of tokens.
         length: longest sequence, the number of learned positions.
@@ -48,16 +46,6 @@ class DecoderTransformer(nnx.Module):
 
     Raises:
         ValueError: `width` is not a multiple of `heads`; at a call: a sequence is too long.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from egd_optax.models import DecoderTransformer
-        >>> DecoderTransformer(9, 4, width=16, rngs=nnx.Rngs(0))(jnp.zeros((5, 4), jnp.int32)).shape
-        (5, 9)
-
-    References:
-        Lee, Kang, Kim, Lee, Grokfast, 2024, arXiv 2405.20233.
     """
 
     def __init__(
@@ -71,9 +59,7 @@ class DecoderTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if width % heads:
-            raise ValueError(
-                f"width must be a multiple of heads, got width={width}, heads={heads}; change one"
-            )
+            raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         self.length = length
         self.token_embedding = nnx.Embed(vocabulary, width, embedding_init=NORMAL, rngs=rngs)
         self.position_embedding = nnx.Embed(length, width, embedding_init=NORMAL, rngs=rngs)
@@ -89,9 +75,7 @@ class DecoderTransformer(nnx.Module):
         """Return the normalized residual stream (batch, length, width) of every position."""
         length = tokens.shape[-1]
         if length > self.length:
-            raise ValueError(
-                f"a sequence holds at most {self.length} tokens, got {length}; raise length"
-            )
+            raise ValueError(f"a sequence has at most {self.length} tokens, got {length}")
         mask = nnx.make_causal_mask(tokens)
         stream = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))[None]
         for block in self.blocks:

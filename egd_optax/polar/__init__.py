@@ -1,14 +1,4 @@
-"""Polar factors of matrices: arrays in, arrays out; knows no tree and no Optax.
-
-| method              | class      | what it does                                              |
-|---------------------|------------|-----------------------------------------------------------|
-| `Auto`              | exact      | the default: `Halley`, or `SVD` for small matrices on CPU |
-| `Halley`            | exact      | matrix products and Cholesky factors of the short side    |
-| `SVD`               | exact      | singular value decomposition, the reference               |
-| `NewtonSchulz`      | polynomial | products alone, gains as good as its coefficient table    |
-| `Randomized`        | sketch     | the leading `rank` directions, by random projections      |
-| `SubspaceIteration` | sketch     | the same directions, followed from step to step           |
-"""
+"""Polar factors of matrices: arrays in, arrays out; knows no tree and no Optax."""
 
 from egd_optax.polar._auto import Auto as Auto
 from egd_optax.polar._coefficients import polar_express_coefficients as polar_express_coefficients

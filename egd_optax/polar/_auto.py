@@ -13,12 +13,11 @@ from egd_optax.polar._svd import SVD
 class Auto(Exact):
     """Exact polar factor by `Halley`, or by `SVD` for small matrices on CPU.
 
-    Accuracy class: exact, whatever is picked. Accelerators never get an SVD; CPUs get one up to
-    1024 entries, about where the curves cross (docs/benchmarks.md).
+    Accuracy class: exact. Accelerators never get an SVD; CPUs get one up to 1024 entries, about
+    where the curves cross (docs/benchmarks.md).
 
     Args:
-        rtol: rank tolerance relative to the largest singular value, in [0, 0.5).
-            None: 84 eps of the working dtype, 1e-5 in float32.
+        rtol: rank tolerance; see `Halley`.
 
     Raises:
         ValueError: `rtol` outside [0, 0.5).
@@ -30,6 +29,4 @@ class Auto(Exact):
         return jax.lax.platform_dependent(matrix, cpu=on_cpu, default=halley)
 
 
-# Entries, not rows: about equal at 16x64, an SVD is faster below, `Halley` above. At 32x32 the SVD
-# loses a fifth and compiles in a third of the time.
-_SMALL = 1024
+_SMALL = 1024  # entries: about equal at 16x64, an SVD is faster below, `Halley` above

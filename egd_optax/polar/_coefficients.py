@@ -1,9 +1,7 @@
-"""Coefficient tables of the polynomial iteration, as data, and their derivation.
+"""Coefficient tables of the polynomial iteration, and the derivation of Polar Express.
 
 A row (a, b, c) is the step p(x) = a x + b x^3 + c x^5 on every singular value.
 """
-
-import dataclasses
 
 import numpy as np
 
@@ -13,34 +11,21 @@ Row = tuple[float, float, float]
 Rows = tuple[Row, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Rows of an iteration, what they promise and where they come from.
-
-    `gains` bounds the composed polynomial on `[lower, 1]`, for the number of rows stored.
-    """
-
-    rows: Rows
-    lower: float
-    gains: tuple[float, float]
-    source: str
-
-
 def polar_express_coefficients(
     steps: int, *, lower: float = 1e-3, safety: float = 1.01, cushion: float = 0.02407327424182761
 ) -> Rows:
     """Derive the rows of Polar Express: a greedy composition of minimax odd quintics.
 
-    Each row minimizes max |1 - p(x)| over the interval that the rows before it map
-    [lower, 1] to, which makes the composition optimal among compositions of quintics.
+    Each row minimizes max |1 - p(x)| over the interval that the rows before it map [lower, 1] to.
 
     Args:
         steps: number of rows, at least 1.
         lower: relative singular value from which the gains are to be near 1, in (0, 1).
-        safety: rows but the last are those for x / safety, so that singular values up to
-            `safety` do not explode under round-off. 1 for none.
-        cushion: least ratio of the interval's ends that a row is optimized for; keeps
-            early rows from overshooting in low precision. 0 for none.
+        safety: rows but the last are those for x / safety, so that singular values up to `safety`
+            do not explode under round-off. 1 for none.
+        cushion: least ratio of the interval's ends that a row is optimized for; keeps early rows
+            from overshooting in low precision. 0 for none: with five steps these are the rows of
+            CANS (Grishina et al. 2025, arXiv 2506.10935) to four decimals.
 
     Returns:
         `steps` rows (a, b, c) of a x + b x^3 + c x^5, in order, as `NewtonSchulz` takes them.
@@ -54,27 +39,22 @@ def polar_express_coefficients(
     check_at_least("steps", steps, 1)
     if not 0 < lower < 1 or not 1 <= safety < 2 or not 0 <= cushion < 1:
         raise ValueError(
-            "polar_express_coefficients needs lower in (0, 1), safety in [1, 2) and cushion in "
-            f"[0, 1), got lower={lower}, safety={safety}, cushion={cushion}."
+            "lower must lie in (0, 1), safety in [1, 2) and cushion in [0, 1), got "
+            f"{lower}, {safety} and {cushion}."
         )
     rows, low, high = [], lower, 1.0
     for _ in range(steps):
-        row = np.array(minimax_quintic(max(low, cushion * high), high))
+        row = np.array(_minimax_quintic(max(low, cushion * high), high))
         row *= 2 / (_value(row, low) + _value(row, high))
         low = _value(row, low)
         high = 2 - low
         rows.append(row)
-    return _with_safety(rows, safety)
+    safe = np.array([safety, safety**3, safety**5])
+    rows = [*(row / safe for row in rows[:-1]), rows[-1]]
+    return tuple((float(a), float(b), float(c)) for a, b, c in rows)
 
 
-def _with_safety(rows, safety: float) -> Rows:
-    """Return the rows for x / safety, but the last for x."""
-    scale = np.array([safety, safety**3, safety**5])
-    scaled = [*(row / scale for row in rows[:-1]), rows[-1]]
-    return tuple((float(a), float(b), float(c)) for a, b, c in scaled)
-
-
-def minimax_quintic(low: float, high: float) -> Row:
+def _minimax_quintic(low: float, high: float) -> Row:
     """Return the odd quintic nearest to 1 in the maximum norm on [low, high].
 
     Remez exchange on four points: the ends and the two inner extrema of the error.
@@ -99,74 +79,22 @@ def minimax_quintic(low: float, high: float) -> Row:
     return float(a), float(b), float(c)
 
 
-def compose(rows: Rows, x: np.ndarray) -> np.ndarray:
-    """Return the composed polynomial at `x`, any shape: the gain times x of exact arithmetic."""
-    for row in rows:
-        x = _value(row, x)
-    return x
-
-
-def first_rows(rows: Rows, steps: int | None) -> Rows:
-    """Return the first `steps` rows, the last one repeated where the table is shorter."""
-    if steps is None:
-        return rows
-    return rows[:steps] + (rows[-1],) * (steps - len(rows))
-
-
 def _value(row, x):
     a, b, c = row
     return a * x + b * x**3 + c * x**5
 
 
-TABLES = {
-    "polar_express": Table(
-        rows=polar_express_coefficients(8),
-        lower=1e-3,
-        gains=(1 - 1e-6, 1 + 1e-6),
-        source="Amsel et al. 2025, arXiv 2505.16932: lower 1e-3, safety 1.01, cushion .02407",
-    ),
-    "standard": Table(
-        rows=((3.4445, -4.7750, 2.0315),) * 5,
-        lower=1e-3,
-        gains=(0.47, 1.21),
-        source="Jordan et al., Muon, 2024: tuned, without parameters to derive them from",
-    ),
-    "dion": Table(
-        rows=(
-            (4.0848, -6.8946, 2.9270),
-            (3.9505, -6.3029, 2.6377),
-            (3.7418, -5.5913, 2.3037),
-            (2.8769, -3.1427, 1.2046),
-            (2.8366, -3.0525, 1.2012),
-        ),
-        lower=1e-3,
-        gains=(0.47, 1.15),
-        source="You, coefficients for Muon, 2025: tuned, as Jordan's; Dion's",
-    ),
-    "cans": Table(
-        # As published they turn a singular value of 1.00001 to 2.6, one of 1.001 to 1e23.
-        rows=_with_safety(
-            np.array(
-                [
-                    (8.4703, -25.1081, 18.6293),
-                    (4.1828, -3.1087, 0.5806),
-                    (3.9619, -2.9541, 0.5630),
-                    (3.2866, -2.4647, 0.5074),
-                    (2.2737, -1.6447, 0.4162),
-                ]
-            ),
-            1.01,
-        ),
-        lower=1e-3,
-        gains=(0.86, 1.12),
-        source="Grishina, Smirnov, Rakhuba, CANS, 2025, arXiv 2506.10935, with safety 1.01: "
-        "polar_express_coefficients(5, lower=1e-3, cushion=0), of rows with four decimals",
+TABLES: dict[str, Rows] = {
+    "polar_express": polar_express_coefficients(8),
+    # Jordan et al., Muon, 2024: tuned, without parameters to derive them from.
+    "standard": ((3.4445, -4.7750, 2.0315),) * 5,
+    # You, coefficients for Muon, 2025: tuned, as Jordan's; the "dion" of Optax.
+    "dion": (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
     ),
 }
-# The same tables by their authors' names.
-ALIASES = {"jordan": "standard", "you": "dion"}
-
-
-def named(name: str) -> Table:
-    """Return the table of a name or an alias."""
-    return TABLES[ALIASES.get(name, name)]
+TABLES |= {"jordan": TABLES["standard"], "you": TABLES["dion"]}

@@ -13,18 +13,13 @@ def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
-def default_rtol(dtype: jax.typing.DTypeLike) -> float:
-    """Return the default rank tolerance of a matrix stored in `dtype`.
+def resolve_rtol(rtol: float | None, dtype: jax.typing.DTypeLike) -> float:
+    """Return `rtol`, or for None the default rank tolerance of a matrix stored in `dtype`.
 
-    84 eps from 32 bits on: 1e-5 in float32, 1.9e-14 in float64. eps for shorter dtypes: their
-    matrices are computed with in float32, so that only the rounding of the entries counts. It is
-    eps / 2 each, and moves singular values by at most about .85 eps / 2 sigma_1, the norm of the
-    rounding of a matrix with a flat spectrum.
+    84 eps from 32 bits on: 1e-5 in float32, 1.9e-14 in float64. eps for shorter dtypes, where only
+    the rounding of the entries counts, eps / 2 each: it moves singular values by at most about
+    .85 eps / 2 sigma_1, the norm of the rounding of a matrix with a flat spectrum.
     """
     eps = float(jnp.finfo(dtype).eps)
-    return _RTOL_IN_EPS * eps if jnp.finfo(dtype).bits >= 32 else eps
-
-
-def resolve_rtol(rtol: float | None, dtype: jax.typing.DTypeLike) -> float:
-    """Return `rtol`, or the default of `dtype` for None."""
-    return default_rtol(dtype) if rtol is None else rtol
+    default = _RTOL_IN_EPS * eps if jnp.finfo(dtype).bits >= 32 else eps
+    return default if rtol is None else rtol

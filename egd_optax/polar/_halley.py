@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._dtypes import resolve_rtol
-from egd_optax.polar._inverse import inverse
+from egd_optax.polar._lapack import inverse
 from egd_optax.polar._linalg import gram, largest_eigenvalue, product
 from egd_optax.polar._method import Exact
 from egd_optax.polar._oriented import orient
@@ -20,12 +20,11 @@ class Halley(Exact):
 
     Each pass maps the singular values by the dynamically weighted Halley function,
     X <- (beta I + gamma (I + c A)^-1) X with A = X X^H, which sends [2 rtol sigma_1, sigma_1] to
-    [1 - delta, 1] in a few passes and amplifies whatever is smaller by a bounded factor. The
-    filter x^5 (1 - x^2)^(-5/2), as a series in 1 - x^2, finishes the one and removes the other.
-    Only products and inverses of the short side: no SVD, no eigenvalues, no QR.
-
-    Accuracy class: exact, though forming A squares the condition: every pass but the last
-    computes A afresh, and c is bounded, because small directions turn by about c eps.
+    [1 - delta, 1] in a few passes and amplifies whatever is smaller by a bounded factor. The filter
+    x^5 (1 - x^2)^(-5/2), as a series in 1 - x^2, finishes the one and removes the other. Only
+    products and inverses of the short side. Accuracy class: exact, though forming A squares the
+    condition: every pass but the last computes A afresh, and c is bounded, because small directions
+    turn by about c eps.
 
     Args:
         rtol: rank tolerance relative to the largest singular value, in [0, 0.5). Directions
@@ -36,8 +35,8 @@ class Halley(Exact):
         ValueError: `rtol` outside [0, 0.5).
 
     References:
-        Nakatsukasa, Bai, Gygi, SIAM J. Matrix Anal. Appl. 31, 2010 (the weights). Nakatsukasa,
-        Higham, SIAM J. Sci. Comput. 35, 2013 (Cholesky form).
+        Nakatsukasa, Bai, Gygi, SIAM J. Matrix Anal. Appl. 31, 2010. Nakatsukasa, Higham, SIAM J.
+        Sci. Comput. 35, 2013.
     """
 
     def factor(self, matrix: jax.Array) -> jax.Array:
@@ -58,8 +57,7 @@ class Halley(Exact):
 def _finish(x: jax.Array, square: jax.Array, weights: tuple[float, float, float]) -> jax.Array:
     """Apply the last pass and the filter; both on the short side, so the long one is touched once.
 
-    With W = (I + c A)^-1, the last pass is H = beta I + gamma W, and the square Y of its result
-    H A H needs no product with A, since c A W = I - W.
+    The pass is H = beta I + gamma W, W = (I + c A)^-1; H A H needs no product, as c A W = I - W.
     """
     beta, gamma, c = weights
     identity = jnp.eye(x.shape[0], dtype=x.dtype)
@@ -72,8 +70,7 @@ def _finish(x: jax.Array, square: jax.Array, weights: tuple[float, float, float]
     return product(product(beta * identity + gamma * w, filtered), x)
 
 
-# The power iteration underestimates the norm: at worst, with the other singular values close to
-# the largest, by a sixth for m = 4096. What is too large by more spoils the filter.
+# The power iteration underestimates the norm, by a sixth at worst (m = 4096).
 _SAFETY = 1.2
 # No pass is designed for singular values below 4.3 sqrt(eps): it bounds c by about 5e-4 / eps.
 _FLOOR = 4.3

@@ -1,9 +1,8 @@
 """Decompositions of one matrix that LAPACK never gets as a batch on CPU.
 
 XLA's CPU backend hands the matrices of a batched LAPACK call to the threads that its operations run
-on, and waits: two such calls at a time can wait for each other for ever. Under `vmap` these
-functions take the matrices in turn on CPU, and all at once elsewhere. Their derivatives consist of
-products and of these functions, so those do not batch a call either, in any order of transforms.
+on, and waits: two such calls can wait for each other for ever. Under `vmap` these functions take
+the matrices in turn on CPU, and so do their derivatives: products, and these functions again.
 """
 
 import functools
@@ -12,10 +11,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from egd_optax.polar._linalg import adjoint, product
+from egd_optax.polar._linalg import adjoint, hermitian_blocks, product
 
-# Right-hand sides of fewer entries are solved on one thread by OpenBLAS (measured: 1024).
+# CPU: right-hand sides of fewer entries are solved on one thread by OpenBLAS (measured: 1024).
 _UNTHREADED = 960
+# CPU: up to this size a Cholesky factor takes over from blocks.
+_LEAF = 96
 
 
 def by_platform(cpu: Callable, default: Callable) -> Callable:
@@ -56,20 +57,23 @@ def inverse_of_lower(factor: jax.Array) -> jax.Array:
 
 
 def eigvalsh(h: jax.Array) -> jax.Array:
-    """Return the ascending eigenvalues (m,) of a Hermitian matrix (m, m)."""
-    return eigh(h)[0]
+    """Return the ascending eigenvalues (m,) of a Hermitian matrix (m, m); no derivatives."""
+    one: Callable = lambda h: jnp.linalg.eigvalsh(h)  # noqa: E731 (of one argument)
+    return by_platform(cpu=one, default=one)(jax.lax.stop_gradient(h))
 
 
 def inverse_root(s: jax.Array) -> jax.Array:
     """Return L^-1 for a positive definite S = L L^H (m, m); for derivatives, see `inverse`."""
-    return by_platform(cpu=_root_in_small_solves, default=_root)(s)
+    return by_platform(
+        cpu=_root_in_small_solves,
+        default=lambda s: inverse_of_lower(jax.lax.linalg.cholesky(s, symmetrize_input=False)),
+    )(s)
 
 
 def _root_in_small_solves(s: jax.Array) -> jax.Array:
     """Return L^-1 for S = L L^H, in solves too small for LAPACK to start threads for.
 
-    Its idle threads spin for tens of milliseconds, and the products that follow on the same cores
-    take twice as long.
+    Its idle threads spin for tens of milliseconds, and slow down the products that follow.
     """
     m = s.shape[0]
     width = max(1, _UNTHREADED // m)
@@ -79,10 +83,6 @@ def _root_in_small_solves(s: jax.Array) -> jax.Array:
     return jnp.concatenate(
         [solve(identity[:, start : start + width]) for start in range(0, m, width)], axis=1
     )
-
-
-def _root(s: jax.Array) -> jax.Array:
-    return inverse_of_lower(jax.lax.linalg.cholesky(s, symmetrize_input=False))
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
@@ -134,3 +134,38 @@ def _orthonormal_jvp(primals, tangents):
 def _inverse_of_lower_jvp(primals, tangents):
     inverse = inverse_of_lower(*primals)
     return inverse, -product(inverse, product(jnp.tril(tangents[0]), inverse))
+
+
+@jax.custom_jvp
+def inverse(s: jax.Array) -> jax.Array:
+    """Return the inverse of the Hermitian positive definite `s` (m, m)."""
+    return jax.lax.platform_dependent(
+        s,
+        cpu=lambda s: _root_and_inverse(s, _LEAF)[1],
+        default=lambda s: _root_and_inverse(s, s.shape[0])[1],
+    )
+
+
+@inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    result = inverse(*primals)
+    return result, -product(result, product(tangents[0], result))
+
+
+def _root_and_inverse(s: jax.Array, leaf: int) -> tuple[jax.Array, jax.Array]:
+    """Return L^-1 and S^-1 for S = L L^H, by blocks down to size `leaf`: mostly products.
+
+    As stable as Cholesky's, because the Schur complement is a difference of Gram matrices.
+    """
+    m, half = s.shape[0], s.shape[0] // 2
+    if m <= leaf:
+        root = inverse_root(s)
+        return root, product(adjoint(root), root)
+    root, first = _root_and_inverse(s[:half, :half], leaf)
+    side = product(root, s[:half, half:])
+    schur_root, last = _root_and_inverse(s[half:, half:] - product(adjoint(side), side), leaf)
+    side = product(adjoint(root), side)
+    corner = product(side, last)
+    below = -product(schur_root, adjoint(side))
+    whole = jnp.block([[root, jnp.zeros_like(side)], [below, schur_root]])
+    return whole, hermitian_blocks(first + product(corner, adjoint(side)), -corner, last)

@@ -19,25 +19,7 @@ class PolarMethod(abc.ABC):
 
     `scale_by_egd` and `polar_factor` map it over stacks. It must hash and not change: write a
     frozen dataclass. Zero and non-finite matrices are its own affair; 16-bit ones reach it in
-    float32. A method without a memory can be a function instead, from a matrix to its factor.
-
-    Examples:
-        >>> import dataclasses
-        >>> import jax.numpy as jnp
-        >>> from egd_optax import polar
-        >>> @dataclasses.dataclass(frozen=True)
-        ... class OfAverage(polar.PolarMethod):
-        ...     decay: float = 0.9
-        ...
-        ...     def init(self, matrix):
-        ...         return jnp.zeros(matrix.shape, matrix.dtype)
-        ...
-        ...     def update(self, matrix, average):
-        ...         average = self.decay * average + (1 - self.decay) * matrix
-        ...         return polar.polar_factor(average), average
-        >>> print(polar.polar_factor(jnp.diag(jnp.array([4.0, -0.5])), OfAverage()))
-        [[ 1.  0.]
-         [ 0. -1.]]
+    float32. A method without a memory can be a function instead; see docs/how-to-choose.md.
     """
 
     @abc.abstractmethod
@@ -53,7 +35,6 @@ class Stateless(PolarMethod):
     """Base of methods that keep nothing between steps: they write `factor` alone."""
 
     def init(self, matrix: jax.ShapeDtypeStruct) -> State:
-        del matrix
         return ()
 
     def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
@@ -85,10 +66,7 @@ class Custom(Stateless):
 
 
 def checked_update(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """Return `method.update`, in the matrix's dtype; raise unless it is what `PolarMethod` says.
-
-    16-bit matrices reach the method in float32.
-    """
+    """Return `method.update`, in the matrix's dtype; raise unless it is what `PolarMethod` says."""
     name = method.function if isinstance(method, Custom) else method
     precise = matrix.astype(working_dtype(matrix.dtype))
     result = method.update(precise, state)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egd_optax._checks import check_at_least, check_choice
-from egd_optax.polar._coefficients import ALIASES, TABLES, Row, Rows, first_rows, named
+from egd_optax.polar._coefficients import TABLES, Row, Rows
 from egd_optax.polar._dtypes import working_dtype
 from egd_optax.polar._linalg import gram
 from egd_optax.polar._method import Stateless
@@ -23,26 +23,21 @@ class NewtonSchulz(Stateless):
     """Approximate polar factor by odd quintics X <- a X + (b A + c A^2) X, A = X X^H.
 
     Products are at JAX's default matmul precision. On CPU, where that is the dtype's own, wide
-    matrices in at least float32 take two or three steps at a time on A alone (Gram
-    Newton-Schulz); with shorter products, the default elsewhere, that would amplify round-off.
+    matrices take two or three steps at a time on A alone (Gram Newton-Schulz).
 
-    Accuracy class: polynomial. Relative to the Frobenius norm, singular values above the
-    table's `lower` (1e-3 for all named tables) get gains in the table's interval; the ones
-    below stay small. There is no rank tolerance, because a polynomial cannot cut: enough steps
-    lift round-off as well.
+    Accuracy class: polynomial. Singular values above 1e-3 of the Frobenius norm get the gains of
+    their table (docs/how-to-choose.md); the ones below stay small. There is no rank tolerance,
+    because a polynomial cannot cut: enough steps lift round-off as well.
 
     Args:
-        coefficients: "polar_express" (8 rows), "standard" (Muon's, by Jordan: also "jordan"),
-            "dion" (by You: also "you") or "cans" (5 rows each, the last made safe for singular
-            values up to 1.01); or rows (a, b, c), such as those of
+        coefficients: "polar_express" (8 rows), "standard" (5 rows; Muon's, by Jordan: also
+            "jordan") or "dion" (5 rows, by You: also "you"); or rows (a, b, c), such as those of
             `polar_express_coefficients(12, lower=1e-6)`.
-        steps: number of steps. None: one for each row. Fewer take the first rows, more
-            repeat the last one.
-        dtype: dtype to iterate in. None: the leaf's own, at least float32.
+        steps: None: one for each row. Fewer take the first rows, more repeat the last one.
+        dtype: floating-point type to iterate in. None: the leaf's own, at least float32.
 
     Raises:
-        ValueError: unknown table, no rows, rows not of length 3, steps below 1, or a dtype that
-            is not floating point or has less than 16 bits.
+        ValueError: an argument that is not as said.
 
     References:
         Bjorck, Bowie, SIAM J. Numer. Anal. 8, 1971. Amsel et al. 2025, arXiv 2505.16932.
@@ -54,37 +49,35 @@ class NewtonSchulz(Stateless):
 
     def __post_init__(self) -> None:
         if isinstance(self.coefficients, str):
-            check_choice("coefficients", self.coefficients, (*TABLES, *ALIASES))
+            check_choice("coefficients", self.coefficients, tuple(TABLES))
         else:
             object.__setattr__(self, "coefficients", _as_rows(self.coefficients))
         if self.steps is not None:
             check_at_least("steps", self.steps, 1)
-        if self.dtype is not None:
-            _check_dtype(self.dtype)
+        if self.dtype is not None and not _is_floating(self.dtype):
+            raise ValueError(
+                f"dtype must be a floating-point type of at least 16 bits, got {self.dtype!r}."
+            )
 
     @property
     def rows(self) -> Rows:
         """The rows that one call runs through, in order."""
         given = self.coefficients
-        return first_rows(named(given).rows if isinstance(given, str) else given, self.steps)
+        rows = TABLES[given] if isinstance(given, str) else given
+        steps = len(rows) if self.steps is None else self.steps
+        return rows[:steps] + rows[-1:] * (steps - len(rows))
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         real = self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.complexfloating)
         if real and jnp.iscomplexobj(matrix):
-            raise ValueError(
-                f"dtype={self.dtype!r} would drop the imaginary part of {matrix.dtype}."
-            )
+            raise ValueError(f"dtype={self.dtype!r} would drop {matrix.dtype}'s imaginary part.")
         oriented = orient(matrix, self.dtype)
         x = oriented.x
         if x.dtype != working_dtype(x.dtype):  # the Gram matrix of a large one would overflow
             x = x / jnp.linalg.norm(x.astype(working_dtype(x.dtype))).astype(x.dtype)
-        runs = _runs(self.rows, x.shape, x.dtype)
-        x = jax.lax.platform_dependent(
-            x,
-            cpu=functools.partial(_follow, runs),
-            default=functools.partial(_follow, [(row,) for row in self.rows]),
-        )
-        return oriented.restore(x)
+        on_cpu = functools.partial(_follow, _runs(self.rows, x.shape, x.dtype))
+        elsewhere = functools.partial(_follow, [(row,) for row in self.rows])
+        return oriented.restore(jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere))
 
 
 def _as_rows(coefficients: Any) -> Rows:
@@ -93,7 +86,7 @@ def _as_rows(coefficients: Any) -> Rows:
         table = np.array([[float(x) for x in row] for row in coefficients])
     except (TypeError, ValueError):
         table = np.empty(0)
-    if table.ndim != 2 or table.shape[1] != 3 or not np.isfinite(table).all():
+    if table.shape[1:] != (3,) or not np.isfinite(table).all() or not len(table):
         raise ValueError(
             "coefficients must be a table's name or finite rows (a, b, c), got "
             f"{coefficients!r}; a number of steps is `steps`."
@@ -101,22 +94,19 @@ def _as_rows(coefficients: Any) -> Rows:
     return tuple(map(tuple, table.tolist()))
 
 
-def _check_dtype(dtype: Any) -> None:
-    """Raise ValueError unless `dtype` is a floating-point type of at least 16 bits."""
+def _is_floating(dtype: Any) -> bool:
+    """Return whether it is a floating-point type of at least 16 bits."""
     try:
-        floating = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
+        return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
     except TypeError:
-        floating = False
-    if not floating:
-        raise ValueError(f"dtype must be a floating-point type of at least 16 bits, got {dtype!r}.")
+        return False
 
 
 def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> list[Rows]:
     """Split the rows into runs that form the Gram matrix once.
 
-    Each step multiplies the round-off of the Gram matrix in small directions by a^2, so a run ends
-    before that is felt: after two or three steps, in short dtypes after each one. Near squares,
-    where the long side costs no more than the short one, each step is a run, too.
+    Each step multiplies its round-off in small directions by a^2, so a run ends before that is
+    felt: after two or three steps, in short dtypes and near squares after each one.
     """
     m, n = shape
     most = _GROWTH if n >= _WIDE * m and dtype == working_dtype(dtype) else 0.0

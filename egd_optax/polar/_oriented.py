@@ -11,9 +11,9 @@ from egd_optax.polar._dtypes import working_dtype
 class Oriented(NamedTuple):
     """A matrix in canonical form, and the way back.
 
-    `x` is wide, `(m, n)` with m <= n, and finite; its largest entry lies in [1, 2). Scaling is by a
-    power of two, hence exact. Where `usable` is False, for zero and non-finite matrices, `x` is a
-    harmless constant, and `restore` gives `instead`, 0 or NaN, whatever the factor.
+    `x` is wide, m <= n, and finite; its largest entry lies in [1, 2), scaled by a power of two,
+    hence exactly. Where `usable` is False, for zero and non-finite matrices, `x` is a constant, and
+    `restore` gives `instead`, 0 or NaN.
     """
 
     x: jax.Array

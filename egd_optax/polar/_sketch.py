@@ -1,7 +1,7 @@
 """Sketched polar factors: whiten the leading directions only, without an SVD."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from egd_optax._checks import check_at_least, check_choice, check_rtol
 from egd_optax.polar._dtypes import resolve_rtol, working_dtype
 from egd_optax.polar._halley import Halley
-from egd_optax.polar._lapack import eigh, orthonormal
+from egd_optax.polar._lapack import eigh, orthonormal, reciprocal
 from egd_optax.polar._linalg import adjoint, product
-from egd_optax.polar._method import PolarMethod
+from egd_optax.polar._method import PolarMethod, State
 from egd_optax.polar._oriented import orient
 
 
@@ -26,16 +26,12 @@ class _Sketch(PolarMethod):
     rtol: float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_at_least("rank", self.rank, 1)
-        check_at_least("oversample", self.oversample, 0)
-        check_at_least("seed", self.seed, 0)
+        for name, least in (("rank", 1), ("oversample", 0), ("seed", 0)):
+            check_at_least(name, getattr(self, name), least)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed!r}.")
         check_choice("residual", self.residual, ("drop", "keep"))
         check_rtol(self.rtol)
-
-    def _width(self, m: int) -> int:
-        return min(self.rank + self.oversample, m)
 
     def _whiten(self, x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whiten the leading directions of `x` (m, n) within `basis` (m, k).
@@ -54,25 +50,25 @@ class _Sketch(PolarMethod):
         factor = product(leading, product(adjoint(turn[:, -rank:]), whitened))
         if self.residual == "keep":
             rest = x - product(leading, product(adjoint(leading), x))
-            last = _reciprocal(s[-rank], resolve_rtol(self.rtol, s.dtype) * s[-1])
-            factor = factor + last.astype(x.dtype) * rest
+            resolved = s[-rank] > resolve_rtol(self.rtol, s.dtype) * s[-1]
+            factor = factor + jnp.where(resolved, reciprocal(s[-rank]), 0).astype(x.dtype) * rest
         return factor, turned
 
 
-class RandomizedState(NamedTuple):
-    """Seed and number of sketches drawn so far; together the key of the next one."""
+class SketchState(NamedTuple):
+    """Parts of a key; and the orthonormal `(min(m, n), k)` basis that is followed, if one is."""
 
     seed: jax.Array
     step: jax.Array
+    basis: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Randomized(_Sketch):
     """Polar factor of the leading `rank` directions, found by a random projection.
 
-    Q = orth(G Omega) with Omega Gaussian, refined by power iterations; then the polar
-    factor of the small Q^H G. No SVD: thin QR, products and one small eigh.
-    Accuracy class: sketch.
+    Q = orth(G Omega) with Omega Gaussian, refined by power iterations; then the polar factor of the
+    small Q^H G. No SVD: thin QR, products and one small eigh. Accuracy class: sketch.
 
     Args:
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
@@ -81,16 +77,13 @@ class Randomized(_Sketch):
             smallest whitened singular value, so that it continues the spectrum below 1.
         seed: of the sketches; every step draws a fresh one, the same for all matrices.
         power_iterations: passes over G that sharpen the sketch.
-        rtol: rank tolerance relative to the largest singular value, in [0, 0.5), as `Halley`'s;
-            what lies below is neither whitened nor divided by. None: 84 eps of the working dtype.
+        rtol: rank tolerance as `Halley`'s; what lies below is neither whitened nor divided by.
 
     Raises:
-        ValueError: rank below 1, negative counts, an unknown `residual`, or `rtol` outside
-            [0, 0.5).
+        ValueError: a number out of range, or an unknown `residual`.
 
     References:
-        Halko, Martinsson, Tropp, SIAM Review 53, 2011. Pasand, Dohmatob 2025,
-        arXiv 2510.04930, Algorithm 3.
+        Halko, Martinsson, Tropp, SIAM Review 53, 2011. arXiv 2510.04930, Algorithm 3.
     """
 
     power_iterations: int = 2
@@ -99,17 +92,15 @@ class Randomized(_Sketch):
         super().__post_init__()
         check_at_least("power_iterations", self.power_iterations, 0)
 
-    def init(self, matrix: jax.ShapeDtypeStruct) -> RandomizedState:
-        del matrix
-        return RandomizedState(jnp.uint32(self.seed), jnp.int32(0))
+    def init(self, matrix: jax.ShapeDtypeStruct) -> SketchState:
+        return SketchState(jnp.uint32(self.seed), jnp.int32(0))
 
-    def update(
-        self, matrix: jax.Array, state: RandomizedState
-    ) -> tuple[jax.Array, RandomizedState]:
+    def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
         oriented = orient(matrix)
         x = oriented.x
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        probe = jax.random.normal(key, (x.shape[1], self._width(x.shape[0])), x.dtype)
+        width = min(self.rank + self.oversample, x.shape[0])
+        probe = jax.random.normal(key, (x.shape[1], width), x.dtype)
         basis = orthonormal(product(x, probe))
         for _ in range(self.power_iterations):
             basis = orthonormal(product(x, orthonormal(product(adjoint(x), basis))))
@@ -117,53 +108,34 @@ class Randomized(_Sketch):
         return oriented.restore(factor), state._replace(step=state.step + 1)
 
 
-class SubspaceIterationState(NamedTuple):
-    """Orthonormal `(min(m, n), k)` basis of the last leading directions, and a key's parts."""
-
-    basis: jax.Array
-    seed: jax.Array
-    step: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
 class SubspaceIteration(_Sketch):
     """Polar factor of the leading `rank` directions, followed from step to step.
 
-    The basis of the last step, turned to its singular directions, is carried through
-    one power iteration, Q <- orth(G normalize(G^H Q)): gradients turn slowly, so a single pass
-    does what `Randomized` needs several for. One thin QR and one small eigh a step. Random columns
-    in place of the extra directions, and of any that the gradient has left, find new ones.
-    Accuracy class: sketch, after the first few steps.
+    Each step takes one power iteration, Q <- orth(G normalize(G^H Q)), from the last one's basis.
+    Random columns in place of the extra directions, and of any that the gradient has left, find new
+    ones. Accuracy class: sketch, after the first few steps.
 
     Args:
         rank: number of directions to whiten; min(m, n) where a matrix has fewer.
-        oversample: random columns beside the followed ones; 0 finds new directions only where
-            old ones have died.
-        residual: what becomes of the rest. "drop": zeros. "keep": divided by the smallest
-            whitened singular value, so that it continues the spectrum below 1.
+        oversample: random columns beside the followed ones, which find new directions.
+        residual: what becomes of the rest; see `Randomized`.
         seed: of the random basis to begin with.
-        rtol: rank tolerance relative to the largest singular value, in [0, 0.5), as `Halley`'s;
-            what lies below is neither whitened nor divided by, and is not followed. None: 84 eps
-            of the working dtype.
+        rtol: rank tolerance as `Halley`'s; what lies below is not followed either.
 
     Raises:
-        ValueError: rank below 1, negative counts, an unknown `residual`, or `rtol` outside
-            [0, 0.5).
+        ValueError: see `Randomized`.
 
     References:
-        Oja, Karhunen, J. Math. Anal. Appl. 106, 1985 (streaming PCA). Ahn et al., Dion, 2025,
-        arXiv 2504.05295 (warm-started power iteration).
+        Oja, Karhunen, J. Math. Anal. Appl. 106, 1985. Ahn et al., Dion, 2025, arXiv 2504.05295.
     """
 
-    def init(self, matrix: jax.ShapeDtypeStruct) -> SubspaceIterationState:
-        m = min(matrix.shape)
-        dtype = working_dtype(matrix.dtype)
-        draw = jax.random.normal(jax.random.key(self.seed), (m, self._width(m)), dtype)
-        return SubspaceIterationState(orthonormal(draw), jnp.uint32(self.seed), jnp.int32(0))
+    def init(self, matrix: jax.ShapeDtypeStruct) -> SketchState:
+        shape = min(matrix.shape), min(self.rank + self.oversample, *matrix.shape)
+        draw = jax.random.normal(jax.random.key(self.seed), shape, working_dtype(matrix.dtype))
+        return SketchState(jnp.uint32(self.seed), jnp.int32(0), orthonormal(draw))
 
-    def update(
-        self, matrix: jax.Array, state: SubspaceIterationState
-    ) -> tuple[jax.Array, SubspaceIterationState]:
+    def update(self, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
         oriented = orient(matrix)
         x = oriented.x
         basis = orthonormal(product(x, self._probe(x, state)))
@@ -171,7 +143,7 @@ class SubspaceIteration(_Sketch):
         kept = jnp.where(oriented.usable, turned, state.basis)
         return oriented.restore(factor), state._replace(basis=kept, step=state.step + 1)
 
-    def _probe(self, x: jax.Array, state: SubspaceIterationState) -> jax.Array:
+    def _probe(self, x: jax.Array, state: SketchState) -> jax.Array:
         """Return unit columns (n, k): where the basis points to in `x`, and random ones."""
         width = state.basis.shape[1]
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -182,9 +154,3 @@ class SubspaceIteration(_Sketch):
         extra = jnp.arange(width)[None, :] < width - self.rank
         unit = followed / jnp.where(alive, lengths, jnp.ones_like(lengths)).astype(x.dtype)
         return jnp.where(alive & ~extra, unit, fresh)
-
-
-def _reciprocal(value: jax.Array, least: jax.Array) -> jax.Array:
-    """Return 1 / value, or 0 where it is at most `least`, hence round-off."""
-    resolved = value > least
-    return jnp.where(resolved, 1 / jnp.where(resolved, value, jnp.ones_like(value)), 0)

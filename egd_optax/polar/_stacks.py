@@ -13,15 +13,10 @@ from egd_optax.polar._auto import Auto
 from egd_optax.polar._dtypes import working_dtype
 from egd_optax.polar._lapack import by_platform
 from egd_optax.polar._method import Custom, PolarMethod, State, checked_update
-from egd_optax.polar._sharding import replicated, sharded_like
 
 
 def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> PolarMethod:
-    """Return `method` as a PolarMethod: None is `Auto()`, a function is wrapped.
-
-    Raises:
-        TypeError: neither None, a method's value nor a function; or a value without a hash.
-    """
+    """Return `method` as a PolarMethod: None is `Auto()`, a function is wrapped."""
     if method is None:
         return Auto()
     check_static("method", method)
@@ -49,9 +44,7 @@ def init_stack(method: PolarMethod, stack: jax.ShapeDtypeStruct | jax.Array) -> 
     return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], stack.shape[0], axis=0), state)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _trace_once(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-    return checked_update(method, matrix, state)
+_trace_once = jax.jit(checked_update, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -62,9 +55,8 @@ def _update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[j
 def _one_at_a_time(update: Callable) -> Callable:
     """Return `update` such that, on CPU, a user's `vmap` around it takes the matrices in turn.
 
-    Batched products are slow there, and a batched LAPACK call can hang: see `_lapack`. Derivatives
-    are those of `update` itself. A method of a user's own that calls LAPACK may still batch it
-    there, in a `vmap` of its derivative.
+    Batched products are slow there, and a batched LAPACK call can hang: see `_lapack`. A method of
+    a user's own that calls LAPACK may still batch it in a `vmap` of its derivative.
     """
     in_turn = jax.custom_jvp(by_platform(cpu=update, default=update))
 
@@ -76,8 +68,7 @@ def _one_at_a_time(update: Callable) -> Callable:
 def map_stack(function: Callable, *stacks: Any) -> Any:
     """Return `function` of each matrix: `stacks` are trees of arrays with one leading axis.
 
-    Batched products are slow in XLA's CPU backend and right on an accelerator, so CPUs take the
-    matrices in turn and the others all at once.
+    CPUs take the matrices in turn, for batched products are slow there; the others all at once.
     """
     first = jax.tree.map(lambda x: x[0], stacks)
     if jax.tree.leaves(stacks)[0].shape[0] == 1:
@@ -91,10 +82,7 @@ def map_stack(function: Callable, *stacks: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def update_stack(method: PolarMethod, stack: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """Return the `(k, m, n)` polar factors of a stack and the next states.
-
-    The method is traced once, for one matrix.
-    """
+    """Return the `(k, m, n)` polar factors of a stack and the next states."""
     return map_stack(functools.partial(_update_one, method), stack, state)
 
 
@@ -103,17 +91,13 @@ def polar_factor(
 ) -> jax.Array:
     """Return the polar factor U V^T = pinv((G G^H)^(1/2)) G of each matrix.
 
-    Every singular value above the method's rank tolerance becomes 1, the others 0.
-
     Args:
         matrices: real or complex floating-point array `(*batch, m, n)`.
-        method: a value such as `SVD()`, or a function from `(m, n)` to `(m, n)`.
-            None: `Auto()`, exact on every backend.
+        method: a value such as `SVD()`, or a function; see `scale_by_egd`. None: `Auto()`.
 
     Returns:
         Array of the same shape, dtype and explicit sharding. By this package's methods, zero
-        matrices give zeros, and a matrix with a NaN or Inf gives NaN; its neighbours in the batch
-        are untouched.
+        matrices give zeros, and a matrix with a NaN or Inf gives NaN, its neighbors do not.
 
     Raises:
         ValueError: fewer than two axes.
@@ -131,13 +115,9 @@ def polar_factor(
     """
     matrices = as_array(matrices, "polar_factor")
     if matrices.ndim < 2:
-        raise ValueError(
-            f"polar_factor needs matrices of shape (*batch, m, n), got shape {matrices.shape}."
-        )
+        raise ValueError(f"polar_factor needs the shape (*batch, m, n), got {matrices.shape}.")
     if not jnp.issubdtype(matrices.dtype, jnp.inexact):
-        raise TypeError(
-            f"polar_factor needs floating-point matrices, got dtype {matrices.dtype}; cast first."
-        )
+        raise TypeError(f"polar_factor needs floating-point matrices, got {matrices.dtype}.")
     if matrices.size == 0:
         return matrices
     method = as_method(method)
@@ -145,3 +125,25 @@ def polar_factor(
     stack = replicated(matrices).reshape(shape)
     factors, _ = update_stack(method, stack, init_stack(method, stack))
     return sharded_like(factors.reshape(matrices.shape), matrices)
+
+
+def replicated(leaf: jax.Array) -> jax.Array:
+    """Return the leaf on every device where its sharding is part of its type."""
+    sharding = _explicit(leaf)
+    if sharding is None:
+        return leaf
+    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.reshard(leaf, whole)
+
+
+def sharded_like(value: jax.Array, like: jax.Array) -> jax.Array:
+    """Return the value with the sharding of `like` where that is part of its type."""
+    sharding = _explicit(like)
+    return value if sharding is None else jax.sharding.reshard(value, sharding)
+
+
+def _explicit(leaf: Any) -> Any:
+    """Return the sharding in the leaf's type, None where the compiler decides."""
+    sharding = jax.typeof(leaf).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    return sharding if explicit else None

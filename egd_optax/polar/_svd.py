@@ -17,9 +17,8 @@ from egd_optax.polar._oriented import orient
 class SVD(Exact):
     """Exact polar factor U V^T over the singular values above `rtol * sigma_1`.
 
-    Accuracy class: exact. LAPACK on CPU. On TPU it compiles for seconds to minutes (JAX issues
-    10052, 28315). The first derivative is right for equal singular values, too; a second one needs
-    distinct ones.
+    Accuracy class: exact. On TPU it compiles for seconds to minutes (JAX issues 10052, 28315).
+    Second derivatives need distinct singular values.
 
     Args:
         rtol: rank tolerance relative to the largest singular value, in [0, 0.5).
@@ -29,7 +28,7 @@ class SVD(Exact):
         ValueError: `rtol` outside [0, 0.5).
 
     References:
-        Golub, Van Loan, Matrix Computations, 4th ed. 2013, sections 2.4 and 9.4.
+        Golub, Van Loan, Matrix Computations, 4th ed. 2013, section 9.4.
     """
 
     def factor(self, matrix: jax.Array) -> jax.Array:

@@ -127,7 +127,7 @@ class Paper:
 
     def run(self) -> None:
         failed = run_missing(self.names, self.processes, self.logs, self.dry_run)
-        if not self.dry_run and self.logs == LOGS:
+        if not self.dry_run and self.logs.resolve() == LOGS:
             Pages().run()
         if failed:
             raise SystemExit(f"{len(failed)} runs failed: {'; '.join(failed)}")

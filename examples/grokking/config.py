@@ -71,10 +71,10 @@ class Config:
         return self.task.train_size // self.batch_size
 
     def changed(self, *, optimizer: str | None = None, **changes: Any) -> "Config":
-        """Return a copy with other fields; what is no field is a setting of the optimizer.
+        """Return a copy with other fields, and with other settings of the optimizer.
 
         Args:
-            optimizer: name of another factory, which keeps those settings that it takes, too.
+            optimizer: name of another factory; settings that it takes are kept.
             **changes: fields of Config, and settings of the optimizer.
         """
         fields = {name: changes.pop(name) for name in list(changes) if hasattr(self, name)}

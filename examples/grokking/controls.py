@@ -11,7 +11,7 @@ Method = Callable[[jax.Array], jax.Array]
 
 
 class Memory(NamedTuple):
-    """The number of updates so far, and what is remembered of them."""
+    """The number of updates so far, and the memory of them."""
 
     step: jax.Array
     memory: Any

@@ -210,26 +210,22 @@ def transformer() -> Experiment:
     undecayed = {"weight_decay": 0.0, "epochs": 160, "measure_every": 2}
     plain = {"optimizer": "plain", "measure_every": 2}
     ema, coupled = {"optimizer": "grokfast_ema"}, {"decay": "coupled"}
-    rows = (
-        changed(base, "adam", "Adam, no decay", 1, **plain | undecayed),
-        changed(base, "grokfast_ema-nodecay", "Grokfast-EMA, no decay", 1, **ema | undecayed),
-        changed(base, "egd-nodecay", "EGD, no decay", 1, **undecayed),
-        changed(base, "adam-decay", "Adam, decay 0.005", 2, **plain),
-        changed(base, "grokfast_ema", "Grokfast-EMA", 2, **ema),
-        changed(base, "grokfast_ma", "Grokfast-MA", 1, optimizer="grokfast_ma"),
-        changed(base, "egd", "EGD, coupled decay", 2, **coupled),
-        changed(base, "egd-between", "EGD, decay after it", 2),
-        changed(base, "egd_rsvd36", "EGD, sketch 36, coupled decay", 1, **coupled | sketch(36)),
+    kinds: tuple[tuple[str, str, int, str | None, dict], ...] = (
+        ("adam", "Adam, no decay", 1, "adam", plain | undecayed),
+        ("grokfast_ema-nodecay", "Grokfast-EMA, no decay", 1, None, ema | undecayed),
+        ("egd-nodecay", "EGD, no decay", 1, None, undecayed),
+        ("adam-decay", "Adam, decay 0.005", 2, None, plain),
+        ("grokfast_ema", "Grokfast-EMA", 2, "grokfast", ema),
+        ("grokfast_ma", "Grokfast-MA", 1, None, {"optimizer": "grokfast_ma"}),
+        ("egd", "EGD, coupled decay", 2, "egd_svd", coupled),
+        ("egd-between", "EGD, decay after it", 2, None, {}),
+        ("egd_rsvd36", "EGD, sketch 36, coupled decay", 1, "egd_rsvd36", coupled | sketch(36)),
     )
-    figures = {"grokfast_ema": "grokfast", "egd": "egd_svd"}
-    figures |= {name: name for name in ("adam", "egd_rsvd36")}
-    beside = [
-        dataclasses.replace(row, published=("p=97", figures[row.name]))
-        if row.name in figures
-        else row
-        for row in rows
-    ]
-    return Experiment("T7", "Transformer on multiplication modulo 97", tuple(beside), "steps")
+    rows = tuple(
+        Row(name, label, base.changed(**changes), seeds, ("p=97", method) if method else None)
+        for name, label, seeds, method, changes in kinds
+    )
+    return Experiment("T7", "Transformer on multiplication modulo 97", rows, "steps")
 
 
 def digits() -> Experiment:

@@ -264,7 +264,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Let one process at a time do what is in the block.
+    """Let one process at a time into the block.
 
     Raises:
         BlockingIOError: another process is in it, and this one does not `wait`.

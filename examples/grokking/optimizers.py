@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import optax
 
 import egd_optax
@@ -169,7 +170,9 @@ def _until(
     if latched:
         return egd_optax.switch_off(change, optax.identity(), threshold=threshold)
     return optax.conditionally_transform(
-        change, lambda step, metric, **_: metric <= threshold, forward_extra_args=True
+        change,
+        lambda step, metric, **_: jnp.logical_not(metric > threshold),
+        forward_extra_args=True,
     )
 
 
@@ -181,7 +184,7 @@ FACTORIES: dict[str, Callable[..., Chain]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """A factory by its name, with its keyword arguments; what is not given has its default.
+    """A factory by its name, with its keyword arguments; the others have their defaults.
 
     Args:
         name: plain, egd, column_norm, scaled, grokfast_ema or grokfast_ma.
@@ -215,7 +218,7 @@ class Optimizer:
             raise ValueError(f"these settings do not fit {self.name}: {error}") from error
 
     def changed(self, name: str | None = None, **settings: Any) -> "Optimizer":
-        """Return it with other settings, or another one that keeps the settings it takes, too."""
+        """Return it with other settings, or another factory with those of them that it takes."""
         name = name or self.name
         check_choice("optimizer", name, FACTORIES)
         taken = _settings(name)

@@ -1,7 +1,6 @@
 """The pages of docs/grokking from their templates, with tables and figures made from the logs.
 
-What stands in {{ }} in a template is a function or a value of `globals_of`. Nothing is trained,
-and rows without runs say so.
+Templates call the functions of `globals_of` in {{ }}. Nothing is trained; rows without runs say so.
 """
 
 import functools

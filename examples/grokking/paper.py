@@ -54,13 +54,13 @@ class Job:
 
 
 def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool) -> list[str]:
-    """Run what is missing, after saying how long it takes; return the labels of what failed.
+    """Run all that is missing, after saying how long it takes; return the labels of failures.
 
     Args:
         names: experiments; none means all of them.
         processes: runs at a time.
         logs: folder of the logs.
-        dry_run: only say what would be run.
+        dry_run: only list the runs.
 
     Raises:
         ValueError: an unknown name, no process, or a finished run with other settings.
@@ -78,7 +78,8 @@ def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool)
     others = [name for name in chosen if name in OTHERS and not _other(name, logs).exists()]
     _announce(todo, others, processes)
     if dry_run:
-        print("\n".join(f"  {name}" for name in [*(job.label for job in todo), *others]))
+        for name in [*(job.label for job in todo), *others]:
+            print(f"  {name}")
         return []
     with _alone(logs):
         failed = run_all(todo, processes) if todo else []
@@ -137,7 +138,7 @@ def run(job: Job) -> str:
 
 
 def run_all(todo: Sequence[Job], processes: int) -> list[str]:
-    """Run the longest first, `processes` at a time, each on its own core; return what failed."""
+    """Run the longest first, `processes` at a time, each on its own core; return failures."""
     context = multiprocessing.get_context("spawn")
     place = context.Value("i", 0)
     started = time.perf_counter()
@@ -160,7 +161,7 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
                 _show_running(bar, futures, processes)
         except KeyboardInterrupt:
             print("\ninterrupted; finished runs are kept, the others start again next time")
-            os._exit(130)  # the runs notice, and end, too
+            os._exit(130)  # the workers notice, and end
     return failed
 
 
@@ -176,7 +177,7 @@ def _announce(todo: Sequence[Job], others: Sequence[str], processes: int) -> Non
 
 
 def _show_running(bar: tqdm, futures: Mapping[Future, Job], processes: int) -> None:
-    """Show beside the bar what is being trained; the pool calls one more run running than is."""
+    """Show the runs in progress beside the bar; the pool counts one more than there are."""
     running = [job.label for future, job in futures.items() if not future.done()][:processes]
     bar.set_postfix_str(" | ".join(running))
 

@@ -217,5 +217,5 @@ def percent(value: float) -> str:
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table; what is typed as text stays as it is."""
+    """Return a Markdown table; numbers that are text keep their digits."""
     return tabulate(list(rows), headings, tablefmt="github", disable_numparse=True)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from egd_optax.models import MLP, DecoderTransformer, TwoLayerMLP
+from egd_optax.models import DecoderTransformer, TwoLayerMLP
+from grokking.networks import MLP
 
 OPERATIONS = {"addition": jnp.add, "multiplication": jnp.multiply}
 ENCODINGS = ("one_hots", "tokens")

@@ -18,7 +18,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
@@ -54,7 +53,6 @@ def last_step(chain, gradients):
 
 U, S, VT = steep_gradient()
 NOISE = 0.02 * np.random.default_rng(1).normal(size=(60, 24, 16))
-LEVEL = np.mean(np.linalg.norm(NOISE, 2, axis=(1, 2)))
 CHAINS = {
     "Adam": optax.scale_by_adam(),
     "EGD": scale_by_egd(),
@@ -81,60 +79,26 @@ def progress(step):
 
 spectra = {name: spectrum(step) for name, step in last_steps(0 * NOISE).items()}
 found = {name: progress(step) for name, step in last_steps(NOISE).items()}
-
-
-# %%
-# alt: Left, singular values of the step relative to the largest: EGD flat at 1, EGD before Adam
-# falling to 0.3, Adam to 0.06, the gradient to 0.01. Right, progress along the true directions
-# with noise: momentum before EGD stays near 1, EGD, EGD before momentum and EGD before Adam fall
-# below one half where the noise is larger than the gradient, Adam falls at once.
-STYLES = {  # Okabe and Ito's palette
-    "SGD": ("#000000", "v"),
-    "Adam": ("#D55E00", "s"),
-    "EGD": ("#0072B2", "o"),
-    "momentum → EGD": ("#009E73", "^"),
-    "EGD → momentum": ("#56B4E9", "D"),
-    "EGD → Adam": ("#CC79A7", "X"),
-}
-
-
-def draw_steps():
-    _, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name in ("Adam", "EGD → Adam", "EGD"):
-        color, marker = STYLES[name]
-        left.plot(range(1, 17), spectra[name], marker=marker, color=color, label=name)
-    left.plot(range(1, 17), S, color="0.6", linestyle="--", label="the gradient")
-    left.set(yscale="log", xlabel="number of the singular value", ylabel="relative to the largest")
-    left.set_title("without noise: singular values of the step")
-    for name, values in found.items():
-        color, marker = STYLES[name]
-        right.plot(S, values, color=color, marker=marker, markersize=5, label=name)
-    right.axvline(LEVEL, color="0.6", linestyle=":", label="the noise's largest")
-    right.set(xscale="log", xlabel="singular value of the true gradient", ylabel="progress")
-    right.set_title("with noise: progress along the true directions")
-    right.invert_xaxis()
-    for axes in (left, right):
-        axes.legend(frameon=False, fontsize="small")
-        axes.spines[["top", "right"]].set_visible(False)
-
-
-draw_steps()
+print(f"{'':16}{'least of the step':>20}{'directions found':>20}")
+for name, values in found.items():
+    print(f"{name:16}{spectra[name][-1]:20.2f}{np.sum(values > 0.5):17} of 16")
 
 # %% [markdown]
-# Left: Adam's step is the sign of its input, entry by entry. From the gradient it makes a step whose
-# singular values still differ more than tenfold; from a whitened gradient, by a factor of two to
-# five. So **Adam undoes a part of the whitening**, and most of it survives.
+# First column: the least singular value of the step without noise, relative to the largest. Adam's
+# step is the sign of its input, entry by entry. From the gradient it makes a step whose singular
+# values still differ more than tenfold; from a whitened gradient, by a factor of two to five. So
+# **Adam undoes a part of the whitening**, and most of it survives.
 #
-# Right: where the gradient is weaker than the noise, a whitened gradient is mostly noise of full
-# length. Momentum *before* the whitening removes noise first, and the weak directions are found.
-# Momentum *after* it averages steps that are noise already: the weak directions stay slow.
+# Second column: the directions with a progress above one half, with noise. Where the gradient is
+# weaker than the noise, a whitened gradient is mostly noise of full length. Momentum *before* the
+# whitening removes noise first, and the weak directions are found. Momentum *after* it averages
+# steps that are noise already: the weak directions stay slow.
 
 # %%
 assert min(spectra["EGD"][-1], spectra["momentum → EGD"][-1]) > 0.999
 assert 1 / 5 < spectra["EGD → Adam"][-1] < 1 / 2
 assert spectra["Adam"][-1] < 1 / 10
 reached = {name: int(np.sum(values > 0.5)) for name, values in found.items()}
-print("directions of 16 with a progress above one half:", reached)
 assert reached["momentum → EGD"] >= reached["EGD"] + 3
 assert reached["momentum → EGD"] >= reached["EGD → momentum"] + 3
 
@@ -266,37 +230,11 @@ for name in METHODS:
     print(f"{name:16}", *(f"{cell:>15}" for cell in cells))
 
 
-# %%
-# alt: Errors of six optimizers on three tasks, three seeds each. Chains with EGD lie far left of
-# SGD and Adam with mixed features; Adam lies far left with features apart; with noise SGD, Adam and
-# momentum before EGD lie together, left of the rest.
-def draw_results():
-    figure, panels = plt.subplots(1, 3, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for axes, (task, methods) in zip(panels, results.items(), strict=True):
-        for place, (name, (_, errors)) in enumerate(methods.items()):
-            color, marker = STYLES[name]
-            axes.plot(errors, [place] * SEEDS, marker, color=color, alpha=0.5, markersize=5)
-            axes.plot(np.median(errors), place, "|", color=color, markersize=18)
-        if "features" in task:
-            axes.set_xscale("log")
-        else:
-            axes.set_xlim(0, 1.1 * max(errors.max() for _, errors in methods.values()))
-            axes.locator_params(axis="x", nbins=4)
-        axes.set_title(task)
-        axes.grid(axis="y", color="0.9")
-        axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(METHODS)), METHODS)
-    panels[0].invert_yaxis()
-    figure.supxlabel("error: three seeds and their median; left is better")
-
-
-draw_results()
-
 # %% [markdown]
 # ## What this shows
 #
-# **Mixed features: every chain with EGD wins**, by more than a factor of twenty. The slow directions
-# are not aligned with entries, so Adam cannot speed them up, and whitening can.
+# **Mixed features: every chain with EGD wins**, by more than a factor of twenty. The slow
+# directions are not aligned with entries, so Adam cannot speed them up, and whitening can.
 
 # %%
 WITH_EGD = [name for name in METHODS if "EGD" in name]

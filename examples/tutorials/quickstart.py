@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from egd_optax import egd, matching, scale_by_egd
+from egd_optax import diagnostics, egd, infer_axes, matching, scale_by_egd
 
 # %% [markdown]
 # ## The smallest complete training
@@ -53,9 +53,9 @@ def loss(params, examples):
 
 
 # %% [markdown]
-# Nothing in the training loop knows about EGD. What has to change is how you think of the learning
-# rate: a whitened step does not shrink with the gradient, so the learning rate is a *length*, and
-# something has to make it small towards the end. A cosine schedule does.
+# Nothing in the training loop knows about EGD. Only the learning rate means something else: a
+# whitened step does not shrink with the gradient, so the learning rate is a *length*, and something
+# has to make it small towards the end. A cosine schedule does.
 
 # %%
 STEPS = 200
@@ -84,44 +84,42 @@ print(f"test loss     {loss(params, test_set):.3f} -> {loss(trained, test_set):.
 assert loss(trained, test_set) < 0.2 * loss(params, test_set)
 
 # %% [markdown]
-# ## Which leaves were whitened?
+# ## Which leaves are whitened?
 #
-# `egd` whitens every leaf of two axes, except what is named as Flax names its `bias`, `scale` and
-# `embedding`. The rest gets plain SGD with the same learning rate. One update shows which is which:
-# the singular values of a whitened update are all equal to the learning rate, whatever those of the
-# gradient are.
+# `egd` reads it off names and shapes. `infer_axes` shows it before the training, and
+# `check_whitening` looks inside one more update.
 
 # %%
+print(infer_axes(params))
+
 optimizer = egd(0.3)
 gradients = jax.grad(loss)(params, train_set)
-updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-
-
-def describe(path, gradient, update):
-    name = f"{jax.tree_util.keystr(path, simple=True, separator='/'):14s}"
-    if gradient.ndim < 2:
-        assert np.allclose(update, -0.3 * gradient)
-        return f"{name} SGD: -0.3 times the gradient"
-    before, after = (np.linalg.svd(leaf, compute_uv=False) for leaf in (gradient, update))
-    assert np.allclose(after, 0.3, rtol=1e-3)
-    return (
-        f"{name} whitened: singular values {before.max():.3f} ... {before.min():.5f} became "
-        f"{after.max():.3f} ... {after.min():.3f}"
-    )
-
-
-lines = jax.tree_util.tree_map_with_path(describe, gradients, updates)
-print(*jax.tree.leaves(lines), sep="\n")
+check = diagnostics.check_whitening(optimizer, params, gradients)
+print(check)
+assert not check.failed
 
 # %% [markdown]
-# To choose other leaves, give a pattern of paths, such as `egd(0.3, matrices="hidden/kernel")`; to
-# use another optimizer for the rest, `egd(0.3, others=optax.adam(1e-3))`. Convolutions and
-# attention keep their matrices in more than two axes: see the tutorials on a [convolutional
-# network](digits_cnn.py) and on a [transformer](linen_transformer.py).
+# Biases get plain SGD with the same learning rate. The singular values of a whitened update are all
+# equal to the learning rate, whatever those of the gradient are:
+
+# %%
+updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+before, after = (np.linalg.svd(tree["hidden"]["kernel"])[1] for tree in (gradients, updates))
+print(f"singular values {before.max():.3f} ... {before.min():.5f}", end=" ")
+print(f"became {after.max():.3f} ... {after.min():.3f}")
+assert np.allclose(after, 0.3, rtol=1e-3)
+assert np.allclose(updates["hidden"]["bias"], -0.3 * gradients["hidden"]["bias"])
+
+# %% [markdown]
+# Embeddings and output heads would be left to SGD too. To change that, or to choose leaves: [which
+# layers](../guides/which-layers.md). Another optimizer for the rest:
+# `egd(0.3, others=optax.adam(1e-3))`. Convolutions and attention keep their matrices in more than
+# two axes, and `egd` knows them: see the tutorials on a [convolutional network](digits_cnn.py) and
+# on a [transformer](linen_transformer.py).
 #
 # ## The same, spelled out
 #
-# `egd` is a short form. What does the work is `scale_by_egd`, which goes anywhere into a chain. The
+# `egd` is a short form. `scale_by_egd` does the work and goes anywhere into a chain. The
 # paper (arXiv 2510.04930) adds weight decay *before* the whitening, so that the sum of gradient and
 # decay is whitened:
 
@@ -214,9 +212,9 @@ _ = panels[0].legend(frameon=False)
 # ends more than five times lower in both problems.
 #
 # **Adam** wins where each input is one factor: it rescales every weight by itself, and there the
-# weak factors have weights of their own. Mixed, they have none, Adam's loss is more than doubled,
-# and EGD's is the lowest, on the training and on the test set. The mixing is a rotation; to EGD it
-# makes no difference but that of rounding and random draws.
+# weak factors have weights of their own. Mixed, they have none. Adam's loss is more than doubled,
+# and EGD's is the lowest, on the training and on the test set. The mixing is a rotation, to which
+# EGD is blind but for rounding and random draws.
 #
 # So do not expect EGD to win everywhere. Expect it to help where directions of a matrix learn at
 # very different speeds, and where these directions are not single weights.

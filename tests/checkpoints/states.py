@@ -35,7 +35,7 @@ STEPS = 3
 
 
 def step(name, state, gradients):
-    update = optax.with_extra_args_support(TRANSFORMATIONS[name]).update
+    update = jax.jit(optax.with_extra_args_support(TRANSFORMATIONS[name]).update)
     return update(gradients, state, PARAMS, metric=0.4)
 
 

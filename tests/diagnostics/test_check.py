@@ -19,6 +19,8 @@ from egd_optax import (
     switch_off,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PARAMS = normal(
     {
         "conv": {"kernel": (2, 2, 3, 8), "bias": (8,)},
@@ -89,8 +91,8 @@ def test_what_was_not_whitened_is_said_first():
     assert lines[0] == "Whitened: 2 of 3 leaves."
     assert lines[2].split()[:1] == ["dense/kernel"]
     assert "NO" in lines[2]
-    doubled = diagnostics.check_whitening(scale_by_egd(lambda matrix: 2 * matrix), [gradient()])
-    assert doubled.failed == ["0"]
+    doubled = scale_by_egd(lambda matrix: 2 * polar.polar_factor(matrix))
+    assert diagnostics.check_whitening(doubled, [gradient()]).failed == ["0"]
 
 
 def test_a_sketch_whitens_its_rank():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from egd_optax.models import MLP, DecoderTransformer, TwoLayerMLP
+from egd_optax.models import DecoderTransformer, TwoLayerMLP
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def parameters(model):
@@ -59,53 +61,6 @@ def test_mlp_initial_scales(out_features):
 
 def test_mlp_bias_starts_at_zero_by_default():
     assert not parameters(TwoLayerMLP(6, 16, 3, rngs=nnx.Rngs(0)))["hidden"]["bias"].any()
-
-
-@pytest.mark.parametrize("widths", [(), (16,), (16, 8, 12)])
-def test_deep_mlp_is_its_formula(widths):
-    model = MLP(6, widths, 3, rngs=nnx.Rngs(1))
-    values = np.random.default_rng(0).normal(size=(2, 5, 6))
-    outputs = model(jnp.asarray(values, jnp.float32))
-    layers = list(parameters(model)["layers"].values())
-    for number, layer in enumerate(layers):
-        kernel, bias = (np.asarray(layer[name], np.float64) for name in ("kernel", "bias"))
-        values = values @ kernel + bias
-        if number < len(layers) - 1:
-            values = np.maximum(values, 0)
-    np.testing.assert_allclose(outputs, values, rtol=1e-5, atol=1e-5)
-
-
-def test_deep_mlp_leaf_paths_and_shapes():
-    shapes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            parameters(nnx.eval_shape(lambda: MLP(784, (200, 200), 10, rngs=nnx.Rngs(0))))
-        )
-    }
-    assert shapes == {
-        "layers/0/kernel": (784, 200),
-        "layers/0/bias": (200,),
-        "layers/1/kernel": (200, 200),
-        "layers/1/bias": (200,),
-        "layers/2/kernel": (200, 10),
-        "layers/2/bias": (10,),
-    }
-
-
-def test_deep_mlp_starts_from_uniform_values():
-    layers = parameters(MLP(400, (300, 200), 50, rngs=nnx.Rngs(0)))["layers"]
-    for layer, fan_in in zip(layers.values(), (400, 300, 200), strict=True):
-        bound = 1 / fan_in**0.5
-        for leaf in layer.values():
-            assert float(jnp.max(jnp.abs(leaf))) <= bound
-            # The extremes of n uniform draws miss the bounds by about 2 bound / n; ten times that.
-            for extreme in (float(jnp.max(leaf)), -float(jnp.min(leaf))):
-                assert extreme > bound * (1 - 20 / leaf.size)
-            # The mean of n draws is off by bound / sqrt(3 n), the deviation by .45 of that; x4.
-            assert abs(float(jnp.mean(leaf))) < 4 * bound / (3 * leaf.size) ** 0.5
-            np.testing.assert_allclose(
-                float(jnp.std(leaf)), bound / 3**0.5, rtol=4 * 0.45 / leaf.size**0.5
-            )
 
 
 @pytest.mark.parametrize(("layers", "width", "heads"), [(2, 16, 4), (1, 12, 3)])

@@ -15,7 +15,7 @@ from methods import EXACT
 from methods import factor as factor_on_device
 
 from egd_optax import polar
-from egd_optax.polar._dtypes import default_rtol
+from egd_optax.polar._dtypes import resolve_rtol
 
 # The latter before JAX 0.8.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
@@ -153,7 +153,7 @@ def test_captured_gradients(method, source):
 @pytest.mark.usefixtures("optax_promotes")
 def test_the_default_tolerance_lies_between_directions_and_round_off_of_real_gradients(task):
     """Above 2 rtol they are kept, below rtol / 10 null; see docs/primers/rank-and-noise.md."""
-    rtol = default_rtol(np.float32)
+    rtol = resolve_rtol(None, np.float32)
     rank = 2 * task.p - 1
     for matrix in captured.gradients(task, decay=0.0).values():
         s = matrices.relative_spectrum(matrix)

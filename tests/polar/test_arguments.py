@@ -19,7 +19,7 @@ from egd_optax import polar
         (lambda: polar.Halley(rtol=float("nan")), "rtol"),
         (
             lambda: polar.NewtonSchulz("muon"),
-            "polar_express, standard, dion, cans, jordan, you, got 'muon'",
+            "polar_express, standard, dion, jordan, you, got 'muon'",
         ),
         (lambda: polar.NewtonSchulz(steps=0), "steps .* at least 1, got 0"),
         (lambda: polar.NewtonSchulz(((1.0, 2.0),)), "rows"),

@@ -30,7 +30,7 @@ def test_tall_is_transposed_wide(method):
 
 
 @pytest.mark.parametrize("method", DISTINCT, ids=repr)
-def test_zero_and_non_finite_slices_leave_their_neighbours_alone(method):
+def test_zero_and_non_finite_slices_leave_their_neighbors_alone(method):
     good = matrices.with_spectrum((48, 160), np.logspace(0, -2, 48))
     bad = [good.copy(), good.copy()]
     bad[0][3, 4], bad[1][0, 0] = np.nan, -np.inf

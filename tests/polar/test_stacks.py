@@ -39,7 +39,7 @@ def vmapped(stack, method):
 @given(scales=SIX, seed=st.integers(0, 2**16))
 @settings(max_examples=10, deadline=None)
 def test_batched_equals_each_slice(method, scales, seed):
-    """Whatever its neighbours' scales; CPUs take the slices in turn, accelerators under a vmap."""
+    """Whatever its neighbors' scales; CPUs take the slices in turn, accelerators under a vmap."""
     stack = six_matrices(scales, seed)
     expected = np.stack([factor(matrix, method) for matrix in stack])
     batched = factor(stack.reshape(2, 3, 24, 40), method)
