@@ -88,7 +88,7 @@ def test_no_call_gets_a_batch(name):
     function = FUNCTIONS[name]
     for order, program in programs(function).items():
         calls = lapack_calls(program, jax.ShapeDtypeStruct(SHAPE, jnp.float32))
-        assert calls, order
+        assert calls or name == "eigvalsh", order  # which has no derivatives
         for shapes in calls:
             batched = [shape for shape in shapes if len(shape) > 2 and shape[0] > 1]
             assert not batched, f"{order}: {shapes}"
