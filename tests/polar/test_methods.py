@@ -64,8 +64,9 @@ def test_complex(method):
 @pytest.mark.parametrize(
     ("method", "spec"),
     [
-        *((method, ("a", "b")) for method in DISTINCT),
-        *((polar.Halley(), spec) for spec in (("a", None), (None, "b"))),
+        *((polar.Halley(), spec) for spec in (("a", None), (None, "b"), ("a", "b"))),
+        (polar.SVD(), ("a", "b")),
+        (polar.SubspaceIteration(8), ("a", "b")),
     ],
     ids=repr,
 )

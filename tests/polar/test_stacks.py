@@ -153,11 +153,11 @@ class Wrong(Averaged):
 @pytest.mark.parametrize(
     ("returns", "error", "says"),
     [
-        ("no state", TypeError, "factor and the next state"),
-        ("shape", ValueError, r"got float32\[2,3\] and .*, returned .*float32\[3\]"),
-        ("integers", ValueError, "int32"),
-        ("complex", ValueError, "complex64"),
-        ("state", ValueError, r"and float32\[2, 3\], returned .* and float32\[3\]"),
+        ("no state", TypeError, "factor and the next state, got"),
+        ("shape", ValueError, r"shape and kind.*got float32\[2,3\].*returned .*float32\[3\]"),
+        ("integers", ValueError, "shape and kind.*returned .*int32"),
+        ("complex", ValueError, "shape and kind.*returned .*complex64"),
+        ("state", ValueError, r"a state like .*got .*float32\[2, 3\].* and float32\[3\]"),
     ],
 )
 def test_a_method_of_ones_own_is_told_what_is_wrong(returns, error, says):
@@ -174,9 +174,9 @@ def test_bad_types_are_refused():
         polar.polar_factor(jnp.ones((2, 2), jnp.int32))
     with pytest.raises(TypeError, match="got 'svd'"):
         polar.polar_factor(jnp.ones((2, 2)), "svd")
-    with pytest.raises(TypeError, match=r"a value such as egd_optax.polar.SVD\(\)"):
+    with pytest.raises(TypeError, match=r"a value such as .*SVD\(\).* got <class"):
         polar.polar_factor(jnp.ones((2, 2)), polar.SVD)
-    with pytest.raises(ValueError, match="of the shape and kind of its matrix"):
+    with pytest.raises(ValueError, match=r"shape and kind.*float32\[2,2\]"):
         polar.polar_factor(jnp.ones((2, 2)), lambda g: g[0])
 
 
@@ -185,7 +185,7 @@ def test_a_transformation_is_no_method():
     for transformation in (optax.trace(0.9), optax.sgd(1.0)):
         with pytest.raises(TypeError, match=r"optax\.chain\(transformation, scale_by_egd\(\)\)"):
             scale_by_egd(transformation)
-        with pytest.raises(TypeError, match=r"egd_optax\.polar\.PolarMethod, got GradientTransfor"):
+        with pytest.raises(TypeError, match=r"PolarMethod, got GradientTransformation"):
             polar.polar_factor(jnp.ones((2, 3)), transformation)
 
 
