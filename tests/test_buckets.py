@@ -78,7 +78,11 @@ def test_sharding_comes_back(transform):
 
 @pytest.mark.parametrize(
     ("method", "transform"),
-    [(polar.SVD(), lambda f: f), (polar.SVD(), jax.jit), (polar.SubspaceIteration(4), jax.jit)],
+    [
+        (polar.SVD(), lambda f: f),
+        (polar.SVD(), jax.jit),
+        pytest.param(polar.SubspaceIteration(4), jax.jit, marks=pytest.mark.slow),
+    ],
     ids=["eager", "jit", "jit with a state"],
 )
 def test_explicit_sharding_comes_back(method, transform):

@@ -135,7 +135,7 @@ def test_the_stack_of_the_zoo_spans_scales_and_ranks():
     "source",
     [
         captured.modular_network,
-        captured.transformer,
+        pytest.param(captured.transformer, marks=pytest.mark.slow),
         pytest.param(captured.recipe, marks=pytest.mark.slow),
     ],
 )

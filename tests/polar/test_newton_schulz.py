@@ -27,8 +27,15 @@ def test_scale_invariance_of_an_iteration_in_a_short_dtype(dtype, scale):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *((name, jnp.bfloat16) for name in ("polar_express", "standard", "dion")),
-        ("polar_express", jnp.float16),
+        ("polar_express", jnp.bfloat16),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ("polar_express", jnp.float16),
+                ("standard", jnp.bfloat16),
+                ("dion", jnp.bfloat16),
+            )
+        ),
     ],
 )
 def test_an_iteration_in_a_short_dtype_is_as_good_as_plain_steps(name, dtype):

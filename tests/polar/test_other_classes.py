@@ -125,6 +125,7 @@ def test_the_zoo_has_gaps_for_the_sketches():
         assert has_gap(SIX_DIRECTIONS[0], matrices.relative_spectrum(case.matrix))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotes")
 def test_captured_gradients_by_the_other_classes():
     """A square one of the transformer by all, the modular network's by the polynomials."""

@@ -18,7 +18,6 @@ def quick_compilation():
     "row",
     [
         "T4/k4-egd_svd",
-        "T8/4-rmsprop-plain",
         *(
             pytest.param(row, marks=pytest.mark.slow)
             for row in (
@@ -30,6 +29,7 @@ def quick_compilation():
                 "T6/muon-lr0.001-wd2",
                 "T7/grokfast_ma",
                 "T8/1-radam-egd",
+                "T8/4-rmsprop-plain",
                 "length/scaled-0.7",
                 "methods/blend400",
                 "parity-seeds/k4-egd-average",
