@@ -1,7 +1,7 @@
 """The whole optimizer in one call: decay, momentum, whitening, learning rate, and the rest."""
 
 import functools
-import warnings
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import optax
 
-from egd_optax._axes import WITNESS, Axes, InferredAxes, LeafAxes
+from egd_optax import _selection as selection
+from egd_optax._axes import WITNESS, Axes, InferredAxes, LeafAxes, warn_of_nothing
 from egd_optax._checks import check_choice, check_transformation
 from egd_optax._infer_axes import infer_axes
 from egd_optax._scaling import Scale
-from egd_optax._selection import is_placeholder, leaf_path, listed, selected_paths
 from egd_optax._transform import scale_by_egd
 from egd_optax.polar._method import PolarMethod
 
@@ -111,30 +111,25 @@ def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTra
     """Return the debiased average, which Nesterov's look-ahead mixes with the gradient again."""
     if momentum is None:
         return optax.identity()
-    average = optax.ema(momentum, debias=False)
+    average, debiased = optax.ema(momentum, debias=False), optax.tree_utils.tree_bias_correction
 
     def update(updates, state, params=None):
         _, new = average.update(updates, state, params)
-        count = new.count.astype(float)
+        mean = debiased(new.ema, momentum, new.count + nesterov)
         if not nesterov:
-            return _scaled(1 / (1 - momentum**count), new.ema), new
-        old = _scaled(momentum / (1 - momentum ** (count + 1)), new.ema)
-        fresh = _scaled((1 - momentum) / (1 - momentum**count), updates)
-        return jax.tree.map(lambda x, y: x + y, old, fresh), new
+            return mean, new
+        fresh = debiased(updates, momentum, new.count)
+        return optax.tree_utils.tree_update_moment(fresh, mean, momentum, 1), new
 
     return optax.GradientTransformation(average.init, update)
 
 
-def _scaled(factor: jax.Array, tree: Any) -> Any:
-    """Return the tree times a factor, in the dtypes of its leaves."""
-    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
-
-
 def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
     """Return the decisions about all leaves; raise where they cannot be what the user wants."""
-    if is_placeholder(tree):
+    if selection.is_placeholder(tree):
         return InferredAxes((), 0)
-    inferred, selected = infer_axes(tree, axes), selected_paths(tree, matrices)
+    selection.check_arrays(tree)
+    inferred, selected = infer_axes(tree, axes), selection.selected_paths(tree, matrices)
     leaves = tuple(
         LeafAxes(leaf.path, leaf.shape, None, "not selected by `matrices`")
         if leaf.path not in selected and (leaf.axes or not leaf.known)
@@ -145,34 +140,35 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
     if witness := WITNESS.get():
         witness.planned(chosen)
     if chosen.unknown:
+        unknown = selection.listed([f"{leaf.path} {leaf.shape}" for leaf in chosen.unknown])
         raise ValueError(
-            "Nothing explains which axes of these leaves make the matrix: "
-            f"{listed([f'{leaf.path} {leaf.shape}' for leaf in chosen.unknown])}. Say it, "
-            f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(rows=..., columns=...)}}, or leave one "
-            "to `others` by None there. print(infer_axes(params)) shows all leaves."
+            f"Nothing explains which axes of these leaves make the matrix: {unknown}. Say it: "
+            f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(-2, -1)}} for a stack of in x out, "
+            "MatrixAxes((0, 1, 2), 3) for a Flax convolution, None to leave a leaf to `others`. "
+            "Patterns name several. print(infer_axes(params)) shows all leaves."
         )
-    if any(leaf.axes for leaf in leaves) or not (leaves or inferred.rest):
-        return chosen
-    if leaves or not (matrices is None and axes is None):
+    whitened = [leaf.path for leaf in leaves if leaf.axes]
+    named = [] if selection.is_partial(tree) else selection.patterns_of(matrices)
+    idle = [p for p in named if not any(re.search(p, path) for path in whitened)]
+    asked = leaves or (inferred.rest and not (matrices is None and axes is None))
+    if idle or (asked and not whitened):
+        kept = [leaf for leaf in leaves if not idle or re.search(idle[0], leaf.path)]
+        why = selection.listed([f"{leaf.path}: {leaf.reason}" for leaf in kept])
         raise ValueError(
-            "egd would whiten nothing here. Leaves of two axes or more, and why they are left out: "
-            f"{listed([f'{leaf.path}: {leaf.reason}' for leaf in leaves])}. Name one in axes, such "
-            'as axes={"kernel": MatrixAxes(rows=0, columns=1)}, or widen `matrices`.'
+            f"egd would whiten nothing {f'of matrices={idle[0]!r}' if idle else 'here'}. Left out, "
+            f"of the leaves of two axes or more: {why}. To whiten one, name it, axes="
+            f"{{{kept[0].path if kept else 'kernel'!r}: MatrixAxes(0, 1)}}, or widen `matrices`."
         )
-    warnings.warn(
-        "egd whitens nothing here: no leaf has two axes or more. Vectors alone train by `others`. "
-        "If this is optax.flatten, which hands over one vector, put it around `others` alone.",
-        stacklevel=4,
-    )
+    warn_of_nothing("egd", chosen, stacklevel=4)
     return chosen
 
 
 def _labels(chosen: InferredAxes, tree: Any) -> Any:
     """Return the tree of "matrices" and "others"."""
-    if is_placeholder(tree):
+    if selection.is_placeholder(tree):
         return tree
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "matrices" if chosen.get(leaf_path(path)) else "others", tree
+        lambda path, _: "matrices" if chosen.get(selection.leaf_path(path)) else "others", tree
     )
 
 

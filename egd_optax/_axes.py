@@ -3,21 +3,14 @@
 import collections
 import contextvars
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from egd_optax import _selection as selection
 from egd_optax._matrix_view import MatrixAxes, view_of
-from egd_optax._selection import (
-    check_patterns_match,
-    compile_patterns,
-    is_function,
-    is_matrix_like,
-    is_partial,
-    is_placeholder,
-    leaves_by_path,
-)
 
 Axes = Any  # its forms are in the docstring of `scale_by_egd`
 Shapes = Mapping[str, tuple[int, ...]]
@@ -77,7 +70,7 @@ class InferredAxes(dict[str, MatrixAxes | None]):
         counts = f"Whitened: {len(self) - left_out}. Left out: {left_out}. "
         unknown = f"Unknown: {len(self.unknown)}. " if self.unknown else ""
         alike = collections.defaultdict(list)
-        for leaf in [*self.unknown, *(leaf for leaf in self.leaves if leaf.known)]:
+        for leaf in sorted(self.leaves, key=lambda leaf: leaf.known):
             alike[_any_number(leaf.path), leaf.shape, leaf.axes, leaf.reason].append(leaf)
         rows = [("leaf", "shape", "matrix", "why"), *map(_row, alike.values())]
         return "\n".join([f"{unknown}{counts}No matrices: {self.rest}.", *aligned(rows), LEGEND])
@@ -85,10 +78,10 @@ class InferredAxes(dict[str, MatrixAxes | None]):
 
 def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> InferredAxes:
     """Return what `axes` says of the leaves that it names, and `rule` of the others."""
-    leaves = leaves_by_path(tree)
+    leaves = {} if selection.is_placeholder(tree) else selection.leaves_by_path(tree)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")}
-    paths = [path for path, leaf in leaves.items() if is_matrix_like(leaf)]
-    named = _named(tree, axes, shapes)
+    paths = [path for path, leaf in leaves.items() if selection.is_matrix_like(leaf)]
+    named = _named(tree, axes, shapes, paths)
     decided = tuple(named[path] if path in named else rule(path, shapes) for path in paths)
     for leaf in decided:
         _ = leaf.matrix  # raises where the axes do not fit
@@ -97,6 +90,7 @@ def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> In
 
 def literal_axes(tree: Any, axes: Axes) -> InferredAxes:
     """Return what `axes` says of the leaves, and of the others: those of two axes are matrices."""
+    selection.check_arrays(tree)
     return decide(tree, axes, _literal)
 
 
@@ -110,11 +104,21 @@ def _literal(path: str, shapes: Shapes) -> LeafAxes:
     return LeafAxes(path, shapes[path], MatrixAxes(0, 1), "matrix: two axes")
 
 
-def _named(tree: Any, axes: Axes, shapes: Shapes) -> dict[str, LeafAxes]:
+def warn_of_nothing(who: str, decided: InferredAxes, stacklevel: int) -> None:
+    """Warn where there are leaves, but none to whiten."""
+    if not any(decided.values()) and (decided.leaves or decided.rest):
+        warnings.warn(
+            f"{who} whitens nothing here: no leaf that it gets is a matrix. If this is "
+            "optax.flatten, which hands over one vector, or a mask, put it around the rest alone.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _named(tree: Any, axes: Axes, shapes: Shapes, matrices: list[str]) -> dict[str, LeafAxes]:
     """Return the leaves that `axes` names, by path."""
-    if is_placeholder(tree):
+    if not shapes:
         return {}
-    if is_function(axes):
+    if selection.is_function(axes):
         axes = axes(tree)
         check_axes(axes)
     if isinstance(axes, InferredAxes):
@@ -122,32 +126,36 @@ def _named(tree: Any, axes: Axes, shapes: Shapes) -> dict[str, LeafAxes]:
     if axes is None:
         return {}
     named = {}
-    for path, value in _choices(axes, list(shapes), is_partial(tree)).items():
+    for path, value in _choices(axes, list(shapes), matrices, selection.is_partial(tree)).items():
         if hasattr(value, "reduction_axis"):  # a MuonDimensionNumbers, which older Optax lacks
             value = MatrixAxes(value.reduction_axis, value.output_axis)
-        named[path] = LeafAxes(path, shapes[path], value, "yours")
+        reason = "your axes" if value else "left out by your axes"
+        named[path] = LeafAxes(path, shapes[path], value, reason)
     return named
 
 
-def _choices(axes: Any, paths: list[str], partial: bool) -> dict[str, Any]:
+def _choices(axes: Any, paths: list[str], matrices: list[str], partial: bool) -> dict[str, Any]:
     """Return what each pattern, or each leaf of a tree, says of the paths at and below it.
 
     The last match wins; a key that is a leaf's whole path means that leaf alone.
     """
     patterns = _is_pattern_mapping(axes)
     chosen: dict[str, Any] = {}
-    for key, value in (axes if patterns else leaves_by_path(axes, is_leaf=_is_choice)).items():
+    given = axes if patterns else selection.leaves_by_path(axes, is_leaf=_is_choice)
+    for key, value in given.items():
         pattern = key if patterns or not key else f"^{re.escape(key)}(/|$)"
         found = [key] if key in paths else [path for path in paths if re.search(pattern, path)]
         if not (found or partial or (value is None and not patterns)):
-            check_patterns_match("pattern in axes", [pattern], paths)
+            raise selection.no_match("pattern in axes", key, paths)
+        if value and found and key and not (partial or {*found} & {*matrices}):
+            raise ValueError(f"axes names {key!r}, which has fewer than two axes of real numbers.")
         chosen |= dict.fromkeys(found, value)
     return chosen
 
 
 def check_axes(axes: Axes) -> None:
     """Raise TypeError unless `axes` has one of its forms, ValueError on a bad pattern."""
-    if isinstance(axes, InferredAxes) or is_function(axes):
+    if isinstance(axes, InferredAxes) or selection.is_function(axes):
         return
     if not all(map(_is_choice, jax.tree.leaves(axes, is_leaf=_is_choice))):
         raise TypeError(
@@ -156,7 +164,7 @@ def check_axes(axes: Axes) -> None:
             f"function from the parameters to one of these, got {repr(axes)[:100]}."
         )
     if _is_pattern_mapping(axes):
-        compile_patterns(axes)
+        selection.compile_patterns(axes)
 
 
 def _is_pattern_mapping(axes: Any) -> bool:

@@ -11,8 +11,8 @@ Shape = tuple[int, ...]
 Split = tuple[int, int]
 
 HEAD = (
-    r"(^|/)((\w+_)?heads?|readout|logits?|classifier|unembed\w*|output(_layer|_head)?)([_/]\d+)?"
-    r"(/(kernel|weight))?$"
+    r"((^|/)((\w+_)?heads?(_proj)?|readout|(to_)?logits?|classifier|unembed\w*|output_(layer|head))"
+    r"|^(params/)?output)([_/]\d+)?(/(kernel|weight))?$"
 )
 TABLE = (
     r"((?<!patch)(?<!patch_)embed[^/]*|(^|[/_])emb|(^|/)w[tp]e|(^|[/_])tokens?|relative_attention_bias)"
@@ -74,8 +74,7 @@ def _by_rules(path: str, shapes: Shapes) -> LeafAxes:
     """Return what the rules say of one leaf."""
     shape, query = shapes[path], _query(path, shapes)
     for pattern, reason in LEFT_OUT.items():
-        inside = pattern == HEAD and _is_attention_output(path, shape, query)
-        if not inside and re.search(pattern, path, re.IGNORECASE):
+        if re.search(pattern, path, re.IGNORECASE):
             return LeafAxes(path, shape, None, reason)
     if shapes.get(_beside(path, "bias")) == shape:
         return LeafAxes(path, shape, None, "scale: its bias has the same shape")
@@ -100,7 +99,7 @@ def _in_first(path: str, shapes: Shapes, query: Shape | None) -> tuple[MatrixAxe
         return None, f"unknown: {'its bias fits two ways' if split else 'which axes are inputs?'}"
     batch, columns = split
     axes = range(len(shape))
-    matrix = MatrixAxes(_bare(axes[batch:-columns]), _bare(axes[-columns:]))
+    matrix = MatrixAxes(tuple(axes[batch:-columns]), tuple(axes[-columns:]))
     reason = reason if split == named else "matrix: columns as in its bias"
     doubt = "; one input channel: if depthwise, leave it out" if shape[-2] == columns == 1 else ""
     return matrix, f"{reason}{', each of a stack' if batch else ''}{doubt}"
@@ -115,7 +114,7 @@ def _out_first(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
         return MatrixAxes(rows=rows, columns=batch[-1]), f"matrix: out x in{stacked}"
     if re.search(CONVOLUTION, path, re.IGNORECASE):
         rest = range(1, len(shape))
-        return MatrixAxes(rows=_bare(rest), columns=0), "convolution: out x (in window)"
+        return MatrixAxes(rows=tuple(rest), columns=0), "convolution: out x (in window)"
     return None, "unknown: which axes are inputs?"
 
 
@@ -145,15 +144,6 @@ def _query(path: str, shapes: Shapes) -> Shape | None:
     return next((shapes[kernel] for kernel in beside if module and kernel in shapes), None)
 
 
-def _is_attention_output(path: str, shape: Shape, query: Shape | None) -> bool:
-    """Return whether `output` names the last layer of an attention, and not that of the model."""
-    return path.split("/")[-2:-1] == ["output"] and len(query or ()) == len(shape)
-
-
 def _beside(path: str, name: str) -> str:
     parent, slash, _ = path.rpartition("/")
     return f"{parent}{slash}{name}"
-
-
-def _bare(axes: range) -> int | tuple[int, ...]:
-    return axes[0] if len(axes) == 1 else tuple(axes)

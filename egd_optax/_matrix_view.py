@@ -39,10 +39,8 @@ class MatrixAxes:
                 "MatrixAxes needs integer axes, one or more for rows and columns, none twice, "
                 f"got rows={self.rows!r}, columns={self.columns!r}."
             )
-        if rows != (self.rows,):  # lists are welcome, but it has to hash
-            object.__setattr__(self, "rows", rows)
-        if columns != (self.columns,):
-            object.__setattr__(self, "columns", columns)
+        for name, axes in (("rows", rows), ("columns", columns)):  # lists are welcome: it must hash
+            object.__setattr__(self, name, axes if len(axes) > 1 else axes[0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,11 +91,11 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
         selected = jax.tree_util.tree_map_with_path(selects, tree)
         if not is_partial(tree):
             paths = list(leaves_by_path(tree))
-            check_patterns_match("pattern", [*patterns, *vetoes], paths)
+            for pattern in (*patterns, *vetoes):
+                if not any(re.search(pattern, path) for path in paths):
+                    raise no_match("pattern", pattern, paths)
             if not any(jax.tree.leaves(selected)):
-                raise ValueError(
-                    f"No leaf matches {patterns} (exclude={vetoes}); the paths are {listed(paths)}."
-                )
+                raise ValueError(f"{patterns} without {vetoes} is none of these: {listed(paths)}.")
         return selected
 
     return mask
@@ -114,10 +114,9 @@ def check_tree(function: str, tree: PyTree) -> None:
 def selected_paths(tree: PyTree, matrices: Any) -> set[str]:
     """Return the paths of the leaves that `matrices`, in any of its forms, selects."""
     mask = matrices(tree) if is_function(matrices) else matrices
-    patterns = [mask] if isinstance(mask, str) else mask
     if mask is None:
         mask = jax.tree.map(lambda leaf: True, tree)
-    elif isinstance(patterns, list | tuple) and {*map(type, patterns)} == {str}:
+    elif patterns := patterns_of(mask):
         mask = matching(*patterns)(tree)
     try:
         chosen = jax.tree.map(lambda leaf, wanted: bool(wanted), tree, mask)
@@ -129,19 +128,32 @@ def selected_paths(tree: PyTree, matrices: Any) -> set[str]:
     return {path for path, wanted in leaves_by_path(chosen).items() if wanted}
 
 
+def patterns_of(matrices: Any) -> list[str]:
+    """Return the patterns where `matrices` is one, or several; an empty list in other forms."""
+    patterns = [matrices] if isinstance(matrices, str) else matrices
+    several = isinstance(patterns, list | tuple) and all(isinstance(p, str) for p in patterns)
+    return list(patterns) if several else []
+
+
+def check_arrays(tree: PyTree) -> None:
+    """Raise TypeError on a leaf that is no array, as Equinox's models have them."""
+    for path, leaf in leaves_by_path(tree).items():
+        if not (hasattr(leaf, "shape") or isinstance(leaf, int | float | complex)):
+            only = "pass eqx.filter(model, eqx.is_inexact_array)"
+            raise TypeError(f"Leaf {path!r} is no array, got {leaf!r}; for Equinox, {only}.")
+
+
 def is_function(value: Any) -> bool:
     """Return whether it is a function, and not a tree that can be called, as Equinox's modules."""
     return callable(value) and jax.tree_util.all_leaves([value])
 
 
-def check_patterns_match(what: str, patterns: Iterable[str], paths: Sequence[str]) -> None:
-    """Raise ValueError on a pattern without a leaf: a misspelt one would change nothing."""
-    for pattern in patterns:
-        if not any(re.search(pattern, path) for path in paths):
-            raise ValueError(
-                f"The {what} {pattern!r} matches no leaf of these: {listed(paths)}. Patterns are "
-                "regular expressions, found anywhere in a path."
-            )
+def no_match(what: str, pattern: str, paths: Sequence[str]) -> ValueError:
+    """Return the error on a pattern without a leaf: a misspelt one would change nothing."""
+    return ValueError(
+        f"The {what} {pattern!r} matches no leaf of these: {listed(paths)}. Patterns are "
+        "regular expressions, found anywhere in a path."
+    )
 
 
 def listed(paths: Sequence[str], limit: int = 20) -> str:
@@ -153,11 +165,14 @@ def listed(paths: Sequence[str], limit: int = 20) -> str:
 
 
 def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
-    """Compile regular expressions, or raise ValueError that quotes them."""
-    try:
-        return [re.compile(pattern) for pattern in patterns]
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"{patterns!r} are not all regular expressions: {error}. Pass patterns one by one, as "
-            'strings, such as matching("hidden", "readout").'
-        ) from None
+    """Compile regular expressions, or raise ValueError that quotes the wrong one."""
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"{pattern!r} is no regular expression: {error}. Pass strings, one by one, such as "
+                'matching("hidden", "readout"); re.escape(name) takes a name literally.'
+            ) from None
+    return compiled

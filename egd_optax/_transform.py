@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from egd_optax._axes import WITNESS, Axes, check_axes, literal_axes
+from egd_optax._axes import WITNESS, Axes, check_axes, literal_axes, warn_of_nothing
 from egd_optax._buckets import plan_buckets, restore
 from egd_optax._checks import check_at_least, check_state
 from egd_optax._matrix_view import matrix_views
@@ -82,6 +82,7 @@ def scale_by_egd(
 
     def init(params: optax.Params) -> ScaleByEGDState:
         decided = literal_axes(params, axes)
+        warn_of_nothing("scale_by_egd", decided, stacklevel=2)
         if witness := WITNESS.get():
             witness.planned(decided)
         leaves = jax.tree.leaves(params)

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 
 from egd_optax._axes import WITNESS, InferredAxes, LeafAxes, aligned, matrix_text
+from egd_optax._checks import check_transformation
 from egd_optax._matrix_view import MatrixView
-from egd_optax._selection import is_matrix_like, leaves_by_path
+from egd_optax._selection import check_arrays, is_matrix_like, leaves_by_path, listed
 from egd_optax.polar import _lapack
 from egd_optax.polar._dtypes import working_dtype
 from egd_optax.polar._stacks import map_stack, replicated
@@ -92,6 +93,10 @@ def check_whitening(
         state: after some steps; an `nnx.Optimizer` brings its own. None: that of `init`.
         **extra_args: what else its `update` takes, such as `metric` for `switch_off`.
 
+    Raises:
+        ValueError: the optimizer whitens none of these parameters.
+        TypeError: `optimizer` is no transformation, a parameter no array.
+
     Returns:
         `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table. `.failed`
         lists what was to be whitened and was not; a sketch whitens some directions only.
@@ -118,6 +123,9 @@ def check_whitening(
     jax.block_until_ready(inside.run(witness.look_on, jax.jit(one_update), *arguments))
     jax.effects_barrier()
     leaves = witness.plan_of(params).leaves
+    if not any(leaf.axes for leaf in leaves):
+        reasons = listed([f"{leaf.path}: {leaf.reason}" for leaf in leaves])
+        raise ValueError(f"This optimizer whitens none of these leaves: {reasons}.")
     return WhiteningCheck({leaf.path: witness.check_of(leaf) for leaf in leaves})
 
 
@@ -166,7 +174,8 @@ class _Witness:
             counted = f"{directions} of {values.shape[-1]} directions"
             reason = f"{counted}, gains {gains[0]:.4f} to {gains[1]:.4f}"
             return LeafCheck(leaf, gains[1] <= _LARGEST, directions, gains, reason)
-        reason = "a gradient is zero" if zero.any() else "a factor is near zero, or not finite"
+        odd = "near zero" if np.isfinite(values).all() else "not finite"
+        reason = "a gradient is zero" if zero.any() else f"a factor is {odd}"
         if leaf.axes is None or leaf.path not in self._seen:
             reason = leaf.reason if leaf.axes is None else "did not run: is it switched off?"
         return LeafCheck(leaf, False, 0, (np.nan, np.nan), reason)
@@ -181,6 +190,8 @@ def _plain(optimizer: Any, params: Any, gradients: Any, state: Any) -> tuple[Any
     """Return Optax's transformation and plain trees; an nnx.Optimizer brings its own state."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is None or not isinstance(optimizer, nnx.Optimizer):
+        check_transformation("optimizer", optimizer)
+        check_arrays(params)
         return optimizer, params, gradients, state
     pure = getattr(nnx, "as_pure", None) or nnx.pure
     trees = (params, gradients)

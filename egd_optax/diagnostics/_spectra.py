@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from egd_optax._axes import Axes, check_axes, literal_axes
@@ -101,9 +100,6 @@ class Spectrum(NamedTuple):
     stable_rank: jax.Array
 
 
-_EMPTY = tuple(np.float32(x) for x in (0.0, np.nan, np.nan, np.nan))
-
-
 class SpectrumMonitorState(NamedTuple):
     """Updates seen so far, and the latest figures by path of the leaf."""
 
@@ -148,8 +144,8 @@ def spectrum_monitor(
     one = functools.partial(_spectrum, rtol=rtol)
 
     def init(params):
-        views = matrix_views(params, literal_axes(params, axes))
-        empty = {view.path: Spectrum(*(jnp.full(view.batch, x) for x in _EMPTY)) for view in views}
+        views, start = matrix_views(params, literal_axes(params, axes)), (0.0, *[jnp.nan] * 3)
+        empty = {v.path: Spectrum(*(jnp.full(v.batch, x, "float32") for x in start)) for v in views}
         return SpectrumMonitorState(jnp.zeros((), jnp.int32), by_path(params, empty))
 
     def update(updates, state, params=None):

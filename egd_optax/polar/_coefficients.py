@@ -45,10 +45,9 @@ def polar_express_coefficients(
     rows, low, high = [], lower, 1.0
     for _ in range(steps):
         row = np.array(_minimax_quintic(max(low, cushion * high), high))
-        row *= 2 / (_value(row, low) + _value(row, high))
-        low = _value(row, low)
-        high = 2 - low
-        rows.append(row)
+        row *= 2 / (row @ [low, low**3, low**5] + row @ [high, high**3, high**5])
+        low = float(row @ [low, low**3, low**5])
+        rows, high = [*rows, row], 2 - low
     safe = np.array([safety, safety**3, safety**5])
     rows = [*(row / safe for row in rows[:-1]), rows[-1]]
     return tuple((float(a), float(b), float(c)) for a, b, c in rows)
@@ -77,11 +76,6 @@ def _minimax_quintic(low: float, high: float) -> Row:
             break
         points[1:3] = inner
     return float(a), float(b), float(c)
-
-
-def _value(row, x):
-    a, b, c = row
-    return a * x + b * x**3 + c * x**5
 
 
 TABLES: dict[str, Rows] = {

@@ -54,10 +54,9 @@ class NewtonSchulz(Stateless):
             object.__setattr__(self, "coefficients", _as_rows(self.coefficients))
         if self.steps is not None:
             check_at_least("steps", self.steps, 1)
-        if self.dtype is not None and not _is_floating(self.dtype):
-            raise ValueError(
-                f"dtype must be a floating-point type of at least 16 bits, got {self.dtype!r}."
-            )
+        floating = self.dtype is None or jnp.issubdtype(self.dtype, jnp.inexact)
+        if not floating or (self.dtype is not None and jnp.finfo(self.dtype).bits < 16):
+            raise ValueError(f"dtype must be a float of at least 16 bits, got {self.dtype!r}.")
 
     @property
     def rows(self) -> Rows:
@@ -92,14 +91,6 @@ def _as_rows(coefficients: Any) -> Rows:
             f"{coefficients!r}; a number of steps is `steps`."
         )
     return tuple(map(tuple, table.tolist()))
-
-
-def _is_floating(dtype: Any) -> bool:
-    """Return whether it is a floating-point type of at least 16 bits."""
-    try:
-        return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
-    except TypeError:
-        return False
 
 
 def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> list[Rows]:

@@ -26,7 +26,7 @@ def as_method(method: PolarMethod | Callable[[jax.Array], jax.Array] | None) -> 
         raise TypeError(
             "method must be None, a value such as egd_optax.polar.SVD(), a function from a matrix "
             f"to its polar factor, or a subclass of egd_optax.polar.PolarMethod, got {method!r}. "
-            "An Optax transformation goes beside it: optax.chain(transformation, scale_by_egd())."
+            "Transformations and rates go beside it: optax.chain(scale_by_egd(), optax.sgd(0.02))."
         )
     try:
         hash(method)
