@@ -85,10 +85,10 @@ TAKERS = {
     ("axes", "error", "says"),
     [
         ({"kernle": None}, ValueError, "'kernle' matches no leaf of these: 'a/bias', 'a/kernel'"),
-        ({"(": IN_OUT}, ValueError, "not all regular expressions"),
+        ({"(": IN_OUT}, ValueError, "is no regular expression"),
         ({"a": (0, 1)}, TypeError, "axes must be None, a MatrixAxes"),
         ({"b/0": MatrixAxes(0, 3)}, ValueError, "do not fit leaf 'b/0'"),
-        ({"b": [IN_OUT, IN_OUT, IN_OUT]}, ValueError, r"pattern in axes '\^b/2.* matches no"),
+        ({"b": [IN_OUT, IN_OUT, IN_OUT]}, ValueError, "pattern in axes 'b/2' matches no"),
         (lambda params: "kernel", TypeError, "axes must be None"),
         (jnp.ones((400, 400)), TypeError, "axes must be"),
     ],

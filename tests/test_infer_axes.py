@@ -134,7 +134,7 @@ def test_scanned_layers_are_batch(use_bias):
     assert matrices == dict.fromkeys(names, (3, 8, 8))
     assert [leaf.path for leaf in infer_axes(params).unknown] == ["dense/kernel"]
     own = infer_axes(params, {"dense/kernel": MatrixAxes(1, 2)}).leaves[0]
-    assert (own.path, own.matrix, own.reason) == ("dense/kernel", (3, 8, 8), "yours")
+    assert (own.path, own.matrix, own.reason) == ("dense/kernel", (3, 8, 8), "your axes")
 
 
 def test_what_is_left_out_of_a_transformer():
@@ -167,6 +167,10 @@ OUT, UNKNOWN = None, False
         ({"attention/output/kernel": (2, 3, 5), "attention/query/kernel": (5, 2, 3)}, (1, 6, 5)),
         ({"lm_head/kernel": (4, 5), "query/kernel": (4, 2, 3)}, OUT),  # a model without modules
         ({"output/kernel": (4, 5), "query/kernel": (4, 2, 3)}, OUT),
+        ({"to_logits/kernel": (4, 5)}, OUT),
+        ({"head_proj/kernel": (4, 5)}, OUT),
+        ({"output/kernel": (4, 5)}, OUT),
+        ({"mlp/output/kernel": (4, 5)}, (1, 4, 5)),
         ({"heading/kernel": (4, 5)}, (1, 4, 5)),
         ({"wte": (4, 5)}, OUT),
         ({"wpe/embedding": (4, 5)}, OUT),
@@ -213,5 +217,5 @@ def test_the_table_says_what_why_and_how_to_change_it():
     assert "blocks/*/mlp/contract/kernel (2) (64, 16) 64 x 16 (0 x 1) matrix: in x out" in lines
     out = "(4, 4, 16) 16 x 16 ((0, 1) x 2) attention: (heads head_dim) x out"
     assert f"blocks/*/attention/out/kernel (2) {out}" in lines
-    assert "blocks/1/mlp/expand/kernel (16, 64) - yours" in lines
+    assert "blocks/1/mlp/expand/kernel (16, 64) - left out by your axes" in lines
     assert lines[-1].startswith('axes={"path": MatrixAxes')

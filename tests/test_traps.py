@@ -40,11 +40,11 @@ NOTHING = jax.tree.map(lambda leaf: False, NET)
 @pytest.mark.parametrize("method", [optax.trace(0.9), optax.sgd(1.0), egd(0.1)])
 def test_a_transformation_is_no_polar_method(make, method):
     arguments = {} if make is not polar.polar_factor else {"matrices": jnp.eye(2)}
-    with pytest.raises(TypeError, match=r"optax.chain\(transformation, scale_by_egd\(\)\)"):
+    with pytest.raises(TypeError, match=r"optax.chain\(scale_by_egd\(\), optax.sgd\(0.02\)\)"):
         make(**arguments, method=method)
 
 
-@pytest.mark.parametrize("method", [polar.SVD, "svd", 3, [1]])
+@pytest.mark.parametrize("method", [polar.SVD, "svd", 3, 0.02, [1]])
 def test_what_is_no_polar_method_at_all(method):
     with pytest.raises(TypeError, match="method must"):
         scale_by_egd(method)
@@ -75,13 +75,10 @@ def test_heads_are_left_out_unless_they_are_named_and_uncalled_inference_works()
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"matrices": "bias"},
-        {"matrices": ["bias"]},
-        {"matrices": "head"},
         {"matrices": matching("bias")},
         {"matrices": NOTHING},
         {"matrices": lambda params: NOTHING},
-        {"matrices": lambda params: "bias"},
+        {"matrices": matching("head")},
         {"axes": {"hidden": None}},
         {"axes": {"hidden": None, "head": None}},
         {"axes": lambda params: {"hidden": None}},
@@ -94,6 +91,16 @@ def test_a_selection_that_whitens_nothing_is_an_error(arguments):
         arguments["matrices"] = NOTHING | {"hidden": {"kernel": False, "bias": True}}
     with pytest.raises(ValueError, match="egd would whiten nothing here"):
         egd(0.1, **arguments).init(NET)
+
+
+@pytest.mark.parametrize(
+    ("matrices", "idle"),
+    [("head", "head"), (["hidden", "head"], "head"), (("bias", "kernel"), "bias")],
+)
+def test_a_pattern_that_adds_nothing_is_an_error(matrices, idle):
+    """`matrices` narrows: a head stays out of it, and the remedy names the head's own path."""
+    with pytest.raises(ValueError, match=rf"nothing of matrices='{idle}'.*'(head/)?kernel'"):
+        egd(0.1, matrices=matrices).init(NET)
 
 
 @pytest.mark.parametrize("matrices", [[], (), {}, 3, {"hidden": True}, ["kernel", None]], ids=repr)
@@ -127,13 +134,40 @@ def test_a_group_of_a_partition_need_not_match():
 
 @pytest.mark.parametrize("params", [jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(())}], ids=repr)
 def test_vectors_alone_are_whitened_by_nobody(params):
-    with pytest.warns(UserWarning, match=r"no leaf has two axes .* put it around `others` alone"):
+    with pytest.warns(UserWarning, match="egd whitens nothing here: no leaf .* is a matrix"):
         egd(0.1).init(params)
+    with pytest.warns(UserWarning, match="scale_by_egd whitens nothing here"):
+        scale_by_egd().init(params)
 
 
-def test_a_flattened_model_is_one_vector():
+@pytest.mark.parametrize(
+    "wrap", [optax.flatten, lambda inner: optax.masked(inner, matching("bias"))]
+)
+@pytest.mark.parametrize("inner", [egd(0.1), scale_by_egd()])
+def test_a_wrapper_that_leaves_no_matrix_is_warned_of(wrap, inner):
     with pytest.warns(UserWarning, match=r"If this is optax.flatten"):
-        optax.flatten(egd(0.1)).init(NET)
+        wrap(inner).init(NET)
+
+
+@pytest.mark.parametrize("axes", [{"hidden/bias": HEAD}, {"bias": HEAD}, {"count": HEAD}], ids=str)
+def test_a_vector_is_no_matrix(axes):
+    params = {**NET, "count": jnp.zeros((2, 2), jnp.int32)}
+    for optimizer in (egd(0.1, axes=axes), scale_by_egd(axes=axes)):
+        with pytest.raises(ValueError, match="which has fewer than two axes of real numbers"):
+            optimizer.init(params)
+
+
+def test_a_model_with_functions_among_its_leaves_names_the_filter():
+    params = {**NET, "activation": jnp.tanh}
+    for call in (
+        lambda: egd(0.1).init(params),
+        lambda: scale_by_egd().init(params),
+        lambda: diagnostics.whitening_plan(egd(0.1), params),
+        lambda: diagnostics.check_whitening(egd(0.1), params),
+    ):
+        with pytest.raises(TypeError, match=r"'activation' is no array.*eqx.filter"):
+            call()
+    assert infer_axes(params)["hidden/kernel"] == HEAD
 
 
 STATES = {

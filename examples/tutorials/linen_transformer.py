@@ -74,7 +74,7 @@ each_head = {
     "attention/out/kernel": MatrixAxes(rows=1, columns=2),
 }
 for leaf in infer_axes(shapes, each_head).leaves:
-    if leaf.reason == "yours":
+    if leaf.reason == "your axes":
         how_many, rows, columns = leaf.matrix
         print(f"{leaf.path}: {how_many} matrices of {rows} x {columns}")
         assert how_many == HEADS

@@ -54,7 +54,6 @@ OPTIMIZERS = {
     "accumulated": (optax.MultiSteps(egd(0.1), 2).gradient_transformation(), WHITENED),
     "if finite": (optax.apply_if_finite(egd(0.1), 2), WHITENED),
     "switch": (switch_off(CHAIN, optax.sgd(0.1), threshold=0.5), WHITENED),
-    "sgd": (optax.sgd(0.1), set()),
 }
 
 
@@ -87,12 +86,28 @@ def test_what_was_not_whitened_is_said_first():
     check = diagnostics.check_whitening(egd(0.1), PARAMS, zero)
     assert check.failed == ["dense/kernel"]
     assert check["dense/kernel"].reason == "a gradient is zero"
+    infinite = {**PARAMS, "dense": {"kernel": jnp.full((8, 4), jnp.inf)}}
+    check = diagnostics.check_whitening(egd(0.1), PARAMS, infinite)
+    assert check["dense/kernel"].reason == "a factor is not finite"
     lines = str(check).splitlines()
     assert lines[0] == "Whitened: 2 of 3 leaves."
     assert lines[2].split()[:1] == ["dense/kernel"]
     assert "NO" in lines[2]
     doubled = scale_by_egd(lambda matrix: 2 * polar.polar_factor(matrix))
     assert diagnostics.check_whitening(doubled, [gradient()]).failed == ["0"]
+
+
+@pytest.mark.filterwarnings("ignore:scale_by_egd whitens nothing")
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.flatten(scale_by_egd())])
+def test_an_optimizer_that_whitens_nothing_fails_the_check(optimizer):
+    assert not any(diagnostics.whitening_plan(optimizer, PARAMS).values())
+    with pytest.raises(ValueError, match="whitens none of these leaves: 'conv/kernel: no"):
+        diagnostics.check_whitening(optimizer, PARAMS)
+
+
+def test_arguments_in_the_wrong_order_are_named():
+    with pytest.raises(TypeError, match="optimizer must be a transformation"):
+        diagnostics.whitening_plan(PARAMS, egd(0.1))
 
 
 def test_a_sketch_whitens_its_rank():
