@@ -111,17 +111,23 @@ def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTra
     """Return the debiased average, which Nesterov's look-ahead mixes with the gradient again."""
     if momentum is None:
         return optax.identity()
-    average, debiased = optax.ema(momentum, debias=False), optax.tree_utils.tree_bias_correction
+    average = optax.ema(momentum, debias=False)
 
     def update(updates, state, params=None):
         _, new = average.update(updates, state, params)
-        mean = debiased(new.ema, momentum, new.count + nesterov)
+        count = new.count.astype(float)
         if not nesterov:
-            return mean, new
-        fresh = debiased(updates, momentum, new.count)
-        return optax.tree_utils.tree_update_moment(fresh, mean, momentum, 1), new
+            return _scaled(1 / (1 - momentum**count), new.ema), new
+        old = _scaled(momentum / (1 - momentum ** (count + 1)), new.ema)
+        fresh = _scaled((1 - momentum) / (1 - momentum**count), updates)
+        return jax.tree.map(lambda x, y: x + y, old, fresh), new
 
     return optax.GradientTransformation(average.init, update)
+
+
+def _scaled(factor: jax.Array, tree: Any) -> Any:
+    """Return the tree times a factor, in the dtypes of its leaves."""
+    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
 
 
 def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
@@ -144,8 +150,7 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
         raise ValueError(
             f"Nothing explains which axes of these leaves make the matrix: {unknown}. Say it: "
             f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(-2, -1)}} for a stack of in x out, "
-            "MatrixAxes((0, 1, 2), 3) for a Flax convolution, None to leave a leaf to `others`. "
-            "Patterns name several. print(infer_axes(params)) shows all leaves."
+            "MatrixAxes((0, 1, 2), 3) for a convolution, None for `others`; see infer_axes(params)."
         )
     whitened = [leaf.path for leaf in leaves if leaf.axes]
     named = [] if selection.is_partial(tree) else selection.patterns_of(matrices)

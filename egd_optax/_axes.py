@@ -108,8 +108,7 @@ def warn_of_nothing(who: str, decided: InferredAxes, stacklevel: int) -> None:
     """Warn where there are leaves, but none to whiten."""
     if not any(decided.values()) and (decided.leaves or decided.rest):
         warnings.warn(
-            f"{who} whitens nothing here: no leaf that it gets is a matrix. If this is "
-            "optax.flatten, which hands over one vector, or a mask, put it around the rest alone.",
+            f"{who} whitens nothing here: no leaf here is a matrix. Is it within optax.flatten?",
             stacklevel=stacklevel + 1,
         )
 

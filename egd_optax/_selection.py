@@ -95,7 +95,7 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
                 if not any(re.search(pattern, path) for path in paths):
                     raise no_match("pattern", pattern, paths)
             if not any(jax.tree.leaves(selected)):
-                raise ValueError(f"{patterns} without {vetoes} is none of these: {listed(paths)}.")
+                raise ValueError(f"No leaf matches {patterns} but not {vetoes}: {listed(paths)}.")
         return selected
 
     return mask
@@ -139,8 +139,7 @@ def check_arrays(tree: PyTree) -> None:
     """Raise TypeError on a leaf that is no array, as Equinox's models have them."""
     for path, leaf in leaves_by_path(tree).items():
         if not (hasattr(leaf, "shape") or isinstance(leaf, int | float | complex)):
-            only = "pass eqx.filter(model, eqx.is_inexact_array)"
-            raise TypeError(f"Leaf {path!r} is no array, got {leaf!r}; for Equinox, {only}.")
+            raise TypeError(f"{path!r} is no array: pass eqx.filter(model, eqx.is_inexact_array).")
 
 
 def is_function(value: Any) -> bool:
@@ -172,7 +171,6 @@ def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
             compiled.append(re.compile(pattern))
         except (re.error, TypeError) as error:
             raise ValueError(
-                f"{pattern!r} is no regular expression: {error}. Pass strings, one by one, such as "
-                'matching("hidden", "readout"); re.escape(name) takes a name literally.'
+                f"{pattern!r} is no regular expression: {error}. re.escape takes a name literally."
             ) from None
     return compiled

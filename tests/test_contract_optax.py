@@ -49,7 +49,7 @@ def optax_contract(module):
 
 
 # Some of Optax's targets are one vector.
-@pytest.mark.filterwarnings("ignore:egd whitens nothing here. no leaf has two axes")
+@pytest.mark.filterwarnings("ignore:egd whitens nothing here")
 @pytest.mark.usefixtures("optax_promotes")
 class TestContributed(optax_contract("optax.contrib._common_test").ContribTest):
     """As users compile, all optimizations on."""

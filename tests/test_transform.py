@@ -38,6 +38,7 @@ def test_one_step_of_the_paper_equals_a_numpy_transcription():
     chex.assert_trees_all_close(actual, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:scale_by_egd whitens nothing")
 def test_what_is_not_a_matrix_passes_through():
     tree = {
         "scalar": jnp.float32(3.0),

@@ -94,8 +94,7 @@ def check_whitening(
         **extra_args: what else its `update` takes, such as `metric` for `switch_off`.
 
     Raises:
-        ValueError: the optimizer whitens none of these parameters.
-        TypeError: `optimizer` is no transformation, a parameter no array.
+        ValueError: the optimizer whitens none of the parameters.
 
     Returns:
         `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table. `.failed`

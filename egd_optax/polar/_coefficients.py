@@ -39,15 +39,15 @@ def polar_express_coefficients(
     check_at_least("steps", steps, 1)
     if not 0 < lower < 1 or not 1 <= safety < 2 or not 0 <= cushion < 1:
         raise ValueError(
-            "lower must lie in (0, 1), safety in [1, 2) and cushion in [0, 1), got "
-            f"{lower}, {safety} and {cushion}."
+            f"lower needs (0, 1), safety [1, 2), cushion [0, 1), got {lower}, {safety}, {cushion}."
         )
     rows, low, high = [], lower, 1.0
     for _ in range(steps):
         row = np.array(_minimax_quintic(max(low, cushion * high), high))
         row *= 2 / (row @ [low, low**3, low**5] + row @ [high, high**3, high**5])
         low = float(row @ [low, low**3, low**5])
-        rows, high = [*rows, row], 2 - low
+        high = 2 - low
+        rows.append(row)
     safe = np.array([safety, safety**3, safety**5])
     rows = [*(row / safe for row in rows[:-1]), rows[-1]]
     return tuple((float(a), float(b), float(c)) for a, b, c in rows)

@@ -59,7 +59,6 @@ def _one_at_a_time(update: Callable) -> Callable:
     a user's own that calls LAPACK may still batch it in a `vmap` of its derivative.
     """
     in_turn = jax.custom_jvp(by_platform(cpu=update, default=update))
-
     # The result comes from the loop itself: JAX wants function and rule to batch the same results.
     in_turn.defjvp(lambda x, dx: (in_turn(*x), jax.jvp(update, x, dx)[1]))
     return in_turn
