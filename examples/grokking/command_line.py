@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 
 from grokking import pages
+from grokking.changes import option_hint, with_changes
 from grokking.config import Config
 from grokking.experiments import LOGS, PAPER
 from grokking.figures import check_figure, draw_runs
@@ -19,10 +22,11 @@ from grokking.paper import run_missing
 from grokking.questions import EXPERIMENTS
 from grokking.session import demo_runs, train_logged
 from grokking.tables import console_table
-from grokking.training import TrainingDiverged
+from grokking.tasks import nearest
+from grokking.training import TrainingDiverged, check_fit
 
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 1, 130
-Paths = tyro.conf.Positional[tuple[Path, ...]]
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+Paths = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="LOG ...")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +39,12 @@ class Demo:
     """Decides the split, the initial values and the order of the batches."""
 
     def run(self) -> None:
+        runs = demo_runs(self.seed)
         folder = self.out or _free(Path("runs/demo"))
         log, figure = folder / "demo.jsonl", folder / "accuracy.png"
         _refuse_to_overwrite(log)
         check_figure(figure)
-        for name, (label, config) in demo_runs(self.seed).items():
+        for name, (label, config) in runs.items():
             Console().print(f"{label}: at most {config.epochs} epochs ...", highlight=False)
             train_logged(log, name, config, label)
         _show(read_runs(log), figure)
@@ -50,9 +55,13 @@ class Demo:
 class Train:
     """Train one run and log it; `list` shows names and settings."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """A setting of the paper, such as addition-97, or a row of a table, such as T2/p97-egd_svd."""
-    change: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
+    changes: Annotated[
+        tuple[tuple[str, ...], ...],
+        tyro.conf.arg(name="set", metavar="FIELD=VALUE ..."),
+        tyro.conf.UseAppendAction,
+    ] = ()
     """Changed settings, such as: epochs=200 optimizer.learning_rate=0.5 task.p=79"""
     seed: int = 0
     """Decides the split, the initial values and the order of the batches."""
@@ -62,12 +71,15 @@ class Train:
     """Figure (PNG) to draw afterwards."""
 
     def run(self) -> None:
-        config = with_changes(_named(self.name), self.change).changed(seed=self.seed)
+        if () in self.changes:
+            raise ValueError("--set needs a change, got none; write --set epochs=200, say")
+        changes = [change for group in self.changes for change in group]
+        config = with_changes(_named(self.name), changes).changed(seed=self.seed)
+        check_fit(config)
         name = f"{self.name.replace('/', '-')}-seed{self.seed}"
         log = self.log or _free(Path("runs") / f"{name}.jsonl")
         _refuse_to_overwrite(log)
-        if self.plot is not None:
-            check_figure(self.plot)
+        _check_figure(self.plot, [log])
         _say(f"log: {log}")
         train_logged(log, name, config)
         _show(read_runs(log), self.plot)
@@ -85,9 +97,8 @@ class Show:
     def run(self) -> None:
         if not self.logs:
             raise ValueError("this needs at least one log, got none; name files of logs")
-        if self.plot is not None:
-            check_figure(self.plot)
         runs = [run for path in self.logs for run in read_runs(path)]
+        _check_figure(self.plot, self.logs)
         for problem in filter(None, (run.problem for run in runs)):
             _complain(f"warning: {problem}")
         _show(runs, self.plot)
@@ -97,8 +108,8 @@ class Show:
 class List:
     """List the names of all runs; with a name, print its settings as JSON."""
 
-    name: tyro.conf.Positional[str | None] = None
-    """A setting of the paper or TABLE/ROW."""
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[NAME]")] = None
+    """A setting of the paper or TABLE/ROW; left out, all of them."""
 
     def run(self) -> None:
         if self.name is not None:
@@ -151,66 +162,63 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 diverged, 2 bad input, 130 interrupted.
+    """Run the command line and return its exit code: 0, 1 failed, 2 bad input, 130 interrupted.
 
     Raises:
         SystemExit: with code 2, the arguments do not parse; with code 0, help was asked for.
     """
-    command: Any = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        args=arguments,
-        prog="python examples/grokking",
-        description="Grokking with egalitarian gradient descent: train, log, compare.",
-    )
+    command = _command(sys.argv[1:] if arguments is None else arguments)
     try:
         command.run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        _complain(f"error: {error}")
+        _complain(f"error: {_told(error)}")
         return BAD_INPUT
     except TrainingDiverged as error:
         _complain(f"error: {error}; the log is kept")
-        return DIVERGED
+        return FAILED
+    except (jax.errors.JaxRuntimeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        _complain(f"error: the run must fit the machine, and JAX says: {reason}; lower its sizes")
+        return FAILED
     except KeyboardInterrupt:
         _complain("interrupted; what was logged is kept")
         return INTERRUPTED
     return 0
 
 
-def with_changes(config: Config, changes: Sequence[str]) -> Config:
-    """Return the config with some fields set, such as `task.p=79`; values are JSON or text.
-
-    Raises:
-        ValueError: no such field, or a value that it refuses.
-    """
-    values = config.to_dict()
-    for change in changes:
-        path, equals, text = change.partition("=")
-        *groups, field = path.split(".")
-        if not equals or groups not in ([], ["task"], ["optimizer"]):
-            raise ValueError(
-                "a change is FIELD=VALUE, task.FIELD=VALUE or optimizer.FIELD=VALUE, got "
-                f"{change!r}; see `list NAME` for the fields"
-            )
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        group = values[groups[0]] if groups else values
-        group[field] = value
-    return Config.from_dict(values)
+def _command(arguments: Sequence[str]) -> Any:
+    """Return the command that the arguments spell; a field taken for an option gets a hint."""
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            args=arguments,
+            prog="python examples/grokking",
+            description="Grokking with egalitarian gradient descent: train, log, compare.",
+        )
+    except SystemExit as stop:
+        hint = option_hint(arguments[1:]) if arguments and arguments[0] == "train" else None
+        if stop.code == BAD_INPUT and hint is not None:
+            _complain(hint)
+        raise
 
 
 def _named(name: str) -> Config:
     """Return the config of a setting of the paper or of TABLE/ROW."""
-    table, _, row = name.partition("/")
-    if name in PAPER:
-        return PAPER[name]
-    found = [one for one in getattr(EXPERIMENTS.get(table), "rows", ()) if one.name == row]
-    if not found:
+    rows = {
+        f"{table}/{row.name}": row.config
+        for table, experiment in EXPERIMENTS.items()
+        for row in experiment.rows
+    }
+    runs = PAPER | rows
+    if name not in runs:
         raise ValueError(
-            f"a run is one of {', '.join(PAPER)}, or TABLE/ROW; got {name!r}; see `list`"
+            f"a run is one of {', '.join(PAPER)}, or TABLE/ROW; got {name!r}; "
+            f"{nearest(name, runs)}see `list`"
         )
-    return found[0].config
+    return runs[name]
 
 
 def _show(runs: Sequence[Run], figure: Path | None) -> None:
@@ -234,6 +242,25 @@ def _refuse_to_overwrite(log: Path) -> None:
         raise FileExistsError(
             f"a log is never overwritten, and {log} exists; choose another with --log or --out"
         )
+
+
+def _check_figure(figure: Path | None, logs: Sequence[Path]) -> None:
+    """Refuse a figure that cannot be written, or that would replace a log."""
+    if figure is None:
+        return
+    if figure.resolve() in [log.resolve() for log in logs]:
+        raise ValueError(f"the figure must not replace a log, got {figure} for both; rename one")
+    check_figure(figure)
+
+
+def _told(error: Exception) -> str:
+    """Return an error's message; that of the operating system with rule and remedy."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"a path must be one that this command can use, and {error.filename} is not "
+            f"({error.strerror}); choose another"
+        )
+    return str(error)
 
 
 def _say(message: str) -> None:

@@ -46,8 +46,14 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("width", "batch_size", "epochs", "measure_every"):
             check_least(name, getattr(self, name), 1)
-        for name in ("epochs_after_target", "seed"):
-            check_least(name, getattr(self, name), 0)
+        check_least("epochs_after_target", self.epochs_after_target, 0)
+        if any(not 0 <= epoch <= self.epochs for epoch in self.spectra_at):
+            raise ValueError(
+                f"spectra_at must lie in [0, epochs], got {self.spectra_at} with "
+                f"epochs={self.epochs}; change one"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}; 0 will do")
         if self.batch_size > self.task.train_size:
             raise ValueError(
                 f"a batch must fit into the training set, got batch_size={self.batch_size} with "

@@ -106,6 +106,8 @@ def fractional(exponent: float) -> Method:
 
 def floored(floor: float) -> Method:
     """Return the method of the published code, U S / max(S, floor) V^T: an absolute floor."""
+    if not floor > 0:
+        raise ValueError(f"floor must be positive, got {floor}; the published code has 1e-6")
     return _spectral(lambda s: s / jnp.maximum(s, floor))
 
 

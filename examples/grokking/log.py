@@ -155,7 +155,7 @@ def read_runs(path: Path) -> list[Run]:
             )
         runs[-1].append(line)
     if not runs:
-        raise LogError(f"a log holds at least one run, and {path} has none")
+        raise LogError(f"a log holds at least one run, and {path} has none; name another")
     return [_run(path, lines) for lines in runs]
 
 
@@ -169,7 +169,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, text in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
         line = _parsed(text)
         if broken is not None and (line is None or line["kind"] != HEADER):
-            raise LogError(f"line {broken} of {path} is no line of a log; was the file altered?")
+            raise LogError(f"line {broken} of {path} is no line of a log; was it altered?")
         broken = number if line is None else None
         if line is not None:
             yield number, line
@@ -229,10 +229,12 @@ def environment() -> dict[str, Any]:
 def _run(path: Path, lines: list[dict[str, Any]]) -> Run:
     header, *rest = lines
     try:
+        if missing := {"run", "label", "config"} - header.keys():
+            raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
         return Run(
             header,
             Config.from_dict(header["config"]),
-            tuple(Epoch(**line) for line in of_kind(rest, "epoch")),
+            tuple(_epoch(line) for line in of_kind(rest, "epoch")),
             tuple(
                 Spectrum(
                     line["epoch"], *(tuple(line[n]) for n in ("gradient", "decayed", "progress"))
@@ -243,7 +245,15 @@ def _run(path: Path, lines: list[dict[str, Any]]) -> Run:
         )
     except (KeyError, TypeError, ValueError) as error:
         name = header.get("run")
-        raise LogError(f"the run {name} in {path} does not read as one: {error}") from error
+        raise LogError(
+            f"the run {name} in {path} does not read as one ({error}); was the file altered?"
+        ) from error
+
+
+def _epoch(line: dict[str, Any]) -> Epoch:
+    if not all(isinstance(value, (int, float)) for value in line.values()):
+        raise ValueError(f"an epoch has numbers alone, got {line}")
+    return Epoch(**line)
 
 
 def of_kind(lines: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
@@ -257,7 +267,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
     """Return a line of a log, or None if it is none."""
     try:
         line = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) and "kind" in line else None
 

@@ -11,7 +11,7 @@ import optax
 import egd_optax
 from egd_optax import matching, polar, scale_by_egd
 from grokking import controls
-from grokking.tasks import check_choice
+from grokking.tasks import check_choice, check_least, check_share
 
 Chain: TypeAlias = optax.GradientTransformationExtraArgs
 REQUIRED = inspect.Parameter.empty
@@ -64,6 +64,8 @@ def plain(
     """
     check_choice("base", base, BASES)
     check_choice("decay", decay, DECAYS)
+    check_share("b2", b2)
+    check_least("warmup_steps", warmup_steps, 0)
     if not (learning_rate > 0 and weight_decay >= 0):
         raise ValueError(
             "learning_rate must be positive and weight_decay not negative, got "
@@ -118,11 +120,12 @@ def egd(
         blend_steps: steps over which the gradient goes over into the whitened one.
         **rest: see `plain`.
     """
-    check_choice("method", method, METHODS)
-    options = {"rank": rank, "exponent": exponent, "floor": floor}
-    given = {name: value for name, value in options.items() if value is not None}
-    change = optax.with_extra_args_support(scale_by_egd(METHODS[method](**given)))
+    check_least("every", every, 1)
+    check_least("blend_steps", blend_steps, 0)
+    whiten = _method(method, {"rank": rank, "exponent": exponent, "floor": floor})
+    change = optax.with_extra_args_support(scale_by_egd(whiten))
     if average is not None:
+        check_share("average", average)
         change = optax.chain(optax.ema(average, debias=False), change)
     if every > 1:
         change = optax.conditionally_transform(change, lambda step: step % every == 0)
@@ -142,6 +145,7 @@ def scaled(
     learning_rate: float, *, rank: int, switch_off: float | None = None, **rest: Any
 ) -> Chain:
     """Scale the first matrix's gradient to the length of a whitened one of this rank."""
+    check_least("rank", rank, 1)
     change = _until(switch_off, _only("first", optax.normalize_by_update_norm(rank**0.5)))
     return plain(learning_rate, change=change, **rest)
 
@@ -156,6 +160,21 @@ def grokfast_ma(learning_rate: float, **rest: Any) -> Chain:
     return plain(learning_rate, change=controls.grokfast_ma(), **rest)
 
 
+def _method(name: str, options: dict[str, Any]) -> Any:
+    """Return the method with those options that are given: no more and no less than it needs."""
+    check_choice("method", name, METHODS)
+    parameters = inspect.signature(METHODS[name]).parameters
+    given = {option: value for option, value in options.items() if value is not None}
+    needed = [option for option in options if option in parameters]
+    if list(given) != needed:
+        wanted, got = (", ".join(names) or "none" for names in (needed, given))
+        raise ValueError(
+            f"the method {name} needs exactly these of {', '.join(options)}: {wanted}; got {got}; "
+            "null leaves one out"
+        )
+    return METHODS[name](**given)
+
+
 def _only(matrices: str, change: optax.GradientTransformation) -> optax.GradientTransformation:
     check_choice("matrices", matrices, MATRICES)
     return optax.masked(change, matching(MATRICES[matrices]))
@@ -167,6 +186,7 @@ def _until(
     """Change the gradient until the metric exceeds the threshold, for good if latched."""
     if threshold is None:
         return change
+    check_share("switch_off", threshold)
     if latched:
         return egd_optax.switch_off(change, optax.identity(), threshold=threshold)
     return optax.conditionally_transform(
@@ -203,25 +223,24 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         check_choice("optimizer", self.name, FACTORIES)
-        taken = _settings(self.name)
+        taken = settings_of(self.name)
         if unknown := set(self.settings) - set(taken):
             raise ValueError(f"{self.name} takes {', '.join(taken)}; got {', '.join(unknown)}")
-        defaults = {name: value for name, value in taken.items() if value is not REQUIRED}
-        object.__setattr__(self, "settings", defaults | dict(self.settings))
+        settings = {name: one.default for name, one in taken.items()} | dict(self.settings)
+        if missing := [name for name, value in settings.items() if value is REQUIRED]:
+            raise ValueError(f"{self.name} needs {', '.join(missing)}, got none; add it")
+        object.__setattr__(self, "settings", settings)
         self.build()
 
     def build(self) -> Chain:
         """Return the transformation; its `update` takes the last test accuracy as `metric`."""
-        try:
-            return FACTORIES[self.name](**self.settings)
-        except TypeError as error:
-            raise ValueError(f"these settings do not fit {self.name}: {error}") from error
+        return FACTORIES[self.name](**self.settings)
 
     def changed(self, name: str | None = None, **settings: Any) -> "Optimizer":
         """Return it with other settings, or another factory with those of them that it takes."""
         name = name or self.name
         check_choice("optimizer", name, FACTORIES)
-        taken = _settings(name)
+        taken = settings_of(name)
         kept = {key: self.settings[key] for key in taken if self.settings.get(key) is not None}
         return Optimizer(name, kept | settings)
 
@@ -230,10 +249,10 @@ class Optimizer:
         return {"name": self.name, **self.settings}
 
 
-def _settings(name: str) -> dict[str, Any]:
-    """Return the keyword arguments of a factory, those of `plain` last, with their defaults."""
+def settings_of(name: str) -> dict[str, inspect.Parameter]:
+    """Return the keyword arguments of a factory, those of `plain` last."""
     return {
-        parameter.name: parameter.default
+        parameter.name: parameter
         for function in (FACTORIES[name], plain)
         for parameter in inspect.signature(function).parameters.values()
         if parameter.name not in ("change", "rest")

@@ -25,6 +25,7 @@ from grokking.log import LogError, append, locked, read_runs
 from grokking.outcomes import finished_runs
 from grokking.questions import EXPERIMENTS
 from grokking.session import train_logged
+from grokking.tasks import nearest
 from grokking.timing import run_timing
 from grokking.toy_experiment import run_toy
 from grokking.training import TrainingDiverged
@@ -68,7 +69,10 @@ def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool)
     """
     known = [*EXPERIMENTS, *OTHERS]
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"the experiments are {', '.join(known)}; got {', '.join(unknown)}")
+        raise ValueError(
+            f"the experiments are {', '.join(known)}; got {', '.join(unknown)}; "
+            f"{nearest(unknown[0], known)}none means all"
+        )
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}; 2 is the default")
     if logs.exists() and not logs.is_dir():
@@ -167,6 +171,9 @@ def run_all(todo: Sequence[Job], processes: int) -> list[str]:
 
 def _announce(todo: Sequence[Job], others: Sequence[str], processes: int) -> None:
     """Say what there is to do, and how long it takes."""
+    if not todo and not others:
+        print("nothing to do: every run has its finished log")
+        return
     seconds = sum(job.seconds for job in todo) / processes
     seconds += sum(OTHERS[name][1] for name in others)
     guesses = sum(job.seconds == UNKNOWN_SECONDS for job in todo)

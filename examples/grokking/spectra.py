@@ -30,11 +30,7 @@ class Spectrum:
 
 
 class Spectra:
-    """Measures a Spectrum at each of the run's `spectra_at` epochs and hands it to `emit`.
-
-    Raises:
-        ValueError: the network has no hidden/kernel.
-    """
+    """Measures a Spectrum at each of the run's `spectra_at` epochs and hands it to `emit`."""
 
     def __init__(
         self,
@@ -49,11 +45,6 @@ class Spectra:
         self._gradient = jax.jit(jax.grad(loss))
         if not self._epochs:
             return
-        if "hidden" not in params:
-            raise ValueError(
-                "spectra_at needs the two-layer network's hidden/kernel, and the network of the "
-                f"task {config.task.kind} has {', '.join(params)}; drop it"
-            )
         self._start = np.asarray(params["hidden"]["kernel"], np.float64)
         self._u, _, self._vh = np.linalg.svd(self._matrices(params)[1], full_matrices=False)
         self.measure(0, params)

@@ -107,6 +107,22 @@ def train(
     )
 
 
+def check_fit(config: Config) -> None:
+    """Raise ValueError if optimizer or spectra do not fit the network; nothing is computed."""
+
+    def start() -> Any:
+        network = config.task.network(config.width, nnx.Rngs(params=0))
+        params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+        if config.spectra_at and "hidden" not in params:
+            raise ValueError(
+                "spectra_at needs the two-layer network's hidden/kernel, and the network of the "
+                f"task {config.task.kind} has {', '.join(params)}; drop it"
+            )
+        return config.optimizer.build().init(params)
+
+    jax.eval_shape(start)
+
+
 def first_at_target(history: Iterable[Epoch], target: float | None) -> Epoch | None:
     """Return the first epoch whose test accuracy is at least `target`; None without a target."""
     if target is None:

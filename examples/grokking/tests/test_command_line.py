@@ -1,15 +1,19 @@
 """The command line: what it writes and prints, what it refuses, how it ends."""
 
 import json
+import os
+import sys
 
+import jax
 import pytest
 
 from grokking import command_line, session
+from grokking.changes import with_changes
 from grokking.command_line import COMMANDS, main
 from grokking.experiments import PAPER
 from grokking.log import Writer, read_runs
 
-TINY = ("--set", "task.p=7", "width=16", "batch_size=8", "epochs=3")
+TINY = ("--set", "task.p=7", "width=16", "--set", "batch_size=8", "epochs=3")
 
 
 @pytest.fixture(autouse=True)
@@ -56,25 +60,28 @@ def test_train_without_a_log_takes_a_free_name(tmp_path):
     ("arguments", "message"),
     [
         (["train", "division-97"], "TABLE/ROW; got 'division-97'"),
-        (["train", "T2/p98"], "TABLE/ROW; got 'T2/p98'"),
-        (["train", "addition-97", "--set", "optimizer.method=qr"], "method must be one of auto"),
-        (["train", "addition-97", "--set", "optimizer.rate=1"], "got rate"),
-        (["train", "addition-97", "--set", "task.train_fraction=1.5"], "got 1.5"),
-        (["train", "addition-97", "--set", "epoch=3"], "do not make a Config"),
-        (["train", "addition-97", "--set", "epochs"], "a change is FIELD=VALUE"),
-        (["train", "addition-97", "--set", "epochs=many"], "do not make a Config"),
+        (["train", "T2/p97-sdg"], "TABLE/ROW; got 'T2/p97-sdg'; did you mean T2/p97-sgd?"),
+        (["train", "addition-97", "--epochs", "3"], "write --set epochs=3"),
+        (["train", "addition-97", "--learning-rate=1e-3"], "--set optimizer.learning_rate=1e-3"),
+        (["train", "addition-97", "epochs=3"], "write --set epochs=3"),
+        (["train", "addition-97", "--set"], "--set needs a change, got none"),
         (["train", "addition-97", "--seed", "-1"], "seed must be at least 0"),
+        (["train", "digits", "--set", "spectra_at=[0]"], "spectra_at needs"),
+        (["train", "addition-97", "--log", "a.png", "--plot", "a.png"], "must not replace a log"),
         (["train", "addition-97", "--log", "file/run.jsonl"], "file cannot be (File exists)"),
         (["train", "addition-97", "--log", "folder"], "the output must be a file"),
         (["train", "addition-97", "--plot", "folder.png"], "the output must be a file"),
         (["train", "addition-97", "--log", "file"], "never overwritten"),
-        (["show", "file", "--plot", "file"], "must end in .png"),
-        (["show", "missing.jsonl"], "missing.jsonl"),
+        (["show", "missing"], "can use, and missing is not (No such file or directory); choose"),
+        (["show", "missing", "--plot", "new/a.png"], "missing is not (No such"),
+        (["show", "folder"], "folder is not (Is a directory)"),
         (["show", "file"], "a log holds at least one run"),
         (["show"], "at least one log"),
+        (["demo", "--seed", "-1"], "seed must be at least 0"),
         (["demo", "--out", "logs"], "never overwritten"),
         (["demo", "--out", "file"], "file cannot be (File exists)"),
-        (["paper", "T99"], "the experiments are T2, T3, T4"),
+        (["paper", "parity"], "got parity; did you mean parity-seeds? none means all"),
+        (["pages", "--docs", "file"], "file/grokking is not (Not a directory)"),
         (["paper", "--processes", "0"], "processes must be at least 1, got 0"),
         (["paper", "--logs", "file"], "logs must be a folder"),
         (["train"], "required"),
@@ -88,11 +95,48 @@ def test_bad_input_is_refused_before_training(tmp_path, capsys, monkeypatch, arg
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "demo.jsonl").touch()
     monkeypatch.setattr(session, "train", lambda *_: pytest.fail("training was started"))
+    before = sorted(tmp_path.rglob("*"))
     assert exit_code(*arguments) == 2
     captured = capsys.readouterr()
     assert message in " ".join(captured.err.replace("│", " ").split())
-    assert "Traceback" not in captured.err
+    assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["epoch=3"], "got 'epoch'; did you mean epochs? the fields are width, init_scale"),
+        (["task.q=3"], "got 'task.q'; did you mean task.p?"),
+        (["method=svd"], "did you mean optimizer.method?"),
+        (["task.k=3"], "got 'task.k'"),  # a field of another task
+        (["optimizer.name=plain", "optimizer.rank=3"], "got 'optimizer.rank'"),
+        (["seed=3"], "got 'seed=3'; write --seed 3"),
+        (["epochs"], "a change is FIELD=VALUE, got 'epochs'"),
+        (["epochs=3", "epochs=4"], "a field is set once, got epochs=3 epochs=4"),
+        (["epochs=abc"], "epochs must be an integer below 2**31 such as 3; got 'abc'"),
+        (["epochs=true"], "got True"),
+        (["epochs=3.0"], "got 3.0"),
+        ([f"width={2**31}"], f"got {2**31}"),
+        (["init_scale=NaN"], "init_scale must be a finite number such as 0.5; got nan"),
+        (["target=all"], "target must be a finite number such as 0.5 or null; got 'all'"),
+        (["spectra_at=[0,1.5]"], "spectra_at must be a list of integers such as [0,10]"),
+        (["optimizer.latched=True"], "optimizer.latched must be true or false; got 'True'"),
+        (["task.operation=3"], "task.operation must be text; got 3"),
+        (["optimizer.name=[1]"], "optimizer.name must be one of plain, egd"),
+        (["optimizer.method=qr"], "method must be one of auto"),
+    ],
+)
+def test_changes_are_refused_with_rule_value_and_remedy(changes, message):
+    with pytest.raises(ValueError) as caught:
+        with_changes(PAPER["addition-97"], changes)
+    assert message in str(caught.value)
+
+
+def test_changes_reach_the_config():
+    changes = ["task.p=79", "spectra_at=[0,5]", "target=null", "optimizer.name=plain"]
+    expected = PAPER["addition-79"].changed(optimizer="plain", spectra_at=(0, 5), target=None)
+    assert with_changes(PAPER["addition-97"], changes) == expected
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
@@ -132,6 +176,28 @@ def test_divergence_is_one_line_and_exit_code_1(capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: the loss must stay finite")
     assert error.endswith("the log is kept")
+
+
+def test_a_run_that_does_not_fit_the_machine_is_one_line_and_exit_code_1(capsys, monkeypatch):
+    def train(*_):
+        raise jax.errors.JaxRuntimeError("Out of memory\nallocating")
+
+    monkeypatch.setattr(session, "train", train)
+    assert exit_code("train", "addition-97") == 1
+    error = capsys.readouterr().err
+    assert error == (
+        "error: the run must fit the machine, and JAX says: Out of memory; lower its sizes\n"
+    )
+
+
+def test_a_reader_that_stops_early_is_no_error(capsys, monkeypatch):
+    """As in `list | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert exit_code("list") == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("untrained")

@@ -58,7 +58,9 @@ def test_a_cut_off_run_may_stand_before_others(log, finished):
     assert (first.finished, second.finished) == (False, True)
 
 
-@pytest.mark.parametrize("text", ["", "accuracy\n", "[1]\n{}\n", '{"kind": "epoch"}\n'])
+@pytest.mark.parametrize(
+    "text", ["", "accuracy\n", "[1]\n{}\n", "1" * 5000, "[" * 100_000, '{"kind": "epoch"}\n']
+)
 def test_other_files_are_no_logs(tmp_path, text):
     path = tmp_path / "run.jsonl"
     path.write_text(text)
@@ -73,6 +75,14 @@ def test_altered_lines_are_errors(log):
         read_runs(log)
     log.write_text("\n".join([lines[0], lines[1].replace("train_loss", "loss"), *lines[2:]]))
     with pytest.raises(LogError, match=r"the run a-seed0 in .* does not read as one"):
+        read_runs(log)
+    log.write_text("\n".join([lines[0].replace("label", "title"), *lines[1:]]))
+    with pytest.raises(LogError, match=r"its header lacks label"):
+        read_runs(log)
+    log.write_text(
+        "\n".join([lines[0], lines[1].replace('"epoch": 1', '"epoch": "1"'), *lines[2:]])
+    )
+    with pytest.raises(LogError, match=r"an epoch has numbers alone"):
         read_runs(log)
 
 

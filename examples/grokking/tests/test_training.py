@@ -9,7 +9,7 @@ import pytest
 
 from grokking.experiments import PAPER
 from grokking.tasks import Digits, ModularArithmetic, SparseParity
-from grokking.training import Program, TrainingDiverged, shuffled_batches, train
+from grokking.training import Program, TrainingDiverged, check_fit, shuffled_batches, train
 
 
 def history(config):
@@ -127,8 +127,18 @@ def test_spectra_are_those_of_the_full_batch_gradient(tiny):
     assert set(start.progress) == {0.0}
     # Whitened steps go down along every direction of the first gradient.
     assert max(later.progress[:10]) < 0
-    with pytest.raises(ValueError, match=r"spectra_at needs .* task digits has layers; drop it"):
-        train(PAPER["digits"].changed(spectra_at=(0,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spectra_at": (0,)}, "spectra_at needs .* task digits has layers; drop it"),
+        ({"matrices": "first"}, "matches no leaf of these: 'layers/0/bias'"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_refused_before_training(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_fit(PAPER["digits"].changed(**changes))
 
 
 def test_a_run_ends_after_its_target(tiny):
