@@ -171,6 +171,6 @@ def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
             compiled.append(re.compile(pattern))
         except (re.error, TypeError) as error:
             raise ValueError(
-                f"{pattern!r} is no regular expression: {error}. Pass strings, one by one; see re.escape."
+                f"{pattern!r} is no regular expression: {error}. Pass strings one by one."
             ) from None
     return compiled
