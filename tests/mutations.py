@@ -121,7 +121,7 @@ MUTATIONS = [
         "bfloat16 by float32's tolerance",
     ),
     Mutation("diagnostics/_spectra", "gains < 0.5", "gains > 0.5", "kept energy for dropped"),
-    Mutation("polar/_dtypes", "_RTOL_IN_EPS = 84.0", "_RTOL_IN_EPS = 840.0", "tolerance times ten"),
+    Mutation("polar/_linalg", "_RTOL_IN_EPS = 84.0", "_RTOL_IN_EPS = 840.0", "tolerance times ten"),
     Mutation("polar/_halley", "4.375 * error2", "4.0 * error2", "a coefficient of the filter"),
     Mutation(
         "polar/_lapack",

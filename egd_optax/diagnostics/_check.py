@@ -16,7 +16,7 @@ from egd_optax._checks import check_transformation
 from egd_optax._matrix_view import MatrixView
 from egd_optax._selection import check_arrays, is_matrix_like, leaves_by_path, listed
 from egd_optax.polar import _lapack
-from egd_optax.polar._dtypes import working_dtype
+from egd_optax.polar._linalg import working_dtype
 from egd_optax.polar._stacks import map_stack, replicated
 
 # Singular values of a factor: the tables' gains lie in .47 to 1.21, what was dropped lies below.

@@ -12,8 +12,7 @@ from egd_optax._checks import as_array, check_at_least, check_rtol, check_state
 from egd_optax._matrix_view import matrix_views
 from egd_optax._selection import by_path
 from egd_optax.polar import _lapack
-from egd_optax.polar._dtypes import resolve_rtol
-from egd_optax.polar._linalg import adjoint, gram, product
+from egd_optax.polar._linalg import adjoint, gram, product, resolve_rtol
 from egd_optax.polar._oriented import orient
 from egd_optax.polar._stacks import map_stack, replicated
 

@@ -7,9 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from egd_optax.polar._dtypes import resolve_rtol
 from egd_optax.polar._lapack import inverse
-from egd_optax.polar._linalg import gram, largest_eigenvalue, product
+from egd_optax.polar._linalg import gram, largest_eigenvalue, product, resolve_rtol
 from egd_optax.polar._method import Exact
 from egd_optax.polar._oriented import orient
 

@@ -1,4 +1,4 @@
-"""Products, Gram matrices and norms of single matrices, real or complex, in full precision."""
+"""Dtypes and tolerances, products, Gram matrices and norms of matrices, real or complex."""
 
 import functools
 
@@ -6,10 +6,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# A product formed in floating point leaves round-off up to about 10 eps sigma_1, and the exact
+# methods resolve directions from 2 rtol on; tests/polar/test_accuracy.py holds both.
+_RTOL_IN_EPS = 84.0
 # CPU: up to this size a library's product takes over from blocks.
 _GRAM_LEAF = 128
+# CPU: up to this size a product is spread over the cores only where its first matrix is transposed.
+TRANSPOSED = 208
 
 product = functools.partial(jnp.matmul, precision="highest")
+
+
+def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    """Return the dtype to compute in: `dtype` itself, or float32 for shorter ones."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def resolve_rtol(rtol: float | None, dtype: jax.typing.DTypeLike) -> float:
+    """Return `rtol`, or for None the default rank tolerance of a matrix stored in `dtype`.
+
+    84 eps from 32 bits on: 1e-5 in float32, 1.9e-14 in float64. eps for shorter dtypes, where only
+    the rounding of the entries counts, eps / 2 each: it moves singular values by at most about
+    .85 eps / 2 sigma_1, the norm of the rounding of a matrix with a flat spectrum.
+    """
+    eps = float(jnp.finfo(dtype).eps)
+    default = _RTOL_IN_EPS * eps if jnp.finfo(dtype).bits >= 32 else eps
+    return default if rtol is None else rtol
 
 
 def adjoint(matrix: jax.Array) -> jax.Array:
@@ -24,6 +46,11 @@ def gram(x: jax.Array, precision: jax.lax.PrecisionLike = "highest") -> jax.Arra
         cpu=functools.partial(_gram_by_blocks, precision=precision, depth=2),
         default=lambda x: jnp.matmul(x, adjoint(x), precision=precision),
     )
+
+
+def hermitian_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return a b for Hermitian `a` (m, m) and any `b` (m, m), at the default precision."""
+    return jnp.matmul(adjoint(a) if a.shape[0] <= TRANSPOSED else a, b)
 
 
 def hermitian_blocks(first: jax.Array, corner: jax.Array, last: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax._checks import check_rtol
-from egd_optax.polar._dtypes import working_dtype
+from egd_optax.polar._linalg import working_dtype
 
 State = Any
 

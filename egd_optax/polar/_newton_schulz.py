@@ -12,8 +12,7 @@ import numpy as np
 
 from egd_optax._checks import check_at_least, check_choice
 from egd_optax.polar._coefficients import TABLES, Row, Rows
-from egd_optax.polar._dtypes import working_dtype
-from egd_optax.polar._linalg import gram
+from egd_optax.polar._linalg import TRANSPOSED, gram, hermitian_product, working_dtype
 from egd_optax.polar._method import Stateless
 from egd_optax.polar._oriented import orient
 
@@ -122,9 +121,9 @@ def _follow(runs: list[Rows], x: jax.Array) -> jax.Array:
         gramian = gram(x, None)
         whole = step = _step(first if index else _normalized(first, gramian), gramian)
         for row in others:
-            gramian = step @ (gramian @ step)
+            gramian = hermitian_product(step, hermitian_product(gramian, step))
             step = _step(row, gramian)
-            whole = step @ whole
+            whole = hermitian_product(step, whole)
         x = whole @ x
     return x
 
@@ -138,9 +137,10 @@ def _normalized(row: Row, gramian: jax.Array) -> Sequence[jax.Array]:
 
 def _step(row: Sequence[float | jax.Array], gramian: jax.Array) -> jax.Array:
     """Return P = a I + b A + c A^2, with A^2 = A A^H."""
-    a, b, c = row
+    (a, b, c), small = row, gramian.shape[0] <= TRANSPOSED
     identity = jnp.eye(gramian.shape[0], dtype=gramian.dtype)
-    return a * identity + b * gramian + c * gram(gramian, None)
+    square = hermitian_product(gramian, gramian) if small else gram(gramian, None)
+    return a * identity + b * gramian + c * square
 
 
 # Aspect from which several steps on the Gram matrix cost less than as many on the matrix.

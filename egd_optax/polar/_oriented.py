@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egd_optax.polar._dtypes import working_dtype
+from egd_optax.polar._linalg import working_dtype
 
 
 class Oriented(NamedTuple):

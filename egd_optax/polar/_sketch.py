@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax._checks import check_at_least, check_choice, check_rtol
-from egd_optax.polar._dtypes import resolve_rtol, working_dtype
 from egd_optax.polar._halley import Halley
 from egd_optax.polar._lapack import eigh, orthonormal, reciprocal
-from egd_optax.polar._linalg import adjoint, product
+from egd_optax.polar._linalg import adjoint, product, resolve_rtol, working_dtype
 from egd_optax.polar._method import PolarMethod, State
 from egd_optax.polar._oriented import orient
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from egd_optax._checks import as_array, check_static
 from egd_optax.polar._auto import Auto
-from egd_optax.polar._dtypes import working_dtype
 from egd_optax.polar._lapack import by_platform
+from egd_optax.polar._linalg import working_dtype
 from egd_optax.polar._method import Custom, PolarMethod, State, checked_update
 
 

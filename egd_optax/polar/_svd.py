@@ -6,9 +6,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from egd_optax.polar._dtypes import resolve_rtol
 from egd_optax.polar._lapack import reciprocal, svd
-from egd_optax.polar._linalg import adjoint, product
+from egd_optax.polar._linalg import adjoint, product, resolve_rtol
 from egd_optax.polar._method import Exact
 from egd_optax.polar._oriented import orient
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from egd_optax import polar
-from egd_optax.polar._dtypes import resolve_rtol, working_dtype
+from egd_optax.polar._linalg import resolve_rtol, working_dtype
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from methods import factor as factor_on_device
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
-from egd_optax.polar._dtypes import resolve_rtol
+from egd_optax.polar._linalg import resolve_rtol
 
 # The latter before JAX 0.8.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
