@@ -11,7 +11,7 @@ import optax
 
 from egd_optax import _selection as selection
 from egd_optax._axes import WITNESS, Axes, InferredAxes, LeafAxes, warn_of_nothing
-from egd_optax._checks import check_choice, check_transformation
+from egd_optax._checks import check_choice, check_state, check_transformation
 from egd_optax._infer_axes import infer_axes
 from egd_optax._scaling import Scale
 from egd_optax._transform import scale_by_egd
@@ -114,6 +114,7 @@ def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTra
     average = optax.ema(momentum, debias=False)
 
     def update(updates, state, params=None):
+        check_state("egd's average", average.init, updates, state)
         _, new = average.update(updates, state, params)
         count = new.count.astype(float)
         if not nesterov:

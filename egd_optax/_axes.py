@@ -107,10 +107,8 @@ def _literal(path: str, shapes: Shapes) -> LeafAxes:
 def warn_of_nothing(who: str, decided: InferredAxes, stacklevel: int) -> None:
     """Warn where there are leaves, but none to whiten."""
     if not any(decided.values()) and (decided.leaves or decided.rest):
-        warnings.warn(
-            f"{who} whitens nothing here: no leaf here is a matrix. Is it within optax.flatten?",
-            stacklevel=stacklevel + 1,
-        )
+        text = f"{who} whitens nothing here: no leaf here is a matrix. Take off optax.flatten."
+        warnings.warn(text, stacklevel=stacklevel + 1)
 
 
 def _named(tree: Any, axes: Axes, shapes: Shapes, matrices: list[str]) -> dict[str, LeafAxes]:

@@ -15,8 +15,8 @@ HEAD = (
     r"|^(params/)?output)([_/]\d+)?(/(kernel|weight))?$"
 )
 TABLE = (
-    r"((?<!patch)(?<!patch_)embed[^/]*|(^|[/_])emb|(^|/)w[tp]e|(^|[/_])tokens?|relative_attention_bias)"
-    r"(/(weight|embedding))?$"
+    r"((?<!patch)(?<!patch_)embed[^/]*|(^|[/_])emb|(^|/)w[tp]e|(^|[/_])tokens?"
+    r"|relative_attention_bias)(/(weight|embedding))?$"
 )
 # What a name says of a leaf that is no matrix, or no hidden one; the first match counts.
 LEFT_OUT = {
@@ -24,10 +24,11 @@ LEFT_OUT = {
     r"(^|/)scale$|(norm|(^|/)ln)[^/]*/weight$": "scale: multiplied entry by entry, no matrix",
     HEAD: "output head: left out, as embeddings are",
     TABLE: "embedding: a table, looked up row by row",
-    r"(^|/)pos(ition\w*)?(_\w+)?$": "positions: a table, looked up row by row",
+    r"(^|/)pos(ition\w*)?(_\w+)?(/(weight|embedding))?$": "positions: a table, one row each",
     r"(depthwise|dw_?conv)[^/]*/(kernel|weight)$": "depthwise: a filter for each channel",
 }
 PROJECTION = r"(^|/)(query|key|value|[qkv](_proj)?)/[^/]+$"
+DEPTHWISE = "; one input channel: if depthwise, leave it out"
 CONVOLUTION = r"conv(?!local)[^/]*(/\d+)?/[^/]+$"
 
 
@@ -101,20 +102,22 @@ def _in_first(path: str, shapes: Shapes, query: Shape | None) -> tuple[MatrixAxe
     axes = range(len(shape))
     matrix = MatrixAxes(tuple(axes[batch:-columns]), tuple(axes[-columns:]))
     reason = reason if split == named else "matrix: columns as in its bias"
-    doubt = "; one input channel: if depthwise, leave it out" if shape[-2] == columns == 1 else ""
+    doubt = DEPTHWISE if shape[-2] == columns == 1 else ""
     return matrix, f"{reason}{', each of a stack' if batch else ''}{doubt}"
 
 
 def _out_first(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
     """Return axes and reason for Equinox, whose weights are out x in, as in PyTorch."""
-    shape = shapes[path]
+    shape, bias = shapes[path], shapes.get(_beside(path, "bias"))
     *batch, rows = range(len(shape))
-    if len(shape) == 2 or shapes.get(_beside(path, "bias")) == shape[:-1]:
-        stacked = ", each of a stack" if len(shape) > 2 else ""
-        return MatrixAxes(rows=rows, columns=batch[-1]), f"matrix: out x in{stacked}"
-    if re.search(CONVOLUTION, path, re.IGNORECASE):
-        rest = range(1, len(shape))
-        return MatrixAxes(rows=tuple(rest), columns=0), "convolution: out x (in window)"
+    if len(shape) == 2:
+        return MatrixAxes(rows=1, columns=0), "matrix: out x in"
+    convolution = re.search(CONVOLUTION, path, re.IGNORECASE)
+    if bias == shape[:-1] and not convolution:
+        return MatrixAxes(rows, columns=batch[-1]), "matrix: out x in, each of a stack"
+    if convolution or bias == (shape[0], *(1,) * (len(shape) - 2)):
+        doubt = DEPTHWISE if shape[1] == 1 else ""
+        return MatrixAxes((*batch[1:], rows), columns=0), f"convolution: out x (in window){doubt}"
     return None, "unknown: which axes are inputs?"
 
 

@@ -148,7 +148,7 @@ def is_function(value: Any) -> bool:
 
 
 def no_match(what: str, pattern: str, paths: Sequence[str]) -> ValueError:
-    """Return the error on a pattern without a leaf: a misspelt one would change nothing."""
+    """Return the error on a pattern without a leaf: a misspelled one would change nothing."""
     return ValueError(
         f"The {what} {pattern!r} matches no leaf of these: {listed(paths)}. Patterns are "
         "regular expressions, found anywhere in a path."

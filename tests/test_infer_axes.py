@@ -196,6 +196,10 @@ OUT, UNKNOWN = None, False
         ({"lora/lora_a": (4, 2)}, (1, 4, 2)),
         ({"0": (7, 4, 2)}, (7, 4, 2)),  # no name: as NumPy has stacks
         ({"layer/weight": (4, 2)}, (1, 2, 4)),  # Equinox: out x in
+        ({"conv/weight": (8, 1, 3), "conv/bias": (8, 1)}, (1, 3, 8)),
+        ({"layers/0/weight": (3, 4, 5, 5), "layers/0/bias": (3, 1, 1)}, (1, 100, 3)),
+        ({"layer/weight": (6, 4, 2), "layer/bias": (6, 4)}, (6, 2, 4)),
+        ({"pos/weight": (4, 5)}, OUT),
     ],
     ids=str,
 )

@@ -20,7 +20,7 @@ LAYERS = [
     ("_selection",),
     ("_matrix_view",),
     ("_axes",),
-    ("_witness", "_infer_axes", "_scaling"),
+    ("_infer_axes", "_scaling"),
     ("_buckets",),
     ("diagnostics", "_transform"),
     ("_wrappers", "_alias"),

@@ -145,7 +145,7 @@ def test_vectors_alone_are_whitened_by_nobody(params):
 )
 @pytest.mark.parametrize("inner", [egd(0.1), scale_by_egd()])
 def test_a_wrapper_that_leaves_no_matrix_is_warned_of(wrap, inner):
-    with pytest.warns(UserWarning, match="Is it within optax.flatten"):
+    with pytest.warns(UserWarning, match="Take off optax.flatten"):
         wrap(inner).init(NET)
 
 
@@ -175,6 +175,7 @@ STATES = {
     "randomized": scale_by_egd(polar.Randomized(2)),
     "monitor": diagnostics.spectrum_monitor(axes=MatrixAxes(-2, -1)),
     "egd": egd(0.1, method=polar.SubspaceIteration(2)),
+    "average": egd(0.1, momentum=0.9),
 }
 
 
@@ -187,6 +188,8 @@ STATES = {
         ("monitor", {"kernel": (2, 4, 6)}),
         ("monitor", {"weight": (4, 6)}),
         ("egd", {"kernel": (5, 6)}),
+        ("average", {"kernel": (5, 6)}),
+        ("average", {"weight": (4, 6)}),
     ],
 )
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])

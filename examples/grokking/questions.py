@@ -125,7 +125,7 @@ def methods() -> Experiment:
 
 
 def parity_seeds() -> Experiment:
-    """Parity k = 3 and 4 is learnt or not depending on the seed: ten of them, and what helps."""
+    """Parity k = 3 and 4 is learned or not depending on the seed: ten of them, and what helps."""
     rows = []
     for k in (3, 4):
         base = PAPER[f"parity-{k}"].changed(epochs=300)
