@@ -12,7 +12,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from methods import DISTINCT, factor
+from methods import DISTINCT, SKETCHES, factor
 
 from egd_optax import diagnostics, polar, scale_by_egd
 
@@ -35,7 +35,11 @@ def vmapped(stack, method):
     return jax.vmap(lambda matrix: polar.polar_factor(matrix, method))(stack)
 
 
-@pytest.mark.parametrize("method", DISTINCT, ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(x, marks=pytest.mark.slow) if x in SKETCHES else x for x in DISTINCT],
+    ids=repr,
+)
 @given(scales=SIX, seed=st.integers(0, 2**16))
 @settings(max_examples=10, deadline=None)
 def test_batched_equals_each_slice(method, scales, seed):
@@ -48,7 +52,13 @@ def test_batched_equals_each_slice(method, scales, seed):
 
 
 @pytest.mark.parametrize(
-    "method", [polar.SVD(), polar.NewtonSchulz(), polar.SubspaceIteration(8)], ids=repr
+    "method",
+    [
+        polar.SVD(),
+        polar.NewtonSchulz(),
+        pytest.param(polar.SubspaceIteration(8), marks=pytest.mark.slow),
+    ],
+    ids=repr,
 )
 @given(scales=SIX, seed=st.integers(0, 2**16))
 @settings(max_examples=5, deadline=None)
