@@ -151,7 +151,7 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
         raise ValueError(
             f"Nothing explains which axes of these leaves make the matrix: {unknown}. Say it: "
             f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(-2, -1)}} for a stack of in x out, "
-            "MatrixAxes((0, 1, 2), 3) for a convolution, None for `others`; see infer_axes(params)."
+            "MatrixAxes((0, 1, 2), 3) for Flax convolutions, ((1, 2, 3), 0) for Equinox, or None."
         )
     whitened = [leaf.path for leaf in leaves if leaf.axes]
     named = [] if selection.is_partial(tree) else selection.patterns_of(matrices)

@@ -107,7 +107,7 @@ def _literal(path: str, shapes: Shapes) -> LeafAxes:
 def warn_of_nothing(who: str, decided: InferredAxes, stacklevel: int) -> None:
     """Warn where there are leaves, but none to whiten."""
     if not any(decided.values()) and (decided.leaves or decided.rest):
-        text = f"{who} whitens nothing here: no leaf here is a matrix. Take off optax.flatten."
+        text = f"{who} whitens nothing here: no leaf is a matrix. Take off masks, or optax.flatten."
         warnings.warn(text, stacklevel=stacklevel + 1)
 
 

@@ -79,7 +79,7 @@ def _by_rules(path: str, shapes: Shapes) -> LeafAxes:
             return LeafAxes(path, shape, None, reason)
     if shapes.get(_beside(path, "bias")) == shape:
         return LeafAxes(path, shape, None, "scale: its bias has the same shape")
-    if path.rpartition("/")[2] == "weight":
+    if re.search(r"(^|/)weight(_ih|_hh)?$", path):
         axes, reason = _out_first(path, shapes)
     elif len(shape) == 2:
         axes, reason = MatrixAxes(0, 1), "matrix: in x out"

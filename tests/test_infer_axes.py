@@ -200,6 +200,7 @@ OUT, UNKNOWN = None, False
         ({"layers/0/weight": (3, 4, 5, 5), "layers/0/bias": (3, 1, 1)}, (1, 100, 3)),
         ({"layer/weight": (6, 4, 2), "layer/bias": (6, 4)}, (6, 2, 4)),
         ({"pos/weight": (4, 5)}, OUT),
+        ({"cell/weight_ih": (12, 5), "cell/bias": (12,)}, (1, 5, 12)),
     ],
     ids=str,
 )

@@ -134,7 +134,7 @@ def test_a_group_of_a_partition_need_not_match():
 
 @pytest.mark.parametrize("params", [jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(())}], ids=repr)
 def test_vectors_alone_are_whitened_by_nobody(params):
-    with pytest.warns(UserWarning, match="egd whitens nothing here: no leaf here is a matrix"):
+    with pytest.warns(UserWarning, match="egd whitens nothing here: no leaf is a matrix"):
         egd(0.1).init(params)
     with pytest.warns(UserWarning, match="scale_by_egd whitens nothing here"):
         scale_by_egd().init(params)
@@ -145,7 +145,7 @@ def test_vectors_alone_are_whitened_by_nobody(params):
 )
 @pytest.mark.parametrize("inner", [egd(0.1), scale_by_egd()])
 def test_a_wrapper_that_leaves_no_matrix_is_warned_of(wrap, inner):
-    with pytest.warns(UserWarning, match="Take off optax.flatten"):
+    with pytest.warns(UserWarning, match="Take off masks, or optax.flatten"):
         wrap(inner).init(NET)
 
 

@@ -174,7 +174,7 @@ class _Witness:
             reason = f"{counted}, gains {gains[0]:.4f} to {gains[1]:.4f}"
             return LeafCheck(leaf, gains[1] <= _LARGEST, directions, gains, reason)
         odd = "near zero" if np.isfinite(values).all() else "not finite"
-        reason = "a gradient is zero" if zero.any() else f"a factor is {odd}"
+        reason = "a gradient is zero" if zero.any() else f"a gradient or its factor is {odd}"
         if leaf.axes is None or leaf.path not in self._seen:
             reason = leaf.reason if leaf.axes is None else "did not run: is it switched off?"
         return LeafCheck(leaf, False, 0, (np.nan, np.nan), reason)

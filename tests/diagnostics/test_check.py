@@ -88,7 +88,7 @@ def test_what_was_not_whitened_is_said_first():
     assert check["dense/kernel"].reason == "a gradient is zero"
     infinite = {**PARAMS, "dense": {"kernel": jnp.full((8, 4), jnp.inf)}}
     check = diagnostics.check_whitening(egd(0.1), PARAMS, infinite)
-    assert check["dense/kernel"].reason == "a factor is not finite"
+    assert check["dense/kernel"].reason == "a gradient or its factor is not finite"
     lines = str(check).splitlines()
     assert lines[0] == "Whitened: 2 of 3 leaves."
     assert lines[2].split()[:1] == ["dense/kernel"]
