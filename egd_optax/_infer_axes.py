@@ -12,11 +12,11 @@ Split = tuple[int, int]
 
 HEAD = (
     r"((^|/)((\w+_)?heads?(_proj)?|readout|(to_)?logits?|classifier|unembed\w*|output_(layer|head))"
-    r"|^(params/)?output)([_/]\d+)?(/(kernel|weight))?$"
+    r"|^(params/)?output)([_/]\d+)?(/(kernel|weights?|w))?$"
 )
 TABLE = (
     r"((?<!patch)(?<!patch_)embed[^/]*|(^|[/_])emb|(^|/)w[tp]e|(^|[/_])tokens?"
-    r"|relative_attention_bias)(/(weight|embedding))?$"
+    r"|relative_attention_bias)(/(weights?|w|embedding|table))?$"
 )
 # What a name says of a leaf that is no matrix, or no hidden one; the first match counts.
 LEFT_OUT = {
