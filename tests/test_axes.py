@@ -99,6 +99,12 @@ def test_what_does_not_fit_is_refused_everywhere_alike(taker, axes, error, says)
     assert len(str(refusal.value)) < 500
 
 
+def test_a_subtree_s_name_is_no_prefix_of_another():
+    params = normal({name: {"kernel": (3, 4)} for name in ("a", "ab", "b")})
+    found = infer_axes(params, {"a": None, "b": {"kernel": OUT_IN}})
+    assert found == {"a/kernel": None, "ab/kernel": IN_OUT, "b/kernel": OUT_IN}
+
+
 def test_a_masked_part_need_not_hold_every_pattern():
     axes = {**STACK, "a": OUT_IN}
     for make in (lambda: scale_by_egd(axes=axes), lambda: egd(0.1, axes=axes)):
