@@ -110,7 +110,11 @@ def test_polynomial_class_on_the_zoo(case, table):
 
 
 @pytest.mark.parametrize("case", WIDE, ids=repr)
-@pytest.mark.parametrize("method", SIX_DIRECTIONS, ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [SIX_DIRECTIONS[0], *(pytest.param(x, marks=pytest.mark.slow) for x in SIX_DIRECTIONS[1:])],
+    ids=repr,
+)
 def test_sketch_class_on_the_zoo(case, method):
     if "zero" in case.tags:
         np.testing.assert_array_equal(factor(case.matrix, method), case.matrix)

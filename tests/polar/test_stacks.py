@@ -41,7 +41,7 @@ def vmapped(stack, method):
     ids=repr,
 )
 @given(scales=SIX, seed=st.integers(0, 2**16))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_batched_equals_each_slice(method, scales, seed):
     """Whatever its neighbors' scales; CPUs take the slices in turn, accelerators under a vmap."""
     stack = six_matrices(scales, seed)
@@ -61,7 +61,7 @@ def test_batched_equals_each_slice(method, scales, seed):
     ids=repr,
 )
 @given(scales=SIX, seed=st.integers(0, 2**16))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_bucketed_equals_unbucketed(method, scales, seed):
     """Over two steps with states: nothing leaks, and no leaf and no state changes its place."""
     stack = jnp.asarray(six_matrices(scales, seed))
