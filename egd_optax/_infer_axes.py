@@ -102,8 +102,8 @@ def _in_first(path: str, shapes: Shapes, query: Shape | None) -> tuple[MatrixAxe
     axes = range(len(shape))
     matrix = MatrixAxes(tuple(axes[batch:-columns]), tuple(axes[-columns:]))
     reason = reason if split == named else "matrix: columns as in its bias"
-    doubt = DEPTHWISE if shape[-2] == columns == 1 else ""
-    return matrix, f"{reason}{', each of a stack' if batch else ''}{doubt}"
+    reason += ", each of a stack" * (batch > 0) + DEPTHWISE * (shape[-2] == columns == 1)
+    return matrix, reason
 
 
 def _out_first(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
@@ -116,8 +116,8 @@ def _out_first(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
     if bias == shape[:-1] and not convolution:
         return MatrixAxes(rows, columns=batch[-1]), "matrix: out x in, each of a stack"
     if convolution or bias == (shape[0], *(1,) * (len(shape) - 2)):
-        doubt = DEPTHWISE if shape[1] == 1 else ""
-        return MatrixAxes((*batch[1:], rows), columns=0), f"convolution: out x (in window){doubt}"
+        reason = f"convolution: out x (in window){DEPTHWISE * (shape[1] == 1)}"
+        return MatrixAxes((*batch[1:], rows), columns=0), reason
     return None, "unknown: which axes are inputs?"
 
 

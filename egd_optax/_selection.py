@@ -165,12 +165,9 @@ def listed(paths: Sequence[str], limit: int = 20) -> str:
 
 def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern]:
     """Compile regular expressions, or raise ValueError that quotes the wrong one."""
-    compiled = []
-    for pattern in patterns:
-        try:
-            compiled.append(re.compile(pattern))
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"{pattern!r} is no regular expression: {error}. Pass strings one by one."
-            ) from None
-    return compiled
+    try:
+        return [re.compile(current := pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{current!r} is no regular expression: {error}. Pass strings one by one."
+        ) from None

@@ -51,7 +51,6 @@ class Case:
 
 
 RATE = 0.1
-RAMP = optax.linear_schedule(0.0, 1.0, 3)
 NO_INTEGERS = {"integers": "SGD multiplies integers by its rate"}
 WRAPPERS = ("extra_arguments", "inject_hyperparams", "multi_steps", "masked", "partition")
 WRAPPERS += ("apply_if_finite", "lookahead", "replication")

@@ -53,9 +53,12 @@ class NewtonSchulz(Stateless):
             object.__setattr__(self, "coefficients", _as_rows(self.coefficients))
         if self.steps is not None:
             check_at_least("steps", self.steps, 1)
-        floating = self.dtype is None or jnp.issubdtype(self.dtype, jnp.inexact)
-        if not floating or (self.dtype is not None and jnp.finfo(self.dtype).bits < 16):
-            raise ValueError(f"dtype must be a float of at least 16 bits, got {self.dtype!r}.")
+        try:
+            bits = jnp.finfo("float32" if self.dtype is None else self.dtype).bits
+        except (TypeError, ValueError):
+            bits = 0
+        if bits < 16:
+            raise ValueError(f"dtype: floating-point type of at least 16 bits, got {self.dtype!r}.")
 
     @property
     def rows(self) -> Rows:

@@ -14,7 +14,7 @@ from egd_optax import polar
         (lambda: polar.SVD(rtol=-1e-3), "rtol .* got -0.001"),
         (lambda: polar.SVD(rtol="x"), "rtol .* got 'x'"),
         (lambda: polar.Randomized(2, seed=2**32), "below 2"),
-        (lambda: polar.NewtonSchulz(dtype=jnp.int32), "dtype must be a float"),
+        (lambda: polar.NewtonSchulz(dtype=jnp.int32), "floating-point"),
         (lambda: polar.Auto(rtol=1.0), "rtol .* got 1.0"),
         (lambda: polar.Halley(rtol=float("nan")), "rtol"),
         (
@@ -26,6 +26,7 @@ from egd_optax import polar
         (lambda: polar.NewtonSchulz(5), "rows .* got 5"),
         (lambda: polar.NewtonSchulz(np.zeros((0, 3))), "rows"),
         (lambda: polar.NewtonSchulz(((1.0, 2.0, np.nan),)), "finite rows"),
+        (lambda: polar.NewtonSchulz(dtype="bf16"), "floating-point type .* got 'bf16'"),
         (lambda: polar.NewtonSchulz(dtype=jnp.float8_e5m2), "at least 16 bits"),
         (lambda: polar.Randomized(4, rtol=0.5), "rtol .* got 0.5"),
         (lambda: polar.SubspaceIteration(4, rtol=-1), "rtol .* got -1"),
