@@ -173,11 +173,19 @@ def jitted(name):
     return jax.jit(update, donate_argnums=(0, 1))
 
 
+# Cases that take the way of another one: they are slow.
+ALIKE = {
+    "halley": "auto",
+    "newton_schulz": "auto",
+    "randomized": "subspace",
+    "egd_decoupled": "egd",
+}
+
+
 def rows(label=""):
-    """Names of the cases that do not skip a promise; those like another one are slow."""
-    alike = {"newton_schulz": "auto", "randomized": "subspace", "egd_decoupled": "egd"}
+    """Names of the cases that do not skip a promise."""
     return [
-        pytest.param(name, marks=[pytest.mark.slow] if name in alike else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
         for name, case in TABLE.items()
         if label not in case.skips
     ]

@@ -147,9 +147,8 @@ def test_captured_gradients(method, source):
         assert_exact(matrix, factor(matrix, method), name)
 
 
-@pytest.mark.parametrize(
-    "task", [captured.SMALL, pytest.param(captured.PAPER, marks=pytest.mark.slow)], ids=repr
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [captured.SMALL, captured.PAPER], ids=repr)
 @pytest.mark.usefixtures("optax_promotes")
 def test_the_default_tolerance_lies_between_directions_and_round_off_of_real_gradients(task):
     """Above 2 rtol they are kept, below rtol / 10 null; see docs/primers/rank-and-noise.md."""

@@ -105,6 +105,7 @@ def test_one_seed_gives_one_log_whichever_process_wrote_it(seed):
     assert timeless[0] == timeless[1] == timeless[2]
 
 
+@pytest.mark.slow
 def test_column_normalization_is_a_hundredfold_learning_rate_in_modular_arithmetic():
     """Its floor of .01 lies above the norm of every column, in every step of the first epochs."""
     paper = PAPER["addition-97"]

@@ -90,6 +90,7 @@ def kill_in(process, part, lines):
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_kept_and_done_again(tiny, tmp_path):
     logs = tmp_path / "logs"
     config = tiny.changed(epochs=1_000, target=None)
