@@ -61,7 +61,7 @@ def hermitian_blocks(first: jax.Array, corner: jax.Array, last: jax.Array) -> ja
 def largest_eigenvalue(s: jax.Array, steps: int = 12) -> jax.Array:
     """Estimate the largest eigenvalue of the positive semidefinite `s` (m, m) from below.
 
-    A power iteration on four fixed random vectors: within a fifth, and mostly a few per cent.
+    A power iteration on four fixed random vectors: within a fifth, and mostly a few percent.
     """
     start = np.random.default_rng(0).standard_normal((s.shape[0], 4))
     vectors = jnp.asarray(start, s.dtype)

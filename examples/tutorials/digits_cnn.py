@@ -158,20 +158,20 @@ for method, (make, rates) in GRIDS.items():
 
 # %%
 # alt: Test accuracy of three seeds each after one to five epochs; from the first epoch on the
-# whitened network is ahead of Adam, at the end by about a per cent.
+# whitened network is ahead of Adam, at the end by about a percent.
 COLORS = {"Adam": "#D55E00", "EGD": "#0072B2"}
 figure, panel = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for method, color in COLORS.items():
     epochs = np.arange(1, EPOCHS + 1)
     panel.plot(epochs, 100 * test[method].T, color=color, linewidth=0.8, alpha=0.5)
     panel.plot(epochs, 100 * test[method].mean(axis=0), "o-", color=color, label=method)
-panel.set(xlabel="epoch", ylabel="test accuracy, per cent", xticks=epochs)
+panel.set(xlabel="epoch", ylabel="test accuracy, percent", xticks=epochs)
 panel.grid(color="0.92")
 panel.spines[["top", "right"]].set_visible(False)
 _ = panel.legend(frameon=False, title="mean, and each seed")
 
 # %% [markdown]
-# On average EGD is ahead after each of the five epochs, and at the end by more than half a per cent
+# On average EGD is ahead after each of the five epochs, and at the end by more than half a percent
 # of the test images. That holds for this small network and this short training. It says nothing
 # about seconds: a whitened step costs more than one of Adam ([the record](../grokking/index.md)).
 #

@@ -136,7 +136,7 @@ assert solved[-10:].mean() > 0.99
 # ## Against Adam
 #
 # Three learning rates each, three seeds, the same schedule and sequences. We count the steps until
-# 99 per cent of the new sequences are right, and show each one's best rate. (EGD has a second
+# 99 percent of the new sequences are right, and show each one's best rate. (EGD has a second
 # learning rate, Adam's for the other leaves. It stays at 3e-3, untuned.)
 
 # %%
@@ -152,7 +152,7 @@ def train_all(make_optimizer, learning_rate):
 
 
 def steps_to_target(solved):
-    """Return the first step of each seed with 99 per cent solved; STEPS if there is none."""
+    """Return the first step of each seed with 99 percent solved; STEPS if there is none."""
     reached = solved >= 0.99
     return np.where(reached.any(axis=1), reached.argmax(axis=1), STEPS)
 
@@ -179,7 +179,7 @@ attention = np.asarray(weights.mean(axis=(0, 1)))
 assert (attention.argmax(axis=1) == np.arange(LENGTH)[::-1]).all()
 
 # %%
-# alt: Left, share of sequences solved against step: with EGD it rises to 100 per cent in less than
+# alt: Left, share of sequences solved against step: with EGD it rises to 100 percent in less than
 # half of the steps that Adam takes. Right, attention from output to input positions: the
 # antidiagonal.
 COLORS = {"Adam": "#D55E00", "EGD": "#0072B2"}
@@ -189,7 +189,7 @@ figure, (left, right) = plt.subplots(
 for method, color in COLORS.items():
     left.plot(100 * curves[method].T, color=color, linewidth=0.8, alpha=0.5)
     left.plot(100 * curves[method].mean(axis=0), color=color, linewidth=2, label=method)
-left.set(xlabel="step", ylabel="sequences solved, per cent")
+left.set(xlabel="step", ylabel="sequences solved, percent")
 left.grid(color="0.92")
 left.spines[["top", "right"]].set_visible(False)
 left.legend(frameon=False, title="mean, and each seed", loc="lower right")
@@ -197,7 +197,7 @@ right.imshow(attention, cmap="Blues", vmin=0)
 _ = right.set(xlabel="attends to position", ylabel="position", title="attention after EGD")
 
 # %% [markdown]
-# Both solve the task; EGD needs less than 60 per cent of Adam's steps. This is a small, clean task:
+# Both solve the task; EGD needs less than 60 percent of Adam's steps. This is a small, clean task:
 # in the paper's transformer on modular arithmetic, plain Adam with the same decay is about as fast
 # ([a transformer](../grokking/transformer.md)).
 

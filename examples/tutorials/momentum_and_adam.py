@@ -261,7 +261,7 @@ assert error("mixed features", "Adam") > 1000 * error("features apart", "Adam")
 # %% [markdown]
 # **Noise: EGD loses unless momentum comes first.** All directions are equally easy, so there is
 # nothing to gain. Neither momentum nor Adam *behind* EGD repairs it. Momentum *before* EGD does, to
-# within five per cent.
+# within five percent.
 
 # %%
 sgd = results["noise"]["SGD"][1]
