@@ -77,8 +77,8 @@ MUTATIONS = [
     Mutation("_checks", "if needed.get(key) != given.get(key)", "if False", "state not checked"),
     Mutation(
         "_infer_axes",
-        "rows=rows, columns=batch[-1]",
-        "rows=batch[-1], columns=rows",
+        "MatrixAxes(rows, columns=batch[-1])",
+        "MatrixAxes(batch[-1], columns=rows)",
         "Equinox's axes swapped",
     ),
     Mutation("_infer_axes", "(len(shape) - 3, 2)", "(len(shape) - 3, 1)", "heads left in the rows"),
