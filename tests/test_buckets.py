@@ -15,6 +15,8 @@ from egd_optax import MatrixAxes, polar, scale_by_egd
 from egd_optax._buckets import plan_buckets
 from egd_optax._matrix_view import view_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def whitened(tree, *args, **kwargs):
     transformation = scale_by_egd(*args, **kwargs)

@@ -10,6 +10,8 @@ from absl.testing import parameterized
 
 from egd_optax import egd, polar
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS: list[dict] = [
     {},  # a learning rate and nothing else
     {"momentum": 0.9, "nesterov": True, "method": polar.SubspaceIteration(2)},

@@ -15,6 +15,8 @@ from reference import polar64
 from egd_optax import MatrixAxes, diagnostics, egd, matching, polar, scale_by_egd
 from egd_optax.models import TwoLayerMLP
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def whitened(tree, *args, **kwargs):
     transformation = scale_by_egd(*args, **kwargs)

@@ -10,6 +10,8 @@ from helpers import gradient
 
 from egd_optax import MatrixAxes, diagnostics, egd, matching, polar, scale_by_egd
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MATRIX = gradient((16, 40))
 
 

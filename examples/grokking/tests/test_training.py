@@ -102,6 +102,7 @@ def test_initial_values_are_scaled(tiny):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(8.0 * a, b), small, large)
 
 
+@pytest.mark.slow
 def test_labels_are_shuffled_in_the_course_of_a_run(optax_promotes):
     """Memorized labels are new after epoch 20: the train accuracy falls, the test's does not."""
     config = PAPER["digits-shuffled"].changed(task=Digits(100, "cross_entropy", 20), width=32)
