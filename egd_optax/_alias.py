@@ -136,7 +136,7 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
     if selection.is_placeholder(tree):
         return InferredAxes((), 0)
     selection.check_arrays(tree)
-    inferred, selected = infer_axes(tree, axes), selection.selected_paths(tree, matrices)
+    inferred, selected = infer_axes(tree, overrides=axes), selection.selected_paths(tree, matrices)
     leaves = tuple(
         LeafAxes(leaf.path, leaf.shape, None, "not selected by `matrices`")
         if leaf.path not in selected and (leaf.axes or not leaf.known)

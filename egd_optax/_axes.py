@@ -184,7 +184,8 @@ def matrix_text(leaf: LeafAxes) -> str:
         return "-"
     batch, m, n = leaf.matrix
     several = f"{batch} of " if batch > 1 else ""
-    return f"{several}{m} x {n} ({leaf.axes.rows} x {leaf.axes.columns})"
+    parts = f" in {leaf.axes.groups} parts" if leaf.axes.groups > 1 else ""
+    return f"{several}{m} x {n} ({leaf.axes.rows} x {leaf.axes.columns}{parts})"
 
 
 def _any_number(path: str) -> str:

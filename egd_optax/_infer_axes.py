@@ -1,10 +1,12 @@
 """Which leaves are matrices and why: the one rule set, read off names, shapes and biases."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from egd_optax._axes import Axes, InferredAxes, LeafAxes, Shapes, check_axes, decide
 from egd_optax._matrix_view import MatrixAxes
+from egd_optax._program import read_program
 from egd_optax._selection import check_tree
 
 Shape = tuple[int, ...]
@@ -32,10 +34,20 @@ DEPTHWISE = "; one input channel: if depthwise, leave it out"
 CONVOLUTION = r"conv(?!local)[^/]*(/\d+)?/[^/]+$"
 
 
-def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
+def infer_axes(
+    params: Any, loss: Callable[..., Any] | None = None, *examples: Any, overrides: Axes = None
+) -> InferredAxes:
     """Infer which leaves of a model are whitened, along which axes, and say why.
 
-    `egd` does this by itself; print the result to see it. Left out, and so left to `others`:
+    With a loss, the program says it, whatever the names: a parameter that a dot product or a
+    convolution contracts is a matrix, contracted axes x kept axes. Axes of which each entry has a
+    product of its own (experts, a scan's layers) are batch; so are equal parts of the columns that
+    go different ways, as query, key and value in one kernel (`groups`). Left out: what is looked
+    up, added or multiplied, depthwise convolutions, and output heads: matrices behind which no
+    other one comes on the way to the loss. Unknown: a leaf with two uses, or one that is not
+    understood. The loss is traced on shapes; nothing is computed.
+
+    Without a loss, it is a guess by names and shapes, which `egd` makes by itself. Left out, and so left to `others`:
     biases, scales of norms, embeddings, positions, output heads and depthwise convolutions; heads
     and embeddings are known by name. Every other leaf of two axes is a matrix. With more axes, the
     columns are the axes that a layer's bias shares with the end of its kernel, and those shared
@@ -46,6 +58,9 @@ def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
     Args:
         params: the tree that the optimizer gets: linen's `variables["params"]`,
             `nnx.state(model, nnx.Param)`, the nnx or Equinox model; arrays or their shapes.
+        loss: the training loss, called as `loss(params, *examples)`; a scalar, or a tuple that
+            begins with one.
+        *examples: its other arguments, such as a batch; arrays or their shapes.
         overrides: your own axes, in any form of `scale_by_egd`; they come before the rules.
 
     Returns:
@@ -53,8 +68,9 @@ def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
         `print` shows the table, `.leaves` holds its rows.
 
     Raises:
-        ValueError: an override that matches no leaf, or does not fit one.
-        TypeError: overrides that are no axes.
+        ValueError: an override that matches no leaf, or does not fit one; a loss that cannot be
+            traced on these shapes, or is no scalar.
+        TypeError: overrides that are no axes, a loss that is no function.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -62,13 +78,25 @@ def infer_axes(params: Any, overrides: Axes = None) -> InferredAxes:
         >>> params = {"query": {"kernel": jnp.ones((8, 2, 4)), "bias": jnp.zeros((2, 4))}}
         >>> infer_axes(params)["query/kernel"]
         MatrixAxes(rows=0, columns=(1, 2))
+        >>> def loss(params, x):
+        ...     return jnp.mean(jnp.tanh(x @ params["a"]) @ params["b"])
+        >>> infer_axes({"a": jnp.ones((8, 4)), "b": jnp.ones((4, 2))}, loss, jnp.ones((3, 8)))["a"]
+        MatrixAxes(rows=0, columns=1)
 
     References:
         Jordan et al., Muon, 2024: embeddings and heads left to AdamW, convolutions flattened.
     """
     check_tree("infer_axes", params)
     check_axes(overrides)
-    return decide(params, overrides, _by_rules)
+    if loss is None:
+        return decide(params, overrides, _by_rules)
+    if not callable(loss):
+        raise TypeError(
+            "infer_axes takes the loss second, called as loss(params, *examples), got "
+            f"{repr(loss)[:100]}. Pass your own axes by name: overrides=..."
+        )
+    found = read_program(loss, params, examples)
+    return decide(params, overrides, lambda path, _: found[path])
 
 
 def _by_rules(path: str, shapes: Shapes) -> LeafAxes:

@@ -1,0 +1,158 @@
+"""Dot products and convolutions: which axes of a parameter are rows, columns and batch."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from egd_optax._layouts import Layout, Shape, arranged, in_parts, in_turn
+from egd_optax._record import Record
+from egd_optax._values import Value, forgotten, mixed, moved, moved_columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One operand of a product.
+
+    Attributes:
+        value: what is known of it.
+        shape: its shape.
+        rows: axes that are contracted; `window`: those that slide; `batch`: those of both operands.
+        sources: for each axis of the result, the operand's axis that it is, if any.
+    """
+
+    value: Value
+    shape: Shape
+    rows: tuple[int, ...]
+    window: tuple[int, ...]
+    batch: tuple[int, ...]
+    sources: tuple[int | None, ...]
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        taken = {*self.rows, *self.window, *self.batch}
+        return tuple(axis for axis in range(len(self.shape)) if axis not in taken)
+
+    def each(self, layout: Layout) -> Layout:
+        """Return a layout where each entry of the batch is used by itself."""
+        return in_turn(layout, self.batch)
+
+    def is_token(self) -> bool:
+        """Return whether its parameters stand for data beside another parameter."""
+        views = self.value.views.values()
+        axes = (*self.columns, *self.batch)
+        return self.value.data or any(v.met or v.layout.is_spread(axes) for v in views)
+
+    def is_frozen(self) -> bool:
+        """Return whether it is a matrix from outside, without any parameter."""
+        value = self.value
+        trained = value.views or value.columns or value.behind
+        wide = all(any(self.shape[i] > 1 for i in axes) for axes in (self.rows, self.columns))
+        return value.given and not trained and wide
+
+
+def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
+    """Return what is known of a product, and write it down."""
+    shape = equation.outvars[0].aval.shape
+    columns, new, forward, backward = [], 0, False, False
+    for side, other in (sides, sides[::-1]):
+        weight = bool(other.value.views) or other.value.is_weight
+        value = moved(side.value, side.each if weight else lambda layout: layout)
+        turned = value.is_weight and not other.value.is_weight
+        record.consume(value, side.rows if turned else ())
+        forward |= bool(turned and value.columns) or (bool(value.behind) and other.is_frozen())
+
+        def move(layout: Layout, side: Side = side) -> Layout:
+            return arranged(layout, side.sources, shape)
+
+        columns.append(moved_columns(value.columns, move))
+        if other.value.views and side.is_token() and not other.is_token():
+            record.note_views("token", value, equation)
+            continue
+        for leaf, view in moved(side.value, side.each).views.items():
+            at = {name: view.layout.at(getattr(side, name)) for name in PARTS}
+            number = record.product(leaf, view, equation, other.value.is_weight, **at)
+            new |= 1 << number
+            columns.append(moved_columns({view.layout: 1 << number}, move))
+            is_forward = record.is_forward(leaf, number)
+            forward, backward = forward or is_forward, backward or not is_forward
+    first, second = (side.value for side in sides)
+    result = forgotten([first, second])
+    if forward:
+        record.followed |= result.behind
+    return dataclasses.replace(
+        result,
+        data=result.data or first.is_weight != second.is_weight,
+        behind=0 if backward and not forward else result.behind | new,
+        columns=mixed(columns),
+    )
+
+
+PARTS = ("rows", "window", "columns")
+
+
+def _dot_general(record: Record, equation: Any, operands: Sequence[Value]) -> Value:
+    contracted, batch = equation.params["dimension_numbers"]
+    shapes = [variable.aval.shape for variable in equation.invars]
+    free = [
+        [axis for axis in range(len(shape)) if axis not in (*rows, *both)]
+        for shape, rows, both in zip(shapes, contracted, batch, strict=True)
+    ]
+    nothing = [[None] * len(axes) for axes in free]
+    sources = [(*batch[0], *free[0], *nothing[1]), (*batch[1], *nothing[0], *free[1])]
+    first, second = (
+        Side(operands[i], shapes[i], tuple(contracted[i]), (), tuple(batch[i]), sources[i])
+        for i in (0, 1)
+    )
+    return contract(record, equation, (first, second))
+
+
+def _ragged_dot(record: Record, equation: Any, operands: Sequence[Value]) -> Value:
+    """Rows of the left operand in groups, each with a matrix of its own: experts."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (rows, others), batch = numbers.dot_dimension_numbers
+    groups = tuple(numbers.rhs_group_dimensions)
+    if any(batch) or len(equation.outvars[0].aval.shape) != 2 or not groups:
+        return record.not_understood(equation, operands)[0]
+    shapes = [variable.aval.shape for variable in equation.invars]
+    (column,) = {*range(3)} - {*others, *groups}
+    (row,) = {*range(2)} - {*rows}
+    left = Side(operands[0], shapes[0], tuple(rows), (), (), (row, None))
+    right = Side(operands[1], shapes[1], tuple(others), (), groups, (None, column))
+    return contract(record, equation, (left, right))
+
+
+def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> Value:
+    params, (image, kernel) = equation.params, operands
+    image_shape, shape = (variable.aval.shape for variable in equation.invars)
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    (batch, feature, *_), (column, row, *window) = numbers.lhs_spec, numbers.rhs_spec
+    out_batch, out_feature, *_ = numbers.out_spec
+    sources: list[list[int | None]] = [[None] * len(shape) for _ in operands]
+    sources[0][out_batch], sources[1][out_feature] = batch, column
+    if params["batch_group_count"] > 1 or (image.views and not kernel.views):
+        return record.not_understood(equation, operands)[0]
+    if groups > 1 and shape[row] == 1:
+        record.note_views("depthwise", kernel, equation)
+        sources[0][out_feature] = feature
+        kernel = forgotten([kernel])
+    elif groups > 1:
+        kernel = _grouped(kernel, column, groups)
+    left = Side(image, image_shape, (feature,), (), (), tuple(sources[0]))
+    right = Side(kernel, shape, (row,), tuple(window), (), tuple(sources[1]))
+    return contract(record, equation, (left, right))
+
+
+def _grouped(kernel: Value, column: int, groups: int) -> Value:
+    """Return a kernel whose columns are cut in groups, each with inputs of its own."""
+    views = {
+        leaf: view._replace(layout=in_parts(view.layout, column, groups))
+        for leaf, view in kernel.views.items()
+    }
+    return dataclasses.replace(kernel, views=views)
+
+
+PRODUCTS: dict[str, Callable[[Record, Any, Sequence[Value]], Value]] = {
+    "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot,
+    "conv_general_dilated": _convolution,
+}
