@@ -248,8 +248,9 @@ def _meeting(
 
 def _is_update(value: Value, shape: Shape) -> bool:
     """Return whether it is a product of parameters alone, such as one of low rank, not repeated."""
-    alone = value.is_weight and not value.views
-    return alone and not any(layouts.broadcast(c, shape).is_spread() for c in value.columns)
+    columns = [layouts.broadcast(layout, shape) for layout in value.columns]
+    repeated = any(all(layout.is_spread([i]) for layout in columns) for i in range(len(shape)))
+    return value.is_weight and not value.views and not repeated
 
 
 def _handed_on(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:

@@ -59,7 +59,7 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
         value = moved(side.value, side.each if weight else lambda layout: layout)
         turned = value.is_weight and not other.value.is_weight
         record.consume(value, side.rows if turned else ())
-        forward |= bool(turned and value.columns) or (bool(value.behind) and other.is_frozen())
+        forward |= bool(turned and value.columns) or (not value.returned and other.is_frozen())
 
         def move(layout: Layout, side: Side = side) -> Layout:
             return arranged(layout, side.sources, shape)
@@ -82,7 +82,8 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     return dataclasses.replace(
         result,
         data=result.data or first.is_weight != second.is_weight,
-        behind=0 if backward and not forward else result.behind | new,
+        returned=result.returned or (backward and not forward),
+        behind=result.behind | new,
         columns=mixed(columns),
     )
 

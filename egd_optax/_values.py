@@ -29,6 +29,7 @@ class Value:
     Attributes:
         data: whether examples or activations are in it; constants and parameters are none.
         given: whether arrays from outside are in it: examples, or what the loss closes over.
+        returned: whether it went through a transpose of an earlier product, as in a gradient.
         behind: products that it went through, as bits.
         views: the parameters that it is made of, by number of the leaf.
         columns: products whose columns are axes of it, as bits, by where these columns are.
@@ -36,6 +37,7 @@ class Value:
 
     data: bool = False
     given: bool = False
+    returned: bool = False
     behind: int = 0
     views: Mapping[int, View] = dataclasses.field(default_factory=dict)
     columns: Columns = dataclasses.field(default_factory=dict)
@@ -83,11 +85,9 @@ def union(values: Sequence[Value], shape: Shape) -> Value:
 
 def forgotten(values: Iterable[Value]) -> Value:
     """Return a value made of others in a way that tells nothing of the axes."""
-    data, given, behind = False, False, 0
-    for value in values:
-        data, given = data or value.data, given or value.given
-        behind |= value.behind
-    return Value(data, given, behind)
+    values = list(values)
+    flags = (any(getattr(v, flag) for v in values) for flag in ("data", "given", "returned"))
+    return Value(*flags, functools.reduce(int.__or__, (value.behind for value in values), 0))
 
 
 def bits(products: int) -> list[int]:
