@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from egd_optax import _layouts as layouts
-from egd_optax._layouts import Cut, Layout, Shape
-from egd_optax._values import Value, moved, union
+from egd_optax._layouts import Cut, Layout
+from egd_optax._values import Value, moved, shape_of, union
 
 Run = Callable[[Any, Sequence[Value]], list[Value]]
 Rule = Callable[[Run, Any, list[Value]], list[Value]]
@@ -13,7 +13,7 @@ PASSES = 8  # through a loop, until what is known of its carry settles; two or t
 
 
 def _call(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
     inner = next(equation.params[name] for name in names if name in equation.params)
     return run(inner, operands[len(operands) - len(getattr(inner, "jaxpr", inner).invars) :])
 
@@ -70,7 +70,7 @@ def _shard_map(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
 
 
 def _as_large_as(value: Value, variable: Any) -> Value:
-    shape: Shape = tuple(variable.aval.shape)
+    shape = shape_of(variable)
 
     def resized(layout: Layout) -> Layout:
         return layouts.resized(layout, shape)
@@ -93,14 +93,14 @@ def _settled(
 def _either(ends: Sequence[Sequence[Value]], variables: Sequence[Any]) -> list[Value]:
     """Return what is known of values that come from one branch or another."""
     return [
-        union(values, tuple(variable.aval.shape))
+        union(values, shape_of(variable))
         for values, variable in zip(zip(*ends, strict=True), variables, strict=True)
     ]
 
 
 NAMES = (
     "jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr custom_lin run_state"
+    "custom_vjp_call_jaxpr custom_vmap_call custom_partitioning composite"
 ).split()
 CALLS: dict[str, Rule] = {
     **dict.fromkeys(NAMES, _call),

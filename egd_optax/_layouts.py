@@ -226,6 +226,12 @@ def padded(layout: Layout, shape: Shape) -> Layout:
     return dataclasses.replace(layout, axes=tuple(axes))
 
 
+def tiled(layout: Layout, repeats: Sequence[int]) -> Layout:
+    """Return the layout after repeats along each axis."""
+    axes = (_data(n) + axis for n, axis in zip(repeats, layout.axes, strict=True))
+    return dataclasses.replace(layout, axes=tuple(axes))
+
+
 def _size(factors: Axis) -> int:
     return math.prod(factor.size for factor in factors)
 

@@ -10,7 +10,7 @@ from jax.extend.core import Literal
 from egd_optax import _layouts as layouts
 from egd_optax._layouts import Layout, Shape
 from egd_optax._record import Record
-from egd_optax._values import Value, View, bits, forgotten, moved, union
+from egd_optax._values import Value, View, bits, forgotten, moved, shape_of, union
 
 Rule = Callable[[Record, Any, Sequence[Value]], list[Value]]
 Move = Callable[[Layout], Layout | None]
@@ -18,21 +18,19 @@ Move = Callable[[Layout], Layout | None]
 ELEMENTWISE = (
     "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
     "clamp complex conj convert_element_type copy copy_p cos cosh digamma div erf erf_inv erfc exp "
-    "exp2 expm1 floor imag integer_pow lgamma log log1p logistic max mesh_cast min mul name neg "
-    "nextafter not or pcast pow pvary real reduce_precision rem reshard round rsqrt select_n "
-    "sharding_constraint sign sin sinh sqrt square sub tan tanh xor"
+    "exp2 expm1 floor imag integer_pow layout_constraint lgamma log log1p logistic max mesh_cast "
+    "min mul name neg nextafter not or pbroadcast pcast pow pvary real reduce_precision rem "
+    "reshard round rsqrt select_n sharding_constraint sign sin sinh sqrt square sub tan tanh xor"
 ).split()
 MULTIPLY = {"mul", "div", "pow", "atan2", "rem"}
 # Operations that hand on each of their operands.
-ONE_TO_ONE = "device_put optimization_barrier pmax pmin ppermute psum psum2 psum_invariant".split()
+ONE_TO_ONE = (
+    "device_put optimization_barrier pmax pmin ppermute psum psum2 psum_invariant shard_alike"
+).split()
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
 ALONG = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 WINDOWS = ("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window")
 WRITES = ("dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "scatter-mul")
-
-
-def shape_of(atom: Any) -> Shape:
-    return tuple(atom.aval.shape)
 
 
 def carry(record: Record, equation: Any, value: Value, move: Move) -> Value:
@@ -77,6 +75,10 @@ def _broadcast(equation: Any) -> Move:
     places = dict(map(reversed, enumerate(equation.params["broadcast_dimensions"])))
     sources = [places.get(axis) for axis in range(len(shape))]
     return lambda layout: layouts.arranged(layout, sources, shape)
+
+
+def _tile(equation: Any) -> Move:
+    return lambda layout: layouts.tiled(layout, equation.params["reps"])
 
 
 def _pad(equation: Any) -> Move:
@@ -143,9 +145,35 @@ def _gather(record: Record, equation: Any, operands: Sequence[Value]) -> list[Va
     return [replace(value, data=data, given=value.given or indices.given, views=views)]
 
 
+def _unstack(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    axis = equation.params["axis"]
+
+    def entry(layout: Layout, index: int) -> Layout:
+        return layouts.without(layouts.sliced(layout, axis, index, index + 1), [axis])
+
+    moves = (functools.partial(entry, index=i) for i in range(len(equation.outvars)))
+    return [carry(record, equation, operands[0], move) for move in moves]
+
+
+def _stack(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    axis, shape = equation.params["axis"], shape_of(equation.outvars[0])
+    places = [i if i < axis else i - 1 for i in range(len(shape))]
+    sources = [None if i == axis else place for i, place in enumerate(places)]
+    one = (*shape[:axis], 1, *shape[axis + 1 :])
+    entries = [moved(v, lambda layout: layouts.arranged(layout, sources, one)) for v in operands]
+    return [_joined(record, equation, entries, axis, [1] * len(entries))]
+
+
 def _concatenate(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:
     axis = equation.params["dimension"]
     sizes = [shape_of(variable)[axis] for variable in equation.invars]
+    return [_joined(record, equation, operands, axis, sizes)]
+
+
+def _joined(
+    record: Record, equation: Any, operands: Sequence[Value], axis: int, sizes: Sequence[int]
+) -> Value:
+    """Put values side by side; parameters beside data are joined to them."""
     views, columns = {}, {}
     data = any(operand.data for operand in operands)
     for leaf in {leaf for operand in operands for leaf in operand.views}:
@@ -161,7 +189,7 @@ def _concatenate(record: Record, equation: Any, operands: Sequence[Value]) -> li
     for parts, products in _columns_of(operands).items():
         layout = layouts.joined(parts, axis, sizes)
         columns[layout] = columns.get(layout, 0) | products
-    return [replace(forgotten(operands), views=views, columns=columns)]
+    return replace(forgotten(operands), views=views, columns=columns)
 
 
 def _columns_of(operands: Sequence[Value]) -> dict[tuple[Layout | None, ...], int]:
@@ -273,6 +301,9 @@ MOVES: dict[str, Rule] = {
     "rev": _moves(lambda equation: lambda layout: layout),
     "gather": _gather,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _moves(_tile),
     "all_gather": _gathered_shards,
     "all_gather_invariant": _gathered_shards,
     "stop_gradient": _stopped,

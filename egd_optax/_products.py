@@ -1,12 +1,14 @@
 """Dot products and convolutions: which axes of a parameter are rows, columns and batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from egd_optax._layouts import Layout, Shape, arranged, in_parts, in_turn
 from egd_optax._record import Record
-from egd_optax._values import Value, forgotten, mixed, moved, moved_columns
+from egd_optax._values import Value, forgotten, mixed, moved, moved_columns, shape_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,36 +54,35 @@ class Side:
 
 def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     """Return what is known of a product, and write it down."""
-    shape = equation.outvars[0].aval.shape
+    result = forgotten([side.value for side in sides])
+    tokens = [a.is_token() and bool(b.value.views) for a, b in (sides, sides[::-1])]
+    tokens = [False, False] if all(tokens) else tokens
+    weights = [s.value.is_weight and not t for s, t in zip(sides, tokens, strict=True)]
     columns, new, forward, backward = [], 0, False, False
-    for side, other in (sides, sides[::-1]):
-        weight = bool(other.value.views) or other.value.is_weight
-        value = moved(side.value, side.each if weight else lambda layout: layout)
-        turned = value.is_weight and not other.value.is_weight
+    for i, side in enumerate(sides):
+        other, beside_weight = sides[1 - i], weights[1 - i] or bool(sides[1 - i].value.views)
+        move = functools.partial(arranged, sources=side.sources, shape=shape_of(equation.outvars[0]))
+        value = moved(side.value, side.each if beside_weight else lambda layout: layout)
+        turned = weights[i] and not weights[1 - i] and bool(value.columns)
         record.consume(value, side.rows if turned else ())
-        forward |= bool(turned and value.columns) or (not value.returned and other.is_frozen())
-
-        def move(layout: Layout, side: Side = side) -> Layout:
-            return arranged(layout, side.sources, shape)
-
         columns.append(moved_columns(value.columns, move))
-        if other.value.views and side.is_token() and not other.is_token():
+        forward |= turned or (not value.returned and other.is_frozen())
+        if tokens[i]:
             record.note_views("token", value, equation)
             continue
+        alone = weights[1 - i] or not (other.value.data or other.value.given or tokens[1 - i])
         for leaf, view in moved(side.value, side.each).views.items():
             at = {name: view.layout.at(getattr(side, name)) for name in PARTS}
-            number = record.product(leaf, view, equation, other.value.is_weight, **at)
-            new |= 1 << number
+            number = record.product(leaf, view, equation, alone, **at)
             columns.append(moved_columns({view.layout: 1 << number}, move))
+            new |= 1 << number
             is_forward = record.is_forward(leaf, number)
             forward, backward = forward or is_forward, backward or not is_forward
-    first, second = (side.value for side in sides)
-    result = forgotten([first, second])
     if forward:
         record.followed |= result.behind
-    return dataclasses.replace(
+    return replace(
         result,
-        data=result.data or first.is_weight != second.is_weight,
+        data=result.data or weights[0] != weights[1],
         returned=result.returned or (backward and not forward),
         behind=result.behind | new,
         columns=mixed(columns),
@@ -93,7 +94,7 @@ PARTS = ("rows", "window", "columns")
 
 def _dot_general(record: Record, equation: Any, operands: Sequence[Value]) -> Value:
     contracted, batch = equation.params["dimension_numbers"]
-    shapes = [variable.aval.shape for variable in equation.invars]
+    shapes = [shape_of(variable) for variable in equation.invars]
     free = [
         [axis for axis in range(len(shape)) if axis not in (*rows, *both)]
         for shape, rows, both in zip(shapes, contracted, batch, strict=True)
@@ -112,9 +113,9 @@ def _ragged_dot(record: Record, equation: Any, operands: Sequence[Value]) -> Val
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (rows, others), batch = numbers.dot_dimension_numbers
     groups = tuple(numbers.rhs_group_dimensions)
-    if any(batch) or len(equation.outvars[0].aval.shape) != 2 or not groups:
+    if any(batch) or len(shape_of(equation.outvars[0])) != 2 or not groups:
         return record.not_understood(equation, operands)[0]
-    shapes = [variable.aval.shape for variable in equation.invars]
+    shapes = [shape_of(variable) for variable in equation.invars]
     (column,) = {*range(3)} - {*others, *groups}
     (row,) = {*range(2)} - {*rows}
     left = Side(operands[0], shapes[0], tuple(rows), (), (), (row, None))
@@ -124,7 +125,7 @@ def _ragged_dot(record: Record, equation: Any, operands: Sequence[Value]) -> Val
 
 def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> Value:
     params, (image, kernel) = equation.params, operands
-    image_shape, shape = (variable.aval.shape for variable in equation.invars)
+    image_shape, shape = (shape_of(variable) for variable in equation.invars)
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     (batch, feature, *_), (column, row, *window) = numbers.lhs_spec, numbers.rhs_spec
     out_batch, out_feature, *_ = numbers.out_spec
@@ -149,7 +150,7 @@ def _grouped(kernel: Value, column: int, groups: int) -> Value:
         leaf: view._replace(layout=in_parts(view.layout, column, groups))
         for leaf, view in kernel.views.items()
     }
-    return dataclasses.replace(kernel, views=views)
+    return replace(kernel, views=views)
 
 
 PRODUCTS: dict[str, Callable[[Record, Any, Sequence[Value]], Value]] = {

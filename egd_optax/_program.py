@@ -122,7 +122,10 @@ class Reader:
         """Return what is known of the outputs of one operation."""
         name = equation.primitive.name
         if name in CALLS:
-            return CALLS[name](self.run, equation, operands)
+            self.record.calls.append(equation)
+            results = CALLS[name](self.run, equation, operands)
+            self.record.calls.pop()
+            return results
         if name in PRODUCTS:
             return [PRODUCTS[name](self.record, equation, operands)]
         if name in MOVES:

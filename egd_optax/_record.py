@@ -18,19 +18,24 @@ class Record:
     Attributes:
         products: all products, by number: their bits in values.
         followed: products behind which another one lies on the way to the loss, as bits.
+        calls: the calls that are being read, the outermost first.
     """
 
     def __init__(self) -> None:
         self.products: list[Product] = []
         self.followed = 0
+        self.calls: list[Any] = []
         self._of_leaf: dict[int, list[int]] = collections.defaultdict(list)
         self._uses: dict[int, dict[int, Use]] = collections.defaultdict(dict)
         self._numbers: dict[Any, int] = {}
 
+    def _place(self, equation: Any) -> tuple[Any, ...]:
+        return equation, *reversed(self.calls)
+
     def note(self, kind: str, leaf: int, equation: Any) -> int:
         """Write down a use that is no product; return its number."""
         number = self._numbers.setdefault((kind, leaf, id(equation)), len(self._numbers))
-        self._uses[leaf][number] = Use(kind, equation)
+        self._uses[leaf][number] = Use(kind, self._place(equation))
         return number
 
     def note_views(self, kind: str, value: Value, equation: Any) -> None:
@@ -53,7 +58,7 @@ class Record:
             leaf: number of the leaf.
             view: the leaf as the operand has it.
             equation: the operation.
-            alone: whether the other operand is made of parameters, too.
+            alone: whether no data are in the other operand.
             **at: factors of the leaf that are `rows`, `window` and `columns`.
         """
         axes = {name: frozenset(f.axis for f in factors) for name, factors in at.items()}
@@ -64,7 +69,8 @@ class Record:
             number = self._numbers[key] = len(self.products)
             self._of_leaf[leaf].append(number)
             extent = view.layout.extent
-            self.products.append(Product(equation, **axes, extent=extent, cuts=cuts, alone=alone))
+            place = self._place(equation)
+            self.products.append(Product(place, **axes, extent=extent, cuts=cuts, alone=alone))
         product = self.products[number]
         product.explains |= view.met
         return number

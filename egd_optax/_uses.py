@@ -15,6 +15,7 @@ from egd_optax._layouts import Cut, Shape
 from egd_optax._matrix_view import MatrixAxes
 
 Cuts = frozenset[Cut]
+Place = tuple[Any, ...]  # an operation of a program, then the calls around it, from inside
 LIBRARIES = (str(Path(jax.__file__).parents[1]), str(Path(__file__).parent))
 # What a use says of a leaf that is no matrix. The first that is found counts.
 NO_MATRIX = {
@@ -35,11 +36,11 @@ class Use:
     """What one operation does with a parameter: a key of NO_MATRIX, or "unknown"."""
 
     kind: str
-    equation: Any
+    place: Place
 
     @property
     def where(self) -> str:
-        return where(self.equation)
+        return where(self.place)
 
 
 @dataclasses.dataclass
@@ -47,7 +48,7 @@ class Product:
     """A parameter as operand of a dot product or a convolution.
 
     Attributes:
-        equation: the operation.
+        place: the operation, and the calls that it stands in.
         rows: the leaf's axes that are contracted.
         window: those that a convolution's window slides along.
         columns: those that are axes of the result.
@@ -55,11 +56,11 @@ class Product:
         cuts: what was taken of the leaf before.
         parts: what was taken of the result before each product that used it.
         explains: uses that this product shows to be sums of parameters and data.
-        alone: whether the other operand is made of parameters, too.
+        alone: whether no data are in the other operand.
         turned: the leaf's axes that are contracted with data later, so that they are the rows.
     """
 
-    equation: Any
+    place: Place
     rows: frozenset[int]
     window: frozenset[int]
     columns: frozenset[int]
@@ -72,7 +73,7 @@ class Product:
 
     @property
     def where(self) -> str:
-        return where(self.equation)
+        return where(self.place)
 
     @property
     def roles(self) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
@@ -188,11 +189,16 @@ def _ranges(cuts: Iterable[Cut], factor: Any) -> set[tuple[int | None, int]]:
     return {(cut.start, cut.stop) for cut in cuts if cut.factor == factor}
 
 
-def where(equation: Any) -> str:
+def where(place: Place) -> str:
     """Return an operation and the line of the user's code that it stands in."""
-    frames = source_info_util.summarize(equation.source_info, 1000).splitlines()
-    found = [re.match(r"(.*?):(\d+)", frame) for frame in reversed(frames)]
-    places = [(match[1], match[2]) for match in found if match]
-    own = [place for place in places if not place[0].startswith(LIBRARIES)] or places
+    lines = [line for equation in place for line in _lines(equation)]
+    own = [line for line in lines if not line[0].startswith(LIBRARIES)] or lines
     line = f", {Path(own[0][0]).name}:{own[0][1]}" if own else ""
-    return f"{equation.primitive.name}{line}"
+    return f"{place[0].primitive.name}{line}"
+
+
+def _lines(equation: Any) -> list[tuple[str, str]]:
+    """Return files and lines that an operation was called from, from inside."""
+    frames = source_info_util.summarize(equation.source_info, 1000).splitlines()
+    found = (re.match(r"(.*?):(\d+)", frame) for frame in reversed(frames))
+    return [(match[1], match[2]) for match in found if match]

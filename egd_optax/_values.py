@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from egd_optax._layouts import Layout, Shape, broadcast, together
 
@@ -49,6 +49,11 @@ class Value:
 
 
 CONSTANT, GIVEN, DATA = Value(), Value(given=True), Value(data=True, given=True)
+
+
+def shape_of(variable: Any) -> Shape:
+    """Return the shape of a variable of a program."""
+    return tuple(variable.aval.shape)
 
 
 def moved(value: Value, move: Callable[[Layout], Layout | None]) -> Value:
