@@ -100,5 +100,6 @@ class Record:
         products = [self.products[number] for number in numbers]
         explained = frozenset().union(*(product.explains for product in products))
         uses = [use for number, use in self._uses[leaf].items() if number not in explained]
-        last = not any(self.followed >> number & 1 for number in numbers)
+        forward = [number for number in numbers if self.is_forward(leaf, number)]
+        last = not any(self.followed >> number & 1 for number in forward)
         return decision(path, shape, uses, products, last)

@@ -1,0 +1,298 @@
+"""Small losses, each with what is to be read off it: axes, or how the reason begins."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from egd_optax import MatrixAxes
+
+IN_OUT, EACH, HEAD, UNKNOWN = MatrixAxes(0, 1), MatrixAxes(1, 2), "output head", "unknown"
+TWO, THREE = MatrixAxes(0, 1, groups=2), MatrixAxes(0, 1, groups=3)
+
+
+class Fragment(NamedTuple):
+    """A loss of parameters of some shapes and examples of others, and what is expected."""
+
+    loss: Callable
+    shapes: dict[str, tuple[int, ...]]
+    examples: tuple[Any, ...]
+    table: dict[str, MatrixAxes | str]
+
+
+FRAGMENTS: dict[str, Fragment] = {}
+
+
+def real(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def integers(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def reads(*examples, **leaves):
+    """Register a fragment: for each parameter its shape and what is expected; `h` is a head."""
+
+    def register(loss):
+        shapes = {name: shape for name, (shape, _) in leaves.items()} | {"h": (8, 3)}
+        table = {name: expected for name, (_, expected) in leaves.items()} | {"h": HEAD}
+        given = examples or (real(4, 8),)
+        FRAGMENTS[loss.__name__] = Fragment(loss, shapes, given, table)
+        return loss
+
+    return register
+
+
+def end(p, x):
+    return (jnp.tanh(x) @ p["h"]).mean()
+
+
+def attend(q, k, v):
+    heads = (t.reshape(len(t), 2, 4) for t in (q, k, v))
+    q, k, v = heads
+    weights = jax.nn.softmax(jnp.einsum("thk,shk->hts", q, k) / math.sqrt(4))
+    return jnp.einsum("hts,shk->thk", weights, v).reshape(len(v), 8)
+
+
+# Columns that go different ways.
+
+
+@reads(w=((8, 24), THREE))
+def split_after(p, x):
+    return end(p, x + attend(*jnp.split(x @ p["w"], 3, axis=1)))
+
+
+@reads(w=((8, 24), THREE))
+def sliced_before(p, x):
+    return end(p, x + attend(*(x @ p["w"][:, i : i + 8] for i in (0, 8, 16))))
+
+
+@reads(w=((8, 24), THREE))
+def an_axis_of_three(p, x):
+    return end(p, x + attend(*jnp.unstack((x @ p["w"]).reshape(4, 3, 2, 4), axis=1)))
+
+
+@reads(w=((8, 3, 8), MatrixAxes(0, 2)))
+def an_axis_of_three_in_the_leaf(p, x):
+    y = jnp.einsum("td,dpk->tpk", x, p["w"])
+    return end(p, x + attend(y[:, 0], y[:, 1], y[:, 2]))
+
+
+@reads(w=((8, 2, 12), MatrixAxes(0, (2, 1), groups=3)))
+def parts_of_every_head(p, x):
+    return end(p, x + attend(*jnp.split(jnp.einsum("td,dhk->thk", x, p["w"]), 3, axis=-1)))
+
+
+@reads(w=((8, 24), UNKNOWN))
+def parts_of_every_head_in_one_axis(p, x):
+    return end(p, x + attend(*jnp.split((x @ p["w"]).reshape(4, 2, 12), 3, axis=-1)))
+
+
+@reads(w=((8, 16), UNKNOWN))
+def unequal_parts(p, x):
+    y = x @ p["w"]
+    return end(p, x + attend(y[:, :8], *(jnp.tile(t, (1, 2)) for t in (y[:, 8:12], y[:, 12:]))))
+
+
+@reads(w=((8, 16), UNKNOWN))
+def a_part_of_a_part(p, x):
+    first, second = jnp.split(x @ p["w"], 2, axis=1)
+    a, b = jnp.split(first, 2, axis=1)
+    return end(p, a @ b.T @ second)
+
+
+@reads(w=((8, 8), IN_OUT))
+def one_part_alone(p, x):
+    return end(p, (x @ p["w"])[:, :4] @ x[:4])
+
+
+@reads(w=((8, 16), TWO), down=((8, 8), IN_OUT))
+def gated(p, x):
+    gate, up = jnp.split(x @ p["w"], 2, axis=1)
+    return end(p, (jax.nn.silu(gate) * up) @ p["down"])
+
+
+def halves(x):
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([0.6 * a - 0.8 * b, 0.8 * a + 0.6 * b], axis=-1)
+
+
+def pairs(x):
+    a, b = x[..., ::2], x[..., 1::2]
+    return jnp.stack([0.6 * a - 0.8 * b, 0.8 * a + 0.6 * b], axis=-1).reshape(x.shape)
+
+
+def complex_pairs(x):
+    y = x.reshape(*x.shape[:-1], -1, 2)
+    y = lax.complex(y[..., 0], y[..., 1]) * jnp.exp(1j)
+    return jnp.stack([y.real, y.imag], axis=-1).reshape(x.shape)
+
+
+def some(x):
+    return jnp.concatenate([halves(x[..., :4]), x[..., 4:]], axis=-1)
+
+
+def rotary(rotate):
+    def loss(p, x):
+        q, k, v = jnp.split(x @ p["w"], 3, axis=1)
+        return end(p, x + attend(rotate(q), rotate(k), v))
+
+    loss.__name__ = f"rotary_{rotate.__name__}"
+    reads(w=((8, 24), THREE))(loss)
+
+
+for rotation in (halves, pairs, complex_pairs, some):
+    rotary(rotation)
+
+# Batch.
+
+
+@reads(w=((5, 8, 8), EACH))
+def layers_by_a_counter(p, x):
+    return end(p, lax.fori_loop(0, 5, lambda i, x: jnp.tanh(x @ p["w"][i]), x))
+
+
+@reads(w=((6, 8, 8), EACH))
+def scans_in_scans(p, x):
+    def layer(x, w):
+        return jnp.tanh(x @ w), None
+
+    def block(x, w):
+        return lax.scan(layer, x, w)
+
+    return end(p, lax.scan(block, x, p["w"].reshape(2, 3, 8, 8))[0])
+
+
+@reads(w=((8, 8), IN_OUT))
+def carried_through_a_loop(p, x):
+    return end(p, lax.while_loop(lambda c: c[1].sum() > 0, step_of_w, (p["w"], x))[1])
+
+
+def step_of_w(carry):
+    w, x = carry
+    return w, jnp.tanh(x @ w)
+
+
+@reads(real(4, 8), integers(4), w=((5, 8, 8), EACH))
+def experts_picked(p, x, chosen):
+    return end(p, jnp.einsum("td,tdf->tf", x, p["w"][chosen]))
+
+
+@reads(real(4, 8), integers(5), up=((5, 8, 6), EACH), down=((5, 6, 8), EACH))
+def experts_ragged(p, x, sizes):
+    return end(p, lax.ragged_dot(jax.nn.relu(lax.ragged_dot(x, p["up"], sizes)), p["down"], sizes))
+
+
+@reads(a=((8, 8), IN_OUT), b=((8, 8), IN_OUT))
+def stacked_inside(p, x):
+    return end(p, lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, jnp.stack([p["a"], p["b"]]))[0])
+
+
+@reads(w=((8, 2), UNKNOWN))
+def rows_in_groups(p, x):
+    y = jnp.einsum("tgk,gkf->tgf", x.reshape(4, 4, 2), p["w"].reshape(4, 2, 2))
+    return end(p, y.reshape(4, 8))
+
+
+# What is made of parameters before data come in.
+
+
+@reads(w=((8, 8), IN_OUT), g=((1, 8), "scale"))
+def weight_normalized(p, x):
+    return end(p, (x @ (p["w"] / jnp.linalg.norm(p["w"], axis=0, keepdims=True))) * p["g"])
+
+
+@reads(real(4, 8), real(8, 8), w=((8, 8), IN_OUT))
+def masked(p, x, mask):
+    return end(p, x @ jnp.where(mask > 0, p["w"], 0))
+
+
+@reads(a=((8, 4), IN_OUT), b=((8, 4), IN_OUT))
+def side_by_side(p, x):
+    return end(p, x @ jnp.concatenate([p["a"], p["b"]], axis=1))
+
+
+@reads(a=((8, 2), IN_OUT), b=((2, 8), IN_OUT))
+def low_rank(p, x):
+    return end(p, x @ (p["a"] @ p["b"]))
+
+
+@reads(w=((8, 8), IN_OUT), base=((8, 8), "unused"), never=((2, 2), "unused"))
+def stopped(p, x):
+    return end(p, x @ (p["w"] + lax.stop_gradient(p["base"])))
+
+
+@reads(w=((8, 8), IN_OUT))
+def regularized(p, x):
+    gram = p["w"].T @ p["w"]
+    return end(p, x @ p["w"]) + 1e-4 * (jnp.sum(p["w"] ** 2) + jnp.sum(gram**2))
+
+
+# Gradients inside.
+
+
+@reads(w=((8, 8), IN_OUT))
+def gradient_of_inputs(p, x):
+    return end(p, x @ p["w"]) + jnp.sum(jax.grad(lambda x: end(p, x @ p["w"]))(x) ** 2)
+
+
+@reads(w=((8, 8), IN_OUT))
+def one_step_ahead(p, x):
+    step = jax.grad(lambda w: end(p, x @ w))(p["w"])
+    return end(p, x @ (p["w"] - 0.1 * step))
+
+
+@reads(w=((8, 8), IN_OUT))
+def own_gradient(p, x):
+    @jax.custom_vjp
+    def product(w, x):
+        return x @ w
+
+    product.defvjp(lambda w, x: (x @ w, (w, x)), lambda kept, t: (kept[1].T @ t, t @ kept[0].T))
+    return end(p, product(p["w"], x))
+
+
+# No matrices.
+
+
+@reads(places=((4, 8), "bias"), w=((8, 8), IN_OUT))
+def places_without_a_batch(p, x):
+    return end(p, (x + p["places"]) @ p["w"])
+
+
+@reads(integers(4), table=((9, 8), "embedding"), w=((8, 8), IN_OUT))
+def padding_set_to_zero(p, tokens):
+    return end(p, p["table"].at[0].set(0.0)[tokens] @ p["w"])
+
+
+@reads(integers(), table=((9, 8), "embedding"), w=((8, 8), IN_OUT))
+def one_token(p, token):
+    return end(p, p["table"][token] @ p["w"])
+
+
+@reads(queries=((5, 8), "token"), w=((8, 8), IN_OUT))
+def learned_queries(p, x):
+    queries = jnp.broadcast_to(p["queries"], (2, 5, 8)) @ p["w"]
+    return end(p, jax.nn.softmax(queries @ x.T) @ x)
+
+
+# Used in two ways, or in one that is not understood.
+
+
+@reads(w=((8, 8), UNKNOWN))
+def product_and_bias(p, x):
+    return end(p, x @ p["w"] + p["w"][0])
+
+
+@reads(w=((8, 8, 8), UNKNOWN))
+def two_products(p, x):
+    return end(p, jnp.einsum("td,def->tf", x, p["w"]) + jnp.einsum("te,def->tf", x, p["w"]))
+
+
+@reads(w=((8, 8), UNKNOWN))
+def sorted_entries(p, x):
+    return end(p, x @ jnp.sort(p["w"], axis=0))
