@@ -47,13 +47,14 @@ def infer_axes(
     other one comes on the way to the loss. Unknown: a leaf with two uses, or one that is not
     understood. The loss is traced on shapes; nothing is computed.
 
-    Without a loss, it is a guess by names and shapes, which `egd` makes by itself. Left out, and so left to `others`:
-    biases, scales of norms, embeddings, positions, output heads and depthwise convolutions; heads
-    and embeddings are known by name. Every other leaf of two axes is a matrix. With more axes, the
-    columns are the axes that a layer's bias shares with the end of its kernel, and those shared
-    with the beginning are batch (stacked layers). Without a bias, attention and convolutions go by
-    their names. A leaf called `weight` is Equinox's, out x in. A leaf without any name is a stack
-    (*batch, m, n). A leaf that none of this explains is unknown, and `egd` asks for its axes.
+    Without a loss, it is a guess by names and shapes, which `egd` makes by itself. Left out, and so
+    left to `others`: biases, scales of norms, embeddings, positions, output heads and depthwise
+    convolutions; heads and embeddings are known by name. Every other leaf of two axes is a matrix.
+    With more axes, the columns are the axes that a layer's bias shares with the end of its kernel,
+    and those shared with the beginning are batch (stacked layers). Without a bias, attention and
+    convolutions go by their names. A leaf called `weight` is Equinox's, out x in. A leaf without
+    any name is a stack (*batch, m, n). A leaf that none of this explains is unknown, and `egd` asks
+    for its axes.
 
     Args:
         params: the tree that the optimizer gets: linen's `variables["params"]`,

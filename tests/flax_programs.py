@@ -101,7 +101,9 @@ def nnx_gpt():
         "layers/gate_up/kernel": MatrixAxes(1, 2, groups=2),
         "layers/down/kernel": EACH,
     }
-    return of_nnx(lambda: GPT(nnx.Rngs(0)), lambda model, t: cross_entropy(model(t), t), (TOKENS,), table)
+    return of_nnx(
+        lambda: GPT(nnx.Rngs(0)), lambda model, t: cross_entropy(model(t), t), (TOKENS,), table
+    )
 
 
 class LinenBlock(nn.Module):

@@ -12,10 +12,8 @@ from flax import nnx
 from flax_programs import (
     EACH,
     HEAD,
-    IMAGES,
     IN_OUT,
     KEY,
-    LABELS,
     TABLE,
     TOKENS,
     Program,

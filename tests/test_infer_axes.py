@@ -133,7 +133,7 @@ def test_scanned_layers_are_batch(use_bias):
     names = {f"mha/{name}/kernel" for name in ("query", "key", "value", "out")}
     assert matrices == dict.fromkeys(names, (3, 8, 8))
     assert [leaf.path for leaf in infer_axes(params).unknown] == ["dense/kernel"]
-    own = infer_axes(params, {"dense/kernel": MatrixAxes(1, 2)}).leaves[0]
+    own = infer_axes(params, overrides={"dense/kernel": MatrixAxes(1, 2)}).leaves[0]
     assert (own.path, own.matrix, own.reason) == ("dense/kernel", (3, 8, 8), "your axes")
 
 
@@ -217,7 +217,7 @@ def test_the_table_says_what_why_and_how_to_change_it():
     params = nnx.to_pure_dict(
         nnx.state(DecoderTransformer(9, 4, width=16, rngs=nnx.Rngs(0)), nnx.Param)
     )
-    table = str(infer_axes(params | {"zoo": jnp.ones((2, 3, 4))}, {"1/mlp/expand": None}))
+    table = str(infer_axes(params | {"zoo": jnp.ones((2, 3, 4))}, overrides={"1/mlp/expand": None}))
     lines = [" ".join(line.split()) for line in table.splitlines()]
     assert lines[0] == "Unknown: 1. Whitened: 11. Left out: 10. No matrices: 16."
     assert lines[1] == "leaf shape matrix why"

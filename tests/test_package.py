@@ -20,6 +20,7 @@ LAYERS = [
     ("_selection",),
     ("_matrix_view",),
     ("_axes",),
+    ("_program",),
     ("_infer_axes", "_scaling"),
     ("_buckets",),
     ("diagnostics", "_transform"),

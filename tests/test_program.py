@@ -1,19 +1,14 @@
 """infer_axes with a loss: what is read off the program is the table written by hand."""
 
 import functools
-import resource
-import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 from fragments import FRAGMENTS, real
 from programs import PROGRAMS, shuffled
 
-from egd_optax import MatrixAxes, egd, infer_axes
-from egd_optax._matrix_view import matrix_views
+from egd_optax import MatrixAxes, infer_axes
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
@@ -34,7 +29,9 @@ def assert_table(inferred, table):
     """The rows are those of the table: axes, or a reason that begins like this."""
     read = {leaf.path: leaf.axes or leaf.reason for leaf in inferred.leaves}
     as_written = {
-        path: row if isinstance(row, str) and str(read.get(path)).startswith(row) else read.get(path)
+        path: row
+        if isinstance(row, str) and str(read.get(path)).startswith(row)
+        else read.get(path)
         for path, row in table.items()
     }
     assert as_written == table, inferred

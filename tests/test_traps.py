@@ -58,7 +58,7 @@ def test_what_is_no_polar_method_at_all(method):
         {"head/kernel": HEAD},
         {"head": {"kernel": HEAD, "bias": None}},
         lambda params: {**infer_axes(params), "head/kernel": HEAD},
-        infer_axes(NET, {"head": HEAD}),
+        infer_axes(NET, overrides={"head": HEAD}),
     ],
     ids=["unpacked", "dict", "alone", "tree", "function", "overrides"],
 )
@@ -82,7 +82,7 @@ def test_heads_are_left_out_unless_they_are_named_and_uncalled_inference_works()
         {"axes": {"hidden": None}},
         {"axes": {"hidden": None, "head": None}},
         {"axes": lambda params: {"hidden": None}},
-        {"axes": infer_axes(NET, {"hidden": None})},
+        {"axes": infer_axes(NET, overrides={"hidden": None})},
         {"axes": {"head": HEAD}, "matrices": {"hidden": {"bias": True}}},
     ],
 )

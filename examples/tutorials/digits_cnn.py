@@ -70,7 +70,9 @@ class OtherName(CNN):
 
 other = nnx.eval_shape(lambda: OtherName(nnx.Rngs(0)))
 for mine in (None, {"digit/kernel": None}):
-    leaf = next(leaf for leaf in infer_axes(other, mine).leaves if leaf.path == "digit/kernel")
+    leaf = next(
+        leaf for leaf in infer_axes(other, overrides=mine).leaves if leaf.path == "digit/kernel"
+    )
     print(f"{leaf.path}: {'left out' if leaf.axes is None else 'whitened'} ({leaf.reason})")
 assert leaf.axes is None
 

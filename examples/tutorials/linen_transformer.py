@@ -73,7 +73,7 @@ each_head = {
     "attention/(query|key|value)/kernel": MatrixAxes(rows=0, columns=2),
     "attention/out/kernel": MatrixAxes(rows=1, columns=2),
 }
-for leaf in infer_axes(shapes, each_head).leaves:
+for leaf in infer_axes(shapes, overrides=each_head).leaves:
     if leaf.reason == "your axes":
         how_many, rows, columns = leaf.matrix
         print(f"{leaf.path}: {how_many} matrices of {rows} x {columns}")

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from egd_optax._layouts import Layout, Shape, broadcast, together
+from egd_optax._program._layouts import Layout, Shape, broadcast, together
 
 Columns = Mapping[Layout, int]
 
@@ -51,6 +51,11 @@ class Value:
 CONSTANT, GIVEN, DATA = Value(), Value(given=True), Value(data=True, given=True)
 
 
+def names(text: str) -> list[str]:
+    """Return the names of operations in a text."""
+    return text.split()
+
+
 def shape_of(variable: Any) -> Shape:
     """Return the shape of a variable of a program."""
     return tuple(variable.aval.shape)
@@ -91,8 +96,12 @@ def union(values: Sequence[Value], shape: Shape) -> Value:
 def forgotten(values: Iterable[Value]) -> Value:
     """Return a value made of others in a way that tells nothing of the axes."""
     values = list(values)
-    flags = (any(getattr(v, flag) for v in values) for flag in ("data", "given", "returned"))
-    return Value(*flags, functools.reduce(int.__or__, (value.behind for value in values), 0))
+    return Value(
+        data=any(value.data for value in values),
+        given=any(value.given for value in values),
+        returned=any(value.returned for value in values),
+        behind=functools.reduce(int.__or__, (value.behind for value in values), 0),
+    )
 
 
 def bits(products: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Reads a loss: follows every parameter through the program to the operations that use it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,12 +10,14 @@ from jax.interpreters import partial_eval
 
 from egd_optax import _selection as selection
 from egd_optax._axes import LeafAxes
-from egd_optax._layouts import whole
-from egd_optax._calls import CALLS
-from egd_optax._operations import MOVES
-from egd_optax._products import PRODUCTS
-from egd_optax._record import Record
-from egd_optax._values import CONSTANT, DATA, GIVEN, Value, View
+from egd_optax._program._calls import CALLS
+from egd_optax._program._layouts import whole
+from egd_optax._program._mixing import MIXES
+from egd_optax._program._moves import MOVES
+from egd_optax._program._products import PRODUCTS
+from egd_optax._program._record import Record
+from egd_optax._program._values import CONSTANT, DATA, GIVEN, Value, View
+
 
 def read_program(loss: Callable, params: Any, examples: Sequence[Any]) -> dict[str, LeafAxes]:
     """Return what `loss(params, *examples)` says of each parameter, by path.
@@ -26,7 +28,7 @@ def read_program(loss: Callable, params: Any, examples: Sequence[Any]) -> dict[s
         ValueError: the loss cannot be traced, or is no scalar.
     """
     program = _traced(loss, params, examples)
-    leaves = {path: leaf for path, leaf in selection.leaves_by_path(params).items()}
+    leaves = selection.leaves_by_path(params)
     arrays = [(path, leaf) for path, leaf in leaves.items() if _is_array(leaf)]
     values = [_parameter(number, leaf) for number, (_, leaf) in enumerate(arrays)]
     examples_given = len(program.jaxpr.invars) - len(values)
@@ -85,8 +87,11 @@ def _traced(loss: Callable, params: Any, examples: Sequence[Any]) -> ClosedJaxpr
             "loss must return a real scalar, or a tuple that begins with one, got "
             f"{_text(shape)}. Take the mean over the batch."
         )
-    live, used = partial_eval.dce_jaxpr(program.jaxpr, [True], instantiate=True)
+    live, _ = partial_eval.dce_jaxpr(program.jaxpr, [True], instantiate=True)
     return ClosedJaxpr(live, program.consts)
+
+
+RULES = MOVES | MIXES | PRODUCTS
 
 
 class Reader:
@@ -126,8 +131,5 @@ class Reader:
             results = CALLS[name](self.run, equation, operands)
             self.record.calls.pop()
             return results
-        if name in PRODUCTS:
-            return [PRODUCTS[name](self.record, equation, operands)]
-        if name in MOVES:
-            return MOVES[name](self.record, equation, operands)
-        return self.record.not_understood(equation, operands)
+        rule = RULES.get(name, Record.not_understood)
+        return rule(self.record, equation, operands)

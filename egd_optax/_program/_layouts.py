@@ -68,6 +68,10 @@ class Layout:
         """Return the leaf's factors in these axes of the value."""
         return tuple(f for axis in axes for f in self.axes[axis] if f.axis is not None)
 
+    def leaf_axes(self, axes: Iterable[int]) -> frozenset[int]:
+        """Return the leaf's axes that these axes of the value are made of."""
+        return frozenset(f.axis for axis in axes for f in self.axes[axis] if f.axis is not None)
+
     def is_spread(self, axes: Iterable[int] | None = None) -> bool:
         """Return whether the leaf's entries were repeated along one of these axes, or of all."""
         chosen = self.axes if axes is None else [self.axes[axis] for axis in axes]

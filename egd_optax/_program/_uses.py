@@ -9,14 +9,13 @@ from typing import Any
 import jax
 from jax.extend import source_info_util
 
-
 from egd_optax._axes import LeafAxes
-from egd_optax._layouts import Cut, Shape
 from egd_optax._matrix_view import MatrixAxes
+from egd_optax._program._layouts import Cut, Shape
 
 Cuts = frozenset[Cut]
 Place = tuple[Any, ...]  # an operation of a program, then the calls around it, from inside
-LIBRARIES = (str(Path(jax.__file__).parents[1]), str(Path(__file__).parent))
+LIBRARIES = (str(Path(jax.__file__).parents[1]), str(Path(__file__).parents[1]))
 # What a use says of a leaf that is no matrix. The first that is found counts.
 NO_MATRIX = {
     "table": "embedding: a table, looked up row by row",

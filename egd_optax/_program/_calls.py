@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from egd_optax import _layouts as layouts
-from egd_optax._layouts import Cut, Layout
-from egd_optax._values import Value, moved, shape_of, union
+from egd_optax._program import _layouts as layouts
+from egd_optax._program._layouts import Cut, Layout
+from egd_optax._program._values import Value, moved, names, shape_of, union
 
 Run = Callable[[Any, Sequence[Value]], list[Value]]
 Rule = Callable[[Run, Any, list[Value]], list[Value]]
@@ -13,8 +13,8 @@ PASSES = 8  # through a loop, until what is known of its carry settles; two or t
 
 
 def _call(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
-    inner = next(equation.params[name] for name in names if name in equation.params)
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
+    inner = next(equation.params[key] for key in keys if key in equation.params)
     return run(inner, operands[len(operands) - len(getattr(inner, "jaxpr", inner).invars) :])
 
 
@@ -98,12 +98,12 @@ def _either(ends: Sequence[Sequence[Value]], variables: Sequence[Any]) -> list[V
     ]
 
 
-NAMES = (
+INLINED = names(
     "jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call "
     "custom_vjp_call_jaxpr custom_vmap_call custom_partitioning composite"
-).split()
+)
 CALLS: dict[str, Rule] = {
-    **dict.fromkeys(NAMES, _call),
+    **dict.fromkeys(INLINED, _call),
     "cond": _cond,
     "while": _while,
     "scan": _scan,

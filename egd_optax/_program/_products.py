@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from egd_optax._layouts import Layout, Shape, arranged, in_parts, in_turn
-from egd_optax._record import Record
-from egd_optax._values import Value, forgotten, mixed, moved, moved_columns, shape_of
+from egd_optax._program._layouts import Layout, Shape, arranged, in_parts, in_turn
+from egd_optax._program._record import Record
+from egd_optax._program._values import Value, forgotten, mixed, moved, moved_columns, shape_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,9 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     columns, new, forward, backward = [], 0, False, False
     for i, side in enumerate(sides):
         other, beside_weight = sides[1 - i], weights[1 - i] or bool(sides[1 - i].value.views)
-        move = functools.partial(arranged, sources=side.sources, shape=shape_of(equation.outvars[0]))
+        move = functools.partial(
+            arranged, sources=side.sources, shape=shape_of(equation.outvars[0])
+        )
         value = moved(side.value, side.each if beside_weight else lambda layout: layout)
         turned = weights[i] and not weights[1 - i] and bool(value.columns)
         record.consume(value, side.rows if turned else ())
@@ -72,8 +74,8 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
             continue
         alone = weights[1 - i] or not (other.value.data or other.value.given or tokens[1 - i])
         for leaf, view in moved(side.value, side.each).views.items():
-            at = {name: view.layout.at(getattr(side, name)) for name in PARTS}
-            number = record.product(leaf, view, equation, alone, **at)
+            axes = [view.layout.leaf_axes(a) for a in (side.rows, side.window, side.columns)]
+            number = record.product(leaf, view, equation, alone, axes)
             columns.append(moved_columns({view.layout: 1 << number}, move))
             new |= 1 << number
             is_forward = record.is_forward(leaf, number)
@@ -89,10 +91,7 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     )
 
 
-PARTS = ("rows", "window", "columns")
-
-
-def _dot_general(record: Record, equation: Any, operands: Sequence[Value]) -> Value:
+def _dot_general(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:
     contracted, batch = equation.params["dimension_numbers"]
     shapes = [shape_of(variable) for variable in equation.invars]
     free = [
@@ -105,25 +104,25 @@ def _dot_general(record: Record, equation: Any, operands: Sequence[Value]) -> Va
         Side(operands[i], shapes[i], tuple(contracted[i]), (), tuple(batch[i]), sources[i])
         for i in (0, 1)
     )
-    return contract(record, equation, (first, second))
+    return [contract(record, equation, (first, second))]
 
 
-def _ragged_dot(record: Record, equation: Any, operands: Sequence[Value]) -> Value:
+def _ragged_dot(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:
     """Rows of the left operand in groups, each with a matrix of its own: experts."""
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (rows, others), batch = numbers.dot_dimension_numbers
     groups = tuple(numbers.rhs_group_dimensions)
     if any(batch) or len(shape_of(equation.outvars[0])) != 2 or not groups:
-        return record.not_understood(equation, operands)[0]
+        return record.not_understood(equation, operands)
     shapes = [shape_of(variable) for variable in equation.invars]
     (column,) = {*range(3)} - {*others, *groups}
     (row,) = {*range(2)} - {*rows}
     left = Side(operands[0], shapes[0], tuple(rows), (), (), (row, None))
     right = Side(operands[1], shapes[1], tuple(others), (), groups, (None, column))
-    return contract(record, equation, (left, right))
+    return [contract(record, equation, (left, right))]
 
 
-def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> Value:
+def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:
     params, (image, kernel) = equation.params, operands
     image_shape, shape = (shape_of(variable) for variable in equation.invars)
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
@@ -132,7 +131,7 @@ def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> Va
     sources: list[list[int | None]] = [[None] * len(shape) for _ in operands]
     sources[0][out_batch], sources[1][out_feature] = batch, column
     if params["batch_group_count"] > 1 or (image.views and not kernel.views):
-        return record.not_understood(equation, operands)[0]
+        return record.not_understood(equation, operands)
     if groups > 1 and shape[row] == 1:
         record.note_views("depthwise", kernel, equation)
         sources[0][out_feature] = feature
@@ -141,7 +140,7 @@ def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> Va
         kernel = _grouped(kernel, column, groups)
     left = Side(image, image_shape, (feature,), (), (), tuple(sources[0]))
     right = Side(kernel, shape, (row,), tuple(window), (), tuple(sources[1]))
-    return contract(record, equation, (left, right))
+    return [contract(record, equation, (left, right))]
 
 
 def _grouped(kernel: Value, column: int, groups: int) -> Value:
@@ -153,7 +152,7 @@ def _grouped(kernel: Value, column: int, groups: int) -> Value:
     return replace(kernel, views=views)
 
 
-PRODUCTS: dict[str, Callable[[Record, Any, Sequence[Value]], Value]] = {
+PRODUCTS = {
     "dot_general": _dot_general,
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,

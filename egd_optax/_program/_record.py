@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from egd_optax._axes import LeafAxes
-from egd_optax._layouts import Shape
-from egd_optax._uses import Product, Use, decision
-from egd_optax._values import Value, View, bits, forgotten
+from egd_optax._program._layouts import Shape
+from egd_optax._program._uses import Product, Use, decision
+from egd_optax._program._values import Value, View, bits, forgotten
 
 
 class Record:
@@ -46,12 +46,16 @@ class Record:
 
     def not_understood(self, equation: Any, operands: Sequence[Value]) -> list[Value]:
         """Write down an operation that no rule explains; return what is known of its outputs."""
-        if any(jnp.issubdtype(getattr(v.aval, "dtype", bool), jnp.inexact) for v in equation.outvars):
+        if any(
+            jnp.issubdtype(getattr(v.aval, "dtype", bool), jnp.inexact) for v in equation.outvars
+        ):
             for operand in operands:
                 self.note_views("unknown", operand, equation)
         return [forgotten(operands)] * len(equation.outvars)
 
-    def product(self, leaf: int, view: View, equation: Any, alone: bool, **at: Any) -> int:
+    def product(
+        self, leaf: int, view: View, equation: Any, alone: bool, axes: Sequence[frozenset[int]]
+    ) -> int:
         """Write down a product; return its number.
 
         Args:
@@ -59,18 +63,17 @@ class Record:
             view: the leaf as the operand has it.
             equation: the operation.
             alone: whether no data are in the other operand.
-            **at: factors of the leaf that are `rows`, `window` and `columns`.
+            axes: those of the leaf that are rows, window and columns.
         """
-        axes = {name: frozenset(f.axis for f in factors) for name, factors in at.items()}
-        cuts = view.layout.cuts
-        key = leaf, id(equation), *axes.values(), cuts
+        (rows, window, columns), cuts = axes, view.layout.cuts
+        key = leaf, id(equation), rows, window, columns, cuts
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.products)
             self._of_leaf[leaf].append(number)
             extent = view.layout.extent
             place = self._place(equation)
-            self.products.append(Product(place, **axes, extent=extent, cuts=cuts, alone=alone))
+            self.products.append(Product(place, rows, window, columns, extent, cuts, alone))
         product = self.products[number]
         product.explains |= view.met
         return number
@@ -89,7 +92,7 @@ class Record:
             turned: axes that data are contracted along with parameters multiplied before.
         """
         for layout, products in value.columns.items():
-            rows = {factor.axis for factor in layout.at(turned)}
+            rows = layout.leaf_axes(turned)
             for number in bits(products):
                 self.products[number].parts.add(layout.cuts)
                 self.products[number].turned |= rows
