@@ -71,7 +71,7 @@ class GPTLayer(nnx.Module):
 def rotated(x):
     """Rotary positions: halves of the columns are mixed, which makes no parts of them."""
     a, b = jnp.split(x, 2, axis=-1)
-    angles = jnp.arange(x.shape[-3], dtype=jnp.float32)[:, None, None]
+    angles = jnp.arange(x.shape[-3], dtype=x.dtype)[:, None, None]
     sin, cos = (jnp.broadcast_to(f(angles), a.shape) for f in (jnp.sin, jnp.cos))
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 

@@ -1,16 +1,22 @@
 """infer_axes with a loss: what is read off the program is the table written by hand."""
 
 import functools
+import resource
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from flax_programs import cross_entropy, rotated
 from fragments import FRAGMENTS, real
 from programs import PROGRAMS, shuffled
 
-from egd_optax import MatrixAxes, infer_axes
+from egd_optax import MatrixAxes, egd, infer_axes
+from egd_optax._matrix_view import matrix_views
 
-pytestmark = pytest.mark.usefixtures("as_users_have_it")
+pytestmark = pytest.mark.usefixtures("as_users_have_it", "quick_compilation")
 
 
 @pytest.fixture
@@ -161,3 +167,118 @@ def test_shards_are_matrices_of_the_whole(loss):
     with jax.set_mesh(mesh):
         table = {name: row for name, (_, _, row) in SHARDED.items()}
         assert_table(infer_axes(params, loss, real(4, 8)), table)
+
+
+def real_values(params):
+    """Random values of the shapes of parameters, as if they had been initialized."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), "f4"), params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_training_whitens_what_the_table_says(name):
+    shapes, loss, examples, table = program(name)
+    params, others = real_values(shapes), optax.adam(1e-3)
+    axes = infer_axes(shapes, loss, *examples)
+    optimizer = egd(0.02, axes=axes, others=others)
+
+    def step(carry, _):
+        params, state = carry
+        value, gradients = jax.value_and_grad(loss)(params, *examples)
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), (value, gradients, updates)
+
+    start = params, optimizer.init(params)
+    _, (losses, *rest) = jax.jit(lambda start: jax.lax.scan(step, start, length=20))(start)
+    gradients, updates = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in rest)
+    assert losses[-1] < losses[0]
+    views = {view.path: view for view in matrix_views(params, axes)}
+    assert views.keys() == {path for path, row in table.items() if isinstance(row, MatrixAxes)}
+    alone, _ = others.update(gradients, others.init(params), params)
+    for path, update in updates.items():
+        if path not in views:
+            np.testing.assert_allclose(update, alone[path], rtol=1e-4, atol=1e-7)
+            continue
+        values = np.linalg.svd(views[path].to_stack(np.asarray(update)), compute_uv=False) / 0.02
+        assert np.all((np.abs(values - 1) < 0.01) | (values < 0.01)), (path, values)
+        assert np.max(values) > 0.99
+
+
+SEVEN_BILLION = {"tokens": (32_000, 4096), "norm": (4096,), "head": (4096, 32_000)}
+LAYER = {"norm": (4096,), "qkv": (4096, 12_288), "out": (4096, 4096)}
+LAYER |= {"norm_2": (4096,), "gate_up": (4096, 22_016), "down": (11_008, 4096)}
+
+
+def llama(params, tokens):
+    def norm(x, scale):
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True)) * scale
+
+    x = params["tokens"][tokens]
+    for p in params["layers"]:
+        heads = (norm(x, p["norm"]) @ p["qkv"]).reshape(*tokens.shape, 3, 32, 128)
+        q, k, v = jnp.unstack(heads, axis=-3)
+        mixed = jax.nn.dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
+        x = x + mixed.reshape(x.shape) @ p["out"]
+        gate, up = jnp.split(norm(x, p["norm_2"]) @ p["gate_up"], 2, axis=-1)
+        x = x + (jax.nn.silu(gate) * up) @ p["down"]
+    return cross_entropy(norm(x, params["norm"]) @ params["head"], tokens)
+
+
+def test_seven_billion_parameters_take_seconds_and_no_memory():
+    """Its 32 layers one by one, in bfloat16; nothing is allocated."""
+    shapes = SEVEN_BILLION | {"layers": [LAYER] * 32}
+    params = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    inferred = infer_axes(params, llama, jax.ShapeDtypeStruct((8, 4096), jnp.int32))
+    seconds = time.monotonic() - start
+    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    rows = {"tokens": "embedding", "head": "output head"}
+    for i in range(32):
+        for name, groups in {"qkv": 3, "out": 1, "gate_up": 2, "down": 1}.items():
+            rows[f"layers/{i}/{name}"] = MatrixAxes(0, 1, groups)
+    assert_table(inferred, rows)
+    assert seconds < 20, seconds
+    assert added < 2**20, added  # KiB
+
+
+def mean_of(params, x):
+    return jnp.mean(jnp.tanh(x @ params["a"]) @ params["b"])
+
+
+PAIR = {"a": real(8, 4), "b": real(4, 2)}
+
+
+@pytest.mark.parametrize(
+    ("loss", "examples", "error", "says"),
+    [
+        (mean_of, (real(3, 7),), ValueError, r"cannot be traced: TypeError.*float32\[3, 7\]"),
+        (mean_of, (), ValueError, r"cannot be traced: TypeError.*examples of these shapes: none"),
+        (lambda p: float(p["a"][0, 0]), (), ValueError, "cannot be traced: Concretization"),
+        (lambda p, x: x @ p["a"], (real(3, 8),), ValueError, r"scalar.*got float32\[3, 4\]"),
+        (lambda p: (p["a"], p["b"].sum()), (), ValueError, r"scalar.*got float32\[8, 4\]"),
+        (lambda p: p["a"].sum().astype(int), (), ValueError, r"a real scalar.*got int32\[\]"),
+        (lambda p: None, (), ValueError, "scalar.*got None"),
+        ({"a": MatrixAxes(0, 1)}, (), TypeError, "Pass your own axes by name: overrides="),
+    ],
+)
+def test_what_cannot_be_read_is_an_error_that_says_why(loss, examples, error, says):
+    with pytest.raises(error, match=says) as refusal:
+        infer_axes(PAIR, loss, *examples)
+    assert len(str(refusal.value)) < 600
+
+
+def test_own_axes_come_first_and_the_reason_names_the_line():
+    x = real(3, 8)
+    leaves = infer_axes(PAIR, mean_of, x, overrides={"b": MatrixAxes(0, 1)}).leaves
+    assert [leaf.axes for leaf in leaves] == [MatrixAxes(0, 1)] * 2
+    line = mean_of.__code__.co_firstlineno + 1
+    assert leaves[0].reason == f"matrix: dot_general, test_program.py:{line}"
+    assert leaves[1].reason == "your axes"
+    never = infer_axes({**PAIR, "never": real(2, 2)}, mean_of, x).leaves[2]
+    assert (never.axes, never.known) == (None, True)
+    assert never.reason == "unused: no gradient of the loss reaches it"
