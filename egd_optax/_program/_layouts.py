@@ -72,6 +72,10 @@ class Layout:
         """Return the leaf's axes that these axes of the value are made of."""
         return frozenset(f.axis for axis in axes for f in self.axes[axis] if f.axis is not None)
 
+    def is_thin(self) -> bool:
+        """Return whether the leaf's entries lie along one of its axes alone."""
+        return len({factor.axis for factor in self.factors if factor.size > 1}) < 2
+
     def is_spread(self, axes: Iterable[int] | None = None) -> bool:
         """Return whether the leaf's entries were repeated along one of these axes, or of all."""
         chosen = self.axes if axes is None else [self.axes[axis] for axis in axes]
@@ -101,6 +105,8 @@ def without(layout: Layout, axes: Iterable[int]) -> Layout:
 
 def reshaped(layout: Layout, shape: Shape) -> Layout | None:
     """Return the layout after a reshape; None where its axes mix factors."""
+    if 0 in shape:
+        return None
     queue = [f for axis in reversed(layout.axes) for f in reversed(axis) if f.size != 1]
     axes = []
     for room in shape:
@@ -132,7 +138,7 @@ def sliced(layout: Layout, axis: int, start: int | None, stop: int, step: int = 
     known = [f for f in factors if f.axis is not None]
     if count == size:
         return layout
-    if not known:
+    if not known or not count:
         return _with_axis(layout, axis, _data(count))
     if step > 1 and len(factors) == 1 and size % step == 0 and count == size // step:
         outer, inner = _split(factors[0], count)
@@ -209,7 +215,7 @@ def resized(layout: Layout, shape: Shape) -> Layout:
     axes, extent = list(layout.axes), list(layout.extent)
     for place, n in enumerate(shape):
         before = _size(axes[place])
-        if before == n:
+        if before in (0, n):
             continue
         factors = axes[place]
         major = factors[0] if factors else Factor(1)

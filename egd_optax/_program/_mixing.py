@@ -1,6 +1,7 @@
 """Operations that bring values together: entry by entry, side by side, one into another."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,14 +9,24 @@ from typing import Any
 from egd_optax._program import _layouts as layouts
 from egd_optax._program._layouts import Layout, Shape
 from egd_optax._program._record import Record
-from egd_optax._program._values import Value, View, bits, forgotten, moved, names, shape_of, union
+from egd_optax._program._values import (
+    Value,
+    View,
+    bits,
+    forgotten,
+    moved,
+    names,
+    shape_of,
+    union,
+    without_gradient,
+)
 
 # Operations entry by entry: what goes in keeps its place.
 ELEMENTWISE = names(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
-    "clamp complex conj convert_element_type copy copy_p cos cosh digamma div erf erf_inv erfc exp "
-    "exp2 expm1 floor imag integer_pow layout_constraint lgamma log log1p logistic max mesh_cast "
-    "min mul name neg nextafter not or pow real reduce_precision rem reshard round rsqrt select_n "
+    "clamp complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc "
+    "exp exp2 expm1 floor ge gt imag integer_pow is_finite layout_constraint le lgamma log log1p "
+    "logistic lt max mesh_cast min mul name ne neg nextafter not or pow real reduce_precision rem reshard round rsqrt select_n "
     "sharding_constraint sign sin sinh sqrt square sub tan tanh xor"
 )
 MULTIPLY = {"mul", "div", "pow", "atan2", "rem"}
@@ -96,8 +107,9 @@ def _entry_by_entry(record: Record, equation: Any, operands: Sequence[Value]) ->
     """Mix operands of one shape; parameters that meet data are added or multiplied."""
     shape = shape_of(equation.outvars[0])
     kept = list(operands)
+    large = [math.prod(shape_of(variable)) > 1 for variable in equation.invars]
     for place, value in enumerate(operands):
-        others = [*operands[:place], *operands[place + 1 :]]
+        others = [other for i, other in enumerate(operands) if i != place and large[i]]
         if value.views and others:
             kept[place] = _meeting(record, equation, value, others, shape)
     mixed = union(kept, shape)
@@ -112,19 +124,23 @@ def _meeting(
 ) -> Value:
     """Return a value made of parameters as it is after it meets other values.
 
-    Data of its very shape may be a mask of the parameter or an update of it: a product with other
-    data explains that later. Repeated over data, the parameter is a bias, or a scale.
+    Raw data of its very shape may be a mask of the parameter, a gradient an update of it: a product
+    with other data explains that later. Otherwise the parameter is a bias, or a scale.
     """
     data = any(other.data for other in others)
+    active = any(other.data and other.behind and not other.returned for other in others)
     given = any(other.given and not other.is_weight for other in others)
     kind = "multiplied" if equation.primitive.name in MULTIPLY else "added"
     views = {}
     for leaf, view in value.views.items():
         layout = layouts.broadcast(view.layout, shape)
-        spread, met = layout.is_spread(), view.met
-        if not met and (data or (given and spread)):
-            met = frozenset({record.note(kind, leaf, equation)})
-        if not met or not (spread or len({factor.axis for factor in layout.factors}) < 2):
+        spread, thin = layout.is_spread(), layout.is_thin()
+        scales = spread and thin and any(o.is_weight and leaf not in o.views for o in others)
+        if not (data or scales or (given and spread)):
+            views[leaf] = view
+            continue
+        met = view.met or frozenset({record.note(kind, leaf, equation)})
+        if not (spread or thin or active):
             views[leaf] = View(view.layout, met)
     return replace(value, views=views)
 
@@ -141,7 +157,7 @@ def _handed_on(record: Record, equation: Any, operands: Sequence[Value]) -> list
 
 
 def _stopped(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:
-    return [Value(operand.data, operand.given) for operand in operands]
+    return [without_gradient(operand) for operand in operands]
 
 
 MIXES = {

@@ -120,7 +120,7 @@ def _gather(record: Record, equation: Any, operands: Sequence[Value]) -> list[Va
     views, looked_up = {}, False
     for leaf, view in table.views.items():
         layout = move(view.layout)
-        if len({f.axis for f in layout.factors if f.size > 1}) > 1:
+        if not layout.is_thin():
             views[leaf] = View(layout, view.met)
         elif not view.met:
             looked_up = True

@@ -58,7 +58,7 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     tokens = [a.is_token() and bool(b.value.views) for a, b in (sides, sides[::-1])]
     tokens = [False, False] if all(tokens) else tokens
     weights = [s.value.is_weight and not t for s, t in zip(sides, tokens, strict=True)]
-    columns, new, forward, backward = [], 0, False, False
+    columns, forward, backward = [], False, False
     for i, side in enumerate(sides):
         other, beside_weight = sides[1 - i], weights[1 - i] or bool(sides[1 - i].value.views)
         move = functools.partial(
@@ -75,9 +75,10 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
         alone = weights[1 - i] or not (other.value.data or other.value.given or tokens[1 - i])
         for leaf, view in moved(side.value, side.each).views.items():
             axes = [view.layout.leaf_axes(a) for a in (side.rows, side.window, side.columns)]
-            number = record.product(leaf, view, equation, alone, axes)
+            own = axes[0] & record.returns(leaf, other.value, other.rows)
+            aside = 2 if alone else int(bool(own))
+            number = record.product(leaf, view, equation, aside, axes)
             columns.append(moved_columns({view.layout: 1 << number}, move))
-            new |= 1 << number
             is_forward = record.is_forward(leaf, number)
             forward, backward = forward or is_forward, backward or not is_forward
     if forward:
@@ -86,7 +87,6 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
         result,
         data=result.data or weights[0] != weights[1],
         returned=result.returned or (backward and not forward),
-        behind=result.behind | new,
         columns=mixed(columns),
     )
 

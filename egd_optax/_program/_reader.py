@@ -1,6 +1,7 @@
 """Reads a loss: follows every parameter through the program to the operations that use it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,8 +16,11 @@ from egd_optax._program._layouts import whole
 from egd_optax._program._mixing import MIXES
 from egd_optax._program._moves import MOVES
 from egd_optax._program._products import PRODUCTS
-from egd_optax._program._record import Record
-from egd_optax._program._values import CONSTANT, DATA, GIVEN, Value, View
+from egd_optax._program._record import Record, is_real
+from egd_optax._program._values import CONSTANT, DATA, GIVEN, Value, View, without_gradient
+
+
+READINGS = 5  # of a loss at most; two do, or three
 
 
 def read_program(loss: Callable, params: Any, examples: Sequence[Any]) -> dict[str, LeafAxes]:
@@ -35,7 +39,10 @@ def read_program(loss: Callable, params: Any, examples: Sequence[Any]) -> dict[s
     values += [DATA] * examples_given
     record = Record()
     reader = Reader(record, GIVEN if examples_given else DATA)
-    reader.run(program.jaxpr, values)
+    for _ in range(READINGS):
+        (value,) = reader.run(program.jaxpr, values)
+        if not record.again(value.behind):
+            break
     return {
         path: record.decision(number, path, tuple(leaf.shape))
         for number, (path, leaf) in enumerate(arrays)
@@ -118,9 +125,10 @@ class Reader:
 
         for equation in jaxpr.eqns:
             outputs = self.outputs(equation, [read(atom) for atom in equation.invars])
+            fresh, self.record.fresh = self.record.fresh, 0
             for variable, value in zip(equation.outvars, outputs, strict=True):
-                real = jnp.issubdtype(getattr(variable.aval, "dtype", bool), jnp.inexact)
-                known[variable] = value if real else Value(value.data, value.given)
+                after = replace(value, behind=value.behind | fresh) if fresh else value
+                known[variable] = after if is_real(variable) else without_gradient(value)
         return [read(atom) for atom in jaxpr.outvars]
 
     def outputs(self, equation: Any, operands: list[Value]) -> list[Value]:

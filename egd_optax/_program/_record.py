@@ -15,28 +15,43 @@ from egd_optax._program._values import Value, View, bits, forgotten
 class Record:
     """The uses of all parameters, each once however often a loop is read.
 
+    Uses have numbers, their bits in values. A loss is read several times: only then it is known
+    through which uses a gradient flows, and which way data pass through a matrix.
+
     Attributes:
-        products: all products, by number: their bits in values.
+        fresh: uses by the operation that is being read, as bits.
         followed: products behind which another one lies on the way to the loss, as bits.
         calls: the calls that are being read, the outermost first.
     """
 
     def __init__(self) -> None:
-        self.products: list[Product] = []
-        self.followed = 0
+        self.fresh = self.followed = 0
         self.calls: list[Any] = []
-        self._of_leaf: dict[int, list[int]] = collections.defaultdict(list)
-        self._uses: dict[int, dict[int, Use]] = collections.defaultdict(dict)
+        self._live, self._read = -1, (0, 0)
+        self._uses: list[Use | Product] = []
         self._numbers: dict[Any, int] = {}
+        self._of_leaf: dict[int, list[int]] = collections.defaultdict(list)
 
-    def _place(self, equation: Any) -> tuple[Any, ...]:
-        return equation, *reversed(self.calls)
+    def again(self, live: int) -> bool:
+        """Get ready to read once more, unless nothing new was read.
+
+        Args:
+            live: the uses that the loss went through, as bits.
+        """
+        before, self._read = self._read, (live, len(self._uses))
+        if before == self._read:
+            return False
+        self._live = live | -1 << len(self._uses)  # what is new in the next reading counts, too
+        self.followed = 0
+        for use in self._uses:
+            if isinstance(use, Product):
+                use.parts.clear()
+                use.turned.clear()
+        return True
 
     def note(self, kind: str, leaf: int, equation: Any) -> int:
         """Write down a use that is no product; return its number."""
-        number = self._numbers.setdefault((kind, leaf, id(equation)), len(self._numbers))
-        self._uses[leaf][number] = Use(kind, self._place(equation))
-        return number
+        return self._number(leaf, (kind, id(equation)), Use(kind, self._place(equation)))
 
     def note_views(self, kind: str, value: Value, equation: Any) -> None:
         """Write down a use of all parameters in a value, but for those lost in data before."""
@@ -46,15 +61,13 @@ class Record:
 
     def not_understood(self, equation: Any, operands: Sequence[Value]) -> list[Value]:
         """Write down an operation that no rule explains; return what is known of its outputs."""
-        if any(
-            jnp.issubdtype(getattr(v.aval, "dtype", bool), jnp.inexact) for v in equation.outvars
-        ):
+        if any(map(is_real, equation.outvars)):
             for operand in operands:
                 self.note_views("unknown", operand, equation)
         return [forgotten(operands)] * len(equation.outvars)
 
     def product(
-        self, leaf: int, view: View, equation: Any, alone: bool, axes: Sequence[frozenset[int]]
+        self, leaf: int, view: View, equation: Any, aside: int, axes: Sequence[frozenset[int]]
     ) -> int:
         """Write down a product; return its number.
 
@@ -62,27 +75,29 @@ class Record:
             leaf: number of the leaf.
             view: the leaf as the operand has it.
             equation: the operation.
-            alone: whether no data are in the other operand.
+            aside: 0 if data pass through it forward, as far as it tells; see `Product`.
             axes: those of the leaf that are rows, window and columns.
         """
-        (rows, window, columns), cuts = axes, view.layout.cuts
-        key = leaf, id(equation), rows, window, columns, cuts
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self.products)
-            self._of_leaf[leaf].append(number)
-            extent = view.layout.extent
-            place = self._place(equation)
-            self.products.append(Product(place, rows, window, columns, extent, cuts, alone))
-        product = self.products[number]
-        product.explains |= view.met
-        return number
+        layout, (rows, window, columns) = view.layout, axes
+        place, met = self._place(equation), view.met
+        product = Product(place, rows, window, columns, layout.extent, layout.cuts, aside, met)
+        return self._number(leaf, (id(equation), *axes, layout.cuts), product)
 
     def is_forward(self, leaf: int, number: int) -> bool:
-        """Return whether a product is no transpose of an earlier one, as gradients have it."""
-        numbers = self._of_leaf[leaf]
-        first = next((n for n in numbers if not self.products[n].alone), numbers[0])
-        return self.products[number].rows == self.products[first].rows
+        """Return whether data pass through a product as through the leaf's first one.
+
+        A gradient passes through its transpose.
+        """
+        product, products = self._uses[number], self._products(leaf).values()
+        return product.rows == min(products, key=lambda p: p.aside, default=product).rows
+
+    def returns(self, leaf: int, value: Value, axes: Iterable[int]) -> frozenset[int]:
+        """Return the leaf's axes that are columns of its own products along these axes."""
+        found: frozenset[int] = frozenset()
+        for layout, products in value.columns.items():
+            if any(products >> number & 1 for number in self._of_leaf[leaf]):
+                found |= layout.leaf_axes(axes)
+        return found
 
     def consume(self, value: Value, turned: Iterable[int]) -> None:
         """Write down a product that uses columns of earlier ones.
@@ -94,15 +109,38 @@ class Record:
         for layout, products in value.columns.items():
             rows = layout.leaf_axes(turned)
             for number in bits(products):
-                self.products[number].parts.add(layout.cuts)
-                self.products[number].turned |= rows
+                product = self._uses[number]
+                assert isinstance(product, Product)
+                product.parts.add(layout.cuts)
+                product.turned |= rows
 
     def decision(self, leaf: int, path: str, shape: Shape) -> LeafAxes:
         """Return what the uses of a leaf say."""
-        numbers = self._of_leaf[leaf]
-        products = [self.products[number] for number in numbers]
-        explained = frozenset().union(*(product.explains for product in products))
-        uses = [use for number, use in self._uses[leaf].items() if number not in explained]
-        forward = [number for number in numbers if self.is_forward(leaf, number)]
+        products = self._products(leaf)
+        explained = frozenset().union(*(product.explains for product in products.values()))
+        numbers = (n for n in self._of_leaf[leaf] if self._live >> n & 1 and n not in explained)
+        uses = [use for n in numbers if isinstance(use := self._uses[n], Use)]
+        forward = [number for number in products if self.is_forward(leaf, number)]
         last = not any(self.followed >> number & 1 for number in forward)
-        return decision(path, shape, uses, products, last)
+        return decision(path, shape, uses, list(products.values()), last)
+
+    def _products(self, leaf: int) -> dict[int, Product]:
+        """Return the products of a leaf that a gradient flows through, by number."""
+        live = ((n, self._uses[n]) for n in self._of_leaf[leaf] if self._live >> n & 1)
+        return {number: use for number, use in live if isinstance(use, Product)}
+
+    def _number(self, leaf: int, key: tuple[Any, ...], use: Use | Product) -> int:
+        number = self._numbers.setdefault((leaf, *key), len(self._uses))
+        if number == len(self._uses):
+            self._uses.append(use)
+            self._of_leaf[leaf].append(number)
+        self.fresh |= 1 << number
+        return number
+
+    def _place(self, equation: Any) -> tuple[Any, ...]:
+        return equation, *reversed(self.calls)
+
+
+def is_real(variable: Any) -> bool:
+    """Return whether a variable has entries that a gradient flows through."""
+    return jnp.issubdtype(getattr(variable.aval, "dtype", bool), jnp.inexact)

@@ -54,8 +54,9 @@ class Product:
         extent: sizes of the leaf's axes there.
         cuts: what was taken of the leaf before.
         parts: what was taken of the result before each product that used it.
-        explains: uses that this product shows to be sums of parameters and data.
-        alone: whether no data are in the other operand.
+        explains: uses that this product shows to be masks or updates of the parameter.
+        aside: 0 if data pass through it forward, as far as it tells; 1 if its own columns come back
+            to it, as in a gradient; 2 if no data do.
         turned: the leaf's axes that are contracted with data later, so that they are the rows.
     """
 
@@ -65,7 +66,7 @@ class Product:
     columns: frozenset[int]
     extent: Shape
     cuts: Cuts
-    alone: bool = False
+    aside: int = 0
     explains: frozenset[int] = frozenset()
     parts: set[Cuts] = dataclasses.field(default_factory=set)
     turned: set[int] = dataclasses.field(default_factory=set)
@@ -115,7 +116,7 @@ def _verdict(
         raise Unclear(f"two uses, {kind} by {kinds[kind].where} and {products[0].where}")
     if kind:
         return None, f"{NO_MATRIX[kind]}: {kinds[kind].where}"
-    first = next((product for product in products if not product.alone), products[0])
+    first = min(products, key=lambda product: product.aside)
     for other in products:
         if not first.is_alike(other):
             raise Unclear(f"two uses that disagree, {first.where} and {other.where}")

@@ -58,7 +58,7 @@ def names(text: str) -> list[str]:
 
 def shape_of(variable: Any) -> Shape:
     """Return the shape of a variable of a program."""
-    return tuple(variable.aval.shape)
+    return tuple(getattr(variable.aval, "shape", ()))  # a token has none
 
 
 def moved(value: Value, move: Callable[[Layout], Layout | None]) -> Value:
@@ -102,6 +102,11 @@ def forgotten(values: Iterable[Value]) -> Value:
         returned=any(value.returned for value in values),
         behind=functools.reduce(int.__or__, (value.behind for value in values), 0),
     )
+
+
+def without_gradient(value: Value) -> Value:
+    """Return what is known of a value that no gradient flows through, such as a mask."""
+    return Value(value.data, value.given, columns=value.columns)
 
 
 def bits(products: int) -> list[int]:
