@@ -11,6 +11,7 @@ from jax import lax
 from egd_optax import MatrixAxes
 
 IN_OUT, EACH, HEAD, UNKNOWN = MatrixAxes(0, 1), MatrixAxes(1, 2), "output head", "unknown"
+TOGETHER = MatrixAxes((0, 1), 2)
 TWO, THREE = MatrixAxes(0, 1, groups=2), MatrixAxes(0, 1, groups=3)
 
 
@@ -187,6 +188,21 @@ def experts_ragged(p, x, sizes):
     return end(p, lax.ragged_dot(jax.nn.relu(lax.ragged_dot(x, p["up"], sizes)), p["down"], sizes))
 
 
+@reads(q=((2, 8, 4), EACH), k=((2, 8, 4), EACH), v=((2, 8, 4), EACH), o=((2, 4, 8), EACH))
+def heads_mapped(p, x):
+    def head(q, k, v, o):
+        return jax.nn.softmax((x @ q) @ (x @ k).T) @ (x @ v) @ o
+
+    return end(p, x + jax.vmap(head)(p["q"], p["k"], p["v"], p["o"]).sum(0))
+
+
+@reads(**{name: ((2, 8, 4), MatrixAxes(1, (0, 2))) for name in "qkv"}, o=((2, 4, 8), TOGETHER))
+def heads_together(p, x):
+    q, k, v = (jnp.einsum("td,hdk->thk", x, p[name]) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("thk,shk->hts", q, k))
+    return end(p, x + jnp.einsum("hts,shk,hkd->td", weights, v, p["o"]))
+
+
 @reads(a=((8, 8), IN_OUT), b=((8, 8), IN_OUT))
 def stacked_inside(p, x):
     return end(p, lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, jnp.stack([p["a"], p["b"]]))[0])
@@ -214,6 +230,18 @@ def masked(p, x, mask):
 @reads(a=((8, 4), IN_OUT), b=((8, 4), IN_OUT))
 def side_by_side(p, x):
     return end(p, x @ jnp.concatenate([p["a"], p["b"]], axis=1))
+
+
+@reads(real(4, 8), real(8, 8), mean=((8, 8), IN_OUT), spread=((8, 8), IN_OUT))
+def drawn(p, x, noise):
+    return end(p, x @ (p["mean"] + jnp.exp(p["spread"]) * noise))
+
+
+@reads(real(4, 8), real(8), w=((8, 8), IN_OUT))
+def spectrally_normalized(p, x, u):
+    v = lax.stop_gradient(u @ p["w"].T)
+    u = lax.stop_gradient(v @ p["w"])
+    return end(p, x @ (p["w"] / (v @ p["w"] @ u)))
 
 
 @reads(a=((8, 2), IN_OUT), b=((2, 8), IN_OUT))

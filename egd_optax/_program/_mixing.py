@@ -26,8 +26,8 @@ ELEMENTWISE = names(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
     "clamp complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc "
     "exp exp2 expm1 floor ge gt imag integer_pow is_finite layout_constraint le lgamma log log1p "
-    "logistic lt max mesh_cast min mul name ne neg nextafter not or pow real reduce_precision rem reshard round rsqrt select_n "
-    "sharding_constraint sign sin sinh sqrt square sub tan tanh xor"
+    "logistic lt max mesh_cast min mul name ne neg nextafter not or pow real reduce_precision rem "
+    "reshard round rsqrt select_n sharding_constraint sign sin sinh sqrt square sub tan tanh xor"
 )
 MULTIPLY = {"mul", "div", "pow", "atan2", "rem"}
 # Operations that hand on each of their operands.
@@ -128,7 +128,7 @@ def _meeting(
     with other data explains that later. Otherwise the parameter is a bias, or a scale.
     """
     data = any(other.data for other in others)
-    active = any(other.data and other.behind and not other.returned for other in others)
+    active = any(o.data and o.behind and not (o.returned or o.views) for o in others)
     given = any(other.given and not other.is_weight for other in others)
     kind = "multiplied" if equation.primitive.name in MULTIPLY else "added"
     views = {}

@@ -66,7 +66,7 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
         )
         value = moved(side.value, side.each if beside_weight else lambda layout: layout)
         turned = weights[i] and not weights[1 - i] and bool(value.columns)
-        record.consume(value, side.rows if turned else ())
+        record.consume(value, side.batch, side.rows if turned else ())
         columns.append(moved_columns(value.columns, move))
         forward |= turned or (not value.returned and other.is_frozen())
         if tokens[i]:

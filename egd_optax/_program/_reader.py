@@ -19,7 +19,6 @@ from egd_optax._program._products import PRODUCTS
 from egd_optax._program._record import Record, is_real
 from egd_optax._program._values import CONSTANT, DATA, GIVEN, Value, View, without_gradient
 
-
 READINGS = 5  # of a loss at most; two do, or three
 
 

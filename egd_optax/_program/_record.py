@@ -1,15 +1,18 @@
 """What a reader of a loss writes down: the uses of each parameter."""
 
 import collections
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
 from egd_optax._axes import LeafAxes
 from egd_optax._program._layouts import Shape
+from egd_optax._program._parts import Take
 from egd_optax._program._uses import Product, Use, decision
 from egd_optax._program._values import Value, View, bits, forgotten
+
+T = TypeVar("T")
 
 
 class Record:
@@ -28,7 +31,8 @@ class Record:
         self.fresh = self.followed = 0
         self.calls: list[Any] = []
         self._live, self._read = -1, (0, 0)
-        self._uses: list[Use | Product] = []
+        self._uses: dict[int, Use] = {}
+        self._products: dict[int, Product] = {}
         self._numbers: dict[Any, int] = {}
         self._of_leaf: dict[int, list[int]] = collections.defaultdict(list)
 
@@ -38,20 +42,21 @@ class Record:
         Args:
             live: the uses that the loss went through, as bits.
         """
-        before, self._read = self._read, (live, len(self._uses))
+        before, self._read = self._read, (live, len(self._numbers))
         if before == self._read:
             return False
-        self._live = live | -1 << len(self._uses)  # what is new in the next reading counts, too
+        self._live = live | -1 << len(self._numbers)  # what is new in the next reading counts, too
         self.followed = 0
-        for use in self._uses:
-            if isinstance(use, Product):
-                use.parts.clear()
-                use.turned.clear()
+        for product in self._products.values():
+            product.takes.clear()
+            product.turned.clear()
         return True
 
     def note(self, kind: str, leaf: int, equation: Any) -> int:
         """Write down a use that is no product; return its number."""
-        return self._number(leaf, (kind, id(equation)), Use(kind, self._place(equation)))
+        number = self._number(leaf, kind, id(equation))
+        self._uses[number] = Use(kind, self._place(equation))
+        return number
 
     def note_views(self, kind: str, value: Value, equation: Any) -> None:
         """Write down a use of all parameters in a value, but for those lost in data before."""
@@ -79,16 +84,20 @@ class Record:
             axes: those of the leaf that are rows, window and columns.
         """
         layout, (rows, window, columns) = view.layout, axes
-        place, met = self._place(equation), view.met
-        product = Product(place, rows, window, columns, layout.extent, layout.cuts, aside, met)
-        return self._number(leaf, (id(equation), *axes, layout.cuts), product)
+        number = self._number(leaf, *axes, layout.cuts, id(equation))
+        if number not in self._products:
+            place, extent = self._place(equation), layout.extent
+            self._products[number] = Product(place, rows, window, columns, extent, layout.cuts)
+        product = self._products[number]
+        product.aside, product.explains = aside, product.explains | view.met
+        return number
 
     def is_forward(self, leaf: int, number: int) -> bool:
         """Return whether data pass through a product as through the leaf's first one.
 
         A gradient passes through its transpose.
         """
-        product, products = self._uses[number], self._products(leaf).values()
+        product, products = self._products[number], self._live_of(leaf, self._products).values()
         return product.rows == min(products, key=lambda p: p.aside, default=product).rows
 
     def returns(self, leaf: int, value: Value, axes: Iterable[int]) -> frozenset[int]:
@@ -99,40 +108,37 @@ class Record:
                 found |= layout.leaf_axes(axes)
         return found
 
-    def consume(self, value: Value, turned: Iterable[int]) -> None:
+    def consume(self, value: Value, each: Sequence[int], turned: Sequence[int]) -> None:
         """Write down a product that uses columns of earlier ones.
 
         Args:
             value: its operand.
+            each: axes along which each entry is used by itself.
             turned: axes that data are contracted along with parameters multiplied before.
         """
         for layout, products in value.columns.items():
-            rows = layout.leaf_axes(turned)
+            rows, take = layout.leaf_axes(turned), Take(layout.cuts, frozenset(layout.at(each)))
             for number in bits(products):
-                product = self._uses[number]
-                assert isinstance(product, Product)
-                product.parts.add(layout.cuts)
-                product.turned |= rows
+                self._products[number].takes.add(take)
+                self._products[number].turned |= rows
 
     def decision(self, leaf: int, path: str, shape: Shape) -> LeafAxes:
         """Return what the uses of a leaf say."""
-        products = self._products(leaf)
+        products = self._live_of(leaf, self._products)
         explained = frozenset().union(*(product.explains for product in products.values()))
-        numbers = (n for n in self._of_leaf[leaf] if self._live >> n & 1 and n not in explained)
-        uses = [use for n in numbers if isinstance(use := self._uses[n], Use)]
+        uses = [u for n, u in self._live_of(leaf, self._uses).items() if n not in explained]
         forward = [number for number in products if self.is_forward(leaf, number)]
         last = not any(self.followed >> number & 1 for number in forward)
-        return decision(path, shape, uses, list(products.values()), last)
+        return decision(path, shape, uses, [*products.values()], last)
 
-    def _products(self, leaf: int) -> dict[int, Product]:
-        """Return the products of a leaf that a gradient flows through, by number."""
-        live = ((n, self._uses[n]) for n in self._of_leaf[leaf] if self._live >> n & 1)
-        return {number: use for number, use in live if isinstance(use, Product)}
+    def _live_of(self, leaf: int, uses: Mapping[int, T]) -> dict[int, T]:
+        """Return the uses of a leaf that a gradient flows through, by number."""
+        live = (number for number in self._of_leaf[leaf] if self._live >> number & 1)
+        return {number: uses[number] for number in live if number in uses}
 
-    def _number(self, leaf: int, key: tuple[Any, ...], use: Use | Product) -> int:
-        number = self._numbers.setdefault((leaf, *key), len(self._uses))
-        if number == len(self._uses):
-            self._uses.append(use)
+    def _number(self, leaf: int, *key: Any) -> int:
+        number = self._numbers.setdefault((leaf, *key), len(self._numbers))
+        if number not in self._of_leaf[leaf]:
             self._of_leaf[leaf].append(number)
         self.fresh |= 1 << number
         return number

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from jax.extend import source_info_util
 
 from egd_optax._axes import LeafAxes
 from egd_optax._matrix_view import MatrixAxes
-from egd_optax._program._layouts import Cut, Shape
+from egd_optax._program._layouts import Shape
+from egd_optax._program._parts import Cuts, NotEqual, Take, parts_of
 
-Cuts = frozenset[Cut]
-Place = tuple[Any, ...]  # an operation of a program, then the calls around it, from inside
 LIBRARIES = (str(Path(jax.__file__).parents[1]), str(Path(__file__).parents[1]))
+Place = tuple[Any, ...]  # an operation of a program, then the calls around it, from inside
 # What a use says of a leaf that is no matrix. The first that is found counts.
 NO_MATRIX = {
     "table": "embedding: a table, looked up row by row",
@@ -28,6 +28,7 @@ NO_MATRIX = {
 }
 UNUSED = "unused: no gradient of the loss reaches it"
 HEAD = "output head: no matrix behind it; left out, as embeddings are"
+HOW = "make each part a leaf, or an axis of its own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +37,6 @@ class Use:
 
     kind: str
     place: Place
-
-    @property
-    def where(self) -> str:
-        return where(self.place)
 
 
 @dataclasses.dataclass
@@ -53,10 +50,10 @@ class Product:
         columns: those that are axes of the result.
         extent: sizes of the leaf's axes there.
         cuts: what was taken of the leaf before.
-        parts: what was taken of the result before each product that used it.
-        explains: uses that this product shows to be masks or updates of the parameter.
         aside: 0 if data pass through it forward, as far as it tells; 1 if its own columns come back
             to it, as in a gradient; 2 if no data do.
+        explains: uses that this product shows to be masks or updates of the parameter.
+        takes: what was taken of the result before each product that used it.
         turned: the leaf's axes that are contracted with data later, so that they are the rows.
     """
 
@@ -68,12 +65,8 @@ class Product:
     cuts: Cuts
     aside: int = 0
     explains: frozenset[int] = frozenset()
-    parts: set[Cuts] = dataclasses.field(default_factory=set)
+    takes: set[Take] = dataclasses.field(default_factory=set)
     turned: set[int] = dataclasses.field(default_factory=set)
-
-    @property
-    def where(self) -> str:
-        return where(self.place)
 
     @property
     def roles(self) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
@@ -103,23 +96,38 @@ def decision(
     return LeafAxes(path, shape, axes, reason)
 
 
+def where(use: Use | Product) -> str:
+    """Return the operation of a use, and the line of the user's code that it stands in."""
+    lines = [line for equation in use.place for line in _lines(equation)]
+    own = [line for line in lines if not line[0].startswith(LIBRARIES)] or lines
+    line = f", {Path(own[0][0]).name}:{own[0][1]}" if own else ""
+    return f"{use.place[0].primitive.name}{line}"
+
+
+def _lines(equation: Any) -> list[tuple[str, str]]:
+    """Return files and lines that an operation was called from, from inside."""
+    frames = source_info_util.summarize(equation.source_info, 1000).splitlines()
+    found = (re.match(r"(.*?):(\d+)", frame) for frame in reversed(frames))
+    return [(match[1], match[2]) for match in found if match]
+
+
 def _verdict(
     shape: Shape, uses: Sequence[Use], products: Sequence[Product], last: bool
 ) -> tuple[MatrixAxes | None, str]:
     kinds = {use.kind: use for use in reversed(uses)}
     if unknown := kinds.get("unknown"):
-        raise Unclear(f"{unknown.where} is not understood")
-    if not kinds and not products:
-        return None, UNUSED
+        raise Unclear(f"{where(unknown)} is not understood")
     kind = next((kind for kind in NO_MATRIX if kind in kinds), None)
     if kind and products and kind != "table":
-        raise Unclear(f"two uses, {kind} by {kinds[kind].where} and {products[0].where}")
+        raise Unclear(f"two uses, {kind} by {where(kinds[kind])} and {where(products[0])}")
     if kind:
-        return None, f"{NO_MATRIX[kind]}: {kinds[kind].where}"
+        return None, f"{NO_MATRIX[kind]}: {where(kinds[kind])}"
+    if not products:
+        return None, UNUSED
     first = min(products, key=lambda product: product.aside)
     for other in products:
         if not first.is_alike(other):
-            raise Unclear(f"two uses that disagree, {first.where} and {other.where}")
+            raise Unclear(f"two uses that disagree, {where(first)} and {where(other)}")
     return _matrix(shape, first, products, last)
 
 
@@ -128,77 +136,36 @@ def _matrix(
 ) -> tuple[MatrixAxes | None, str]:
     """Return the axes of products that agree, and why."""
     rows, window, columns = first.roles
-    if mixed := (rows | window) & columns:
-        raise Unclear(f"axis {min(mixed)} is both summed and kept by {first.where}; split it")
-    parts: dict[int, int] = {}
-    for axis in sorted(rows | window | columns):
-        parts[axis] = _parts_of(axis, shape, products, split=axis in columns)
+    parts = _parts(shape, first, products)
     inputs = tuple(axis for axis in sorted(rows | window) if parts[axis])
-    outputs = tuple(sorted((a for a in columns if parts[a]), key=lambda a: (parts[a] == 1, a)))
+    outputs = sorted((axis for axis in columns if parts[axis]), key=lambda a: (parts[a] == 1, a))
     if not (inputs and outputs):
         picked = any(product.cuts for product in products)
-        return None, f"{NO_MATRIX['table' if picked else 'vector']}: {first.where}"
+        return None, f"{NO_MATRIX['table' if picked else 'vector']}: {where(first)}"
     if last:
-        return None, f"{HEAD}: {first.where}"
+        return None, f"{HEAD}: {where(first)}"
     groups = parts[outputs[0]]
-    if len(outputs) > 1 and parts[outputs[1]] > 1:
-        raise Unclear(f"columns of two axes go different ways after {first.where}")
     kind = "convolution: (window in) x out" if window else "matrix"
-    kind += ", each of a stack" * (len(inputs + outputs) < len(shape))
+    kind += ", each of a stack" * (len(inputs) + len(outputs) < len(shape))
     kind += f", columns in {groups} parts" * (groups > 1)
-    return MatrixAxes(inputs, outputs, groups), f"{kind}: {first.where}"
+    return MatrixAxes(inputs, tuple(outputs), groups), f"{kind}: {where(first)}"
 
 
-def _parts_of(axis: int, shape: Shape, products: Iterable[Product], split: bool) -> int:
-    """Return the number of equal parts of an axis that are used apart; 0 if it is all batch."""
-    takes = {
-        frozenset(cut for cut in cuts if cut.factor.axis == axis)
-        for product in products
-        for cuts in product.parts or {product.cuts}
-    }
-    extent = next(product.extent[axis] for product in products)
-    cuts = {cut for take in takes for cut in take}
-    apart = {c.factor for c in cuts if c.start is None or len(_ranges(cuts, c.factor)) > 1}
-    if frozenset() in takes or not apart:
-        return 1
-    where = next(product.where for product in products)
-    if not split:
-        raise Unclear(f"parts of axis {axis}, its rows, are used apart by {where}; {_HOW}")
-    if len({frozenset(cut.factor for cut in take if cut.factor in apart) for take in takes}) > 1:
-        raise Unclear(f"columns go different ways in unequal parts after {where}; {_HOW}")
-    groups = 1
-    for factor in sorted(apart, key=lambda factor: -(factor.stride or 0)):
-        ranges = _ranges(cuts, factor)
-        lengths = {stop - (start or 0) for start, stop in ranges}
-        length = lengths.pop()
-        if lengths or factor.size % length or any((start or 0) % length for start, _ in ranges):
-            places = ", ".join(f"{start}:{stop}" for start, stop in sorted(ranges))
-            raise Unclear(f"columns go different ways in parts {places} after {where}; {_HOW}")
-        if factor.size * (factor.stride or 0) * groups != extent:
-            raise Unclear(f"columns go different ways, interleaved, after {where}; {_HOW}")
-        groups *= factor.size // length
-    if groups < extent and extent != shape[axis]:
-        raise Unclear(f"columns of a shard go different ways after {where}; {_HOW}")
-    return groups if groups < extent else 0
-
-
-_HOW = "make each part a leaf, or an axis of its own"
-
-
-def _ranges(cuts: Iterable[Cut], factor: Any) -> set[tuple[int | None, int]]:
-    return {(cut.start, cut.stop) for cut in cuts if cut.factor == factor}
-
-
-def where(place: Place) -> str:
-    """Return an operation and the line of the user's code that it stands in."""
-    lines = [line for equation in place for line in _lines(equation)]
-    own = [line for line in lines if not line[0].startswith(LIBRARIES)] or lines
-    line = f", {Path(own[0][0]).name}:{own[0][1]}" if own else ""
-    return f"{place[0].primitive.name}{line}"
-
-
-def _lines(equation: Any) -> list[tuple[str, str]]:
-    """Return files and lines that an operation was called from, from inside."""
-    frames = source_info_util.summarize(equation.source_info, 1000).splitlines()
-    found = (re.match(r"(.*?):(\d+)", frame) for frame in reversed(frames))
-    return [(match[1], match[2]) for match in found if match]
+def _parts(shape: Shape, first: Product, products: Sequence[Product]) -> dict[int, int]:
+    """Return for each axis of rows and columns in how many parts it is; 0: it is batch."""
+    rows, window, columns = first.roles
+    if mixed := (rows | window) & columns:
+        raise Unclear(f"axis {min(mixed)} is both summed and kept by {where(first)}; split it")
+    takes = [take for product in products for take in product.takes or {Take(product.cuts)}]
+    parts = {}
+    for axis in rows | window | columns:
+        try:
+            parts[axis] = parts_of(axis, first.extent[axis], takes)
+        except NotEqual as how:
+            raise Unclear(f"columns go different ways {how} after {where(first)}; {HOW}") from None
+    divided = [axis for axis, number in parts.items() if number > 1]
+    if {*divided} - columns:
+        raise Unclear(f"rows are used in parts by {where(first)}; {HOW}")
+    if len(divided) > 1 or any(first.extent[axis] != shape[axis] for axis in divided):
+        raise Unclear(f"columns of shards or of two axes go different ways after {where(first)}")
+    return parts
