@@ -126,6 +126,8 @@ def _gather(record: Record, equation: Any, operands: Sequence[Value]) -> list[Va
             looked_up = True
             record.note("table", leaf, equation)
     record.note_views("unknown", indices, equation)
+    lost = {layout: n for layout, n in table.columns.items() if layout.at(chosen)}
+    record.consume(replace(table, columns=lost))
     value = moved(table, move)
     data = table.data or indices.data or looked_up
     return [replace(value, data=data, given=value.given or indices.given, views=views)]

@@ -69,6 +69,7 @@ class Record:
         if any(map(is_real, equation.outvars)):
             for operand in operands:
                 self.note_views("unknown", operand, equation)
+                self.consume(operand)
         return [forgotten(operands)] * len(equation.outvars)
 
     def product(
@@ -108,11 +109,11 @@ class Record:
                 found |= layout.leaf_axes(axes)
         return found
 
-    def consume(self, value: Value, each: Sequence[int], turned: Sequence[int]) -> None:
-        """Write down a product that uses columns of earlier ones.
+    def consume(self, value: Value, each: Iterable[int] = (), turned: Iterable[int] = ()) -> None:
+        """Write down an operation that uses columns of products and leads no further.
 
         Args:
-            value: its operand.
+            value: its operand, such as that of the next product.
             each: axes along which each entry is used by itself.
             turned: axes that data are contracted along with parameters multiplied before.
         """
