@@ -210,6 +210,21 @@ def heads_together(p, x):
     return end(p, x + jnp.einsum("hts,shk,hkd->td", weights, v, p["o"]))
 
 
+STACKED = MatrixAxes((1, 2, 3), 4)
+
+
+@reads(real(4, 6, 6, 3), first=((4, 3, 3, 3, 8), STACKED), second=((4, 3, 3, 8, 8), STACKED))
+def convolutions_mapped(p, x):
+    """Of which a map makes one convolution with groups."""
+
+    def member(first, second):
+        kinds = ("NHWC", "HWIO", "NHWC")
+        y = jnp.tanh(lax.conv_general_dilated(x, first, (1, 1), "SAME", dimension_numbers=kinds))
+        return lax.conv_general_dilated(y, second, (1, 1), "SAME", dimension_numbers=kinds)
+
+    return end(p, jax.vmap(member)(p["first"], p["second"]).mean((0, 2, 3)))
+
+
 @reads(a=((8, 8), IN_OUT), b=((8, 8), IN_OUT))
 def stacked_inside(p, x):
     return end(p, lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, jnp.stack([p["a"], p["b"]]))[0])

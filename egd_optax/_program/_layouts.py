@@ -70,7 +70,7 @@ class Layout:
 
     def leaf_axes(self, axes: Iterable[int]) -> frozenset[int]:
         """Return the leaf's axes that these axes of the value are made of."""
-        return frozenset(f.axis for axis in axes for f in self.axes[axis] if f.axis is not None)
+        return frozenset(factor.axis or 0 for factor in self.at(axes))
 
     def is_thin(self) -> bool:
         """Return whether the leaf's entries lie along one of its axes alone."""
@@ -159,11 +159,15 @@ def in_turn(layout: Layout, axes: Iterable[int]) -> Layout:
     return dataclasses.replace(layout, cuts=cuts)
 
 
-def in_parts(layout: Layout, axis: int, parts: int) -> Layout:
-    """Return the layout of equal parts of an axis, each used apart."""
-    outer = {_split(factor, parts)[0] for factor in layout.at([axis]) if factor.size % parts == 0}
-    cuts = {Cut(factor, None, 1) for factor in outer}
-    return dataclasses.replace(layout, cuts=layout.cuts | cuts)
+def in_parts(layout: Layout, axis: int, parts: int, whole_axes: bool = False) -> Layout:
+    """Return the layout of equal parts of an axis, each used apart; or of whole axes alone."""
+    alone = dataclasses.replace(layout, axes=(layout.axes[axis],))
+    split = reshaped(alone, (parts, _size(layout.axes[axis]) // parts))
+    if split is None or (
+        whole_axes and any(f.size < layout.extent[f.axis or 0] for f in split.at([0]))
+    ):
+        return layout
+    return dataclasses.replace(layout, cuts=in_turn(split, [0]).cuts)
 
 
 def stacked(layout: Layout, length: int, walks: frozenset[Cut]) -> Layout:
@@ -191,21 +195,14 @@ def joined(parts: Sequence[Layout | None], axis: int, sizes: Sequence[int]) -> L
     cuts = frozenset().union(*(part.cuts for part in present))
     along = [part.axes[axis] for part in present]
     common = together([_with_axis(part, axis, ()) for part in present])
-    total = sum(sizes)
-    known = [factor for factors in along for factor in factors if factor.axis is not None]
+    total, everything = sum(sizes), tuple(factor for factors in along for factor in factors)
     if len(present) < len(parts):
-        mixed = (Factor(total, known[0].axis),) if known else _data(total)
-        return _with_axis(common, axis, mixed)
+        return _with_axis(common, axis, _somewhere(everything, total))
     back = [factor for factor in {cut.factor for cut in cuts} if _covers(cuts, factor)]
-    inside = {factors[1:] if known else () for factors in along}
+    inside = {factors[1:] for factors in along}
     rest = inside.pop() if len(inside) == 1 else None
     restored = [(f, *rest) for f in back if rest is not None and f.size * _size(rest) == total]
-    if restored:
-        axes = _merged(restored[0])
-    elif known and (back or len(parts) > 1):
-        axes = (Factor(total, known[0].axis),)
-    else:
-        axes = along[0] if len(parts) == 1 else _data(total)
+    axes = _merged(restored[0]) if restored else _somewhere(everything, total)
     kept = frozenset(cut for cut in cuts if cut.factor not in back)
     return dataclasses.replace(_with_axis(common, axis, axes), cuts=kept)
 
@@ -230,9 +227,7 @@ def padded(layout: Layout, shape: Shape) -> Layout:
     """Return the layout in a shape of as many axes, where other sizes leave places unknown."""
     axes = []
     for factors, n in zip(layout.axes, shape, strict=True):
-        known = [factor.axis for factor in factors if factor.axis is not None]
-        other = (Factor(n, known[0]),) if known else _data(n)
-        axes.append(factors if _size(factors) == n else other)
+        axes.append(factors if _size(factors) == n else _somewhere(factors, n))
     return dataclasses.replace(layout, axes=tuple(axes))
 
 
@@ -248,6 +243,12 @@ def _size(factors: Axis) -> int:
 
 def _data(n: int) -> Axis:
     return () if n == 1 else (Factor(n),)
+
+
+def _somewhere(factors: Iterable[Factor], n: int) -> Axis:
+    """Return an axis on which factors lie in places that are not known."""
+    known = [factor.axis for factor in factors if factor.axis is not None]
+    return (Factor(n, known[0]),) if known else _data(n)
 
 
 def _split(factor: Factor, outer: int) -> tuple[Factor, Factor]:

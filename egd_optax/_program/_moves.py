@@ -42,10 +42,10 @@ def _transpose(equation: Any) -> Move:
 
 
 def _reshape(equation: Any) -> Move:
-    shape = shape_of(equation.outvars[0])
-    if equation.params.get("dimensions") is not None:
-        return lambda layout: None
-    return lambda layout: layouts.reshaped(layout, shape)
+    before, after = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
+    order = equation.params.get("dimensions") or range(len(before))  # a transposition before it
+    between = tuple(before[axis] for axis in order)
+    return lambda layout: layouts.reshaped(layouts.arranged(layout, order, between), after)
 
 
 def _squeeze(equation: Any) -> Move:

@@ -137,19 +137,11 @@ def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> li
         sources[0][out_feature] = feature
         kernel = forgotten([kernel])
     elif groups > 1:
-        kernel = _grouped(kernel, column, groups)
+        image = moved(image, lambda layout: in_parts(layout, feature, groups, whole_axes=True))
+        kernel = moved(kernel, lambda layout: in_parts(layout, column, groups))
     left = Side(image, image_shape, (feature,), (), (), tuple(sources[0]))
     right = Side(kernel, shape, (row,), tuple(window), (), tuple(sources[1]))
     return [contract(record, equation, (left, right))]
-
-
-def _grouped(kernel: Value, column: int, groups: int) -> Value:
-    """Return a kernel whose columns are cut in groups, each with inputs of its own."""
-    views = {
-        leaf: view._replace(layout=in_parts(view.layout, column, groups))
-        for leaf, view in kernel.views.items()
-    }
-    return replace(kernel, views=views)
 
 
 PRODUCTS = {
