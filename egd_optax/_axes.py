@@ -58,10 +58,11 @@ class InferredAxes(dict[str, MatrixAxes | None]):
     Args:
         leaves: one `LeafAxes` (path, shape, axes, reason) for each leaf of two axes or more.
         rest: number of leaves that are no matrices: vectors, scalars, integers.
+        note: a last line of the table.
     """
 
-    def __init__(self, leaves: Iterable[LeafAxes], rest: int):
-        self.leaves, self.rest = tuple(leaves), rest
+    def __init__(self, leaves: Iterable[LeafAxes], rest: int, note: str = ""):
+        self.leaves, self.rest, self.note = tuple(leaves), rest, note
         self.unknown = [leaf for leaf in self.leaves if not leaf.known]
         super().__init__({leaf.path: leaf.axes for leaf in self.leaves if leaf.known})
 
@@ -73,10 +74,13 @@ class InferredAxes(dict[str, MatrixAxes | None]):
         for leaf in sorted(self.leaves, key=lambda leaf: leaf.known):
             alike[_any_number(leaf.path), leaf.shape, leaf.axes, leaf.reason].append(leaf)
         rows = [("leaf", "shape", "matrix", "why"), *map(_row, alike.values())]
-        return "\n".join([f"{unknown}{counts}No matrices: {self.rest}.", *aligned(rows), LEGEND])
+        lines = [f"{unknown}{counts}No matrices: {self.rest}.", *aligned(rows), LEGEND, self.note]
+        return "\n".join(filter(None, lines))
 
 
-def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> InferredAxes:
+def decide(
+    tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes], note: str = ""
+) -> InferredAxes:
     """Return what `axes` says of the leaves that it names, and `rule` of the others."""
     leaves = {} if selection.is_placeholder(tree) else selection.leaves_by_path(tree)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")}
@@ -85,7 +89,7 @@ def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> In
     decided = tuple(named[path] if path in named else rule(path, shapes) for path in paths)
     for leaf in decided:
         _ = leaf.matrix  # raises where the axes do not fit
-    return InferredAxes(decided, len(leaves) - len(paths))
+    return InferredAxes(decided, len(leaves) - len(paths), note)
 
 
 def literal_axes(tree: Any, axes: Axes) -> InferredAxes:

@@ -29,6 +29,7 @@ LEFT_OUT = {
     r"(^|/)pos(ition\w*)?(_\w+)?(/(weight|embedding))?$": "positions: a table, one row each",
     r"(depthwise|dw_?conv)[^/]*/(kernel|weight)$": "depthwise: a filter for each channel",
 }
+GUESS = "A guess by names and shapes; infer_axes(params, loss, batch) reads the model's program."
 PROJECTION = r"(^|/)(query|key|value|[qkv](_proj)?)/[^/]+$"
 DEPTHWISE = "; one input channel: if depthwise, leave it out"
 CONVOLUTION = r"conv(?!local)[^/]*(/\d+)?/[^/]+$"
@@ -90,7 +91,7 @@ def infer_axes(
     check_tree("infer_axes", params)
     check_axes(overrides)
     if loss is None:
-        return decide(params, overrides, _by_rules)
+        return decide(params, overrides, _by_rules, GUESS)
     if not callable(loss):
         raise TypeError(
             "infer_axes takes the loss second, called as loss(params, *examples), got "

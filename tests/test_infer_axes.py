@@ -226,4 +226,5 @@ def test_the_table_says_what_why_and_how_to_change_it():
     out = "(4, 4, 16) 16 x 16 ((0, 1) x 2) attention: (heads head_dim) x out"
     assert f"blocks/*/attention/out/kernel (2) {out}" in lines
     assert "blocks/1/mlp/expand/kernel (16, 64) - left out by your axes" in lines
-    assert lines[-1].startswith('axes={"path": MatrixAxes')
+    assert lines[-2].startswith('axes={"path": MatrixAxes')
+    assert lines[-1].startswith("A guess by names and shapes; infer_axes(params, loss, batch)")

@@ -279,6 +279,7 @@ def test_own_axes_come_first_and_the_reason_names_the_line():
     line = mean_of.__code__.co_firstlineno + 1
     assert leaves[0].reason == f"matrix: dot_general, test_program.py:{line}"
     assert leaves[1].reason == "your axes"
+    assert "guess" not in str(infer_axes(PAIR, mean_of, x))
     never = infer_axes({**PAIR, "never": real(2, 2)}, mean_of, x).leaves[2]
     assert (never.axes, never.known) == (None, True)
     assert never.reason == "unused: no gradient of the loss reaches it"
