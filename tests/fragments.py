@@ -40,7 +40,7 @@ def reads(*examples, **leaves):
 
     def register(loss):
         shapes = {name: shape for name, (shape, _) in leaves.items()} | {"h": (8, 3)}
-        table = {name: expected for name, (_, expected) in leaves.items()} | {"h": HEAD}
+        table = {name: row for name, (_, row) in leaves.items() if row is not None} | {"h": HEAD}
         given = examples or (real(4, 8),)
         FRAGMENTS[loss.__name__] = Fragment(loss, shapes, given, table)
         return loss
@@ -239,9 +239,16 @@ def rows_in_groups(p, x):
 # What is made of parameters before data come in.
 
 
-@reads(w=((8, 8), IN_OUT), g=((1, 8), "scale"))
+@reads(w=((8, 8), IN_OUT), g=((1, 8), "scale"), temperature=((), None))
 def weight_normalized(p, x):
-    return end(p, (x @ (p["w"] / jnp.linalg.norm(p["w"], axis=0, keepdims=True))) * p["g"])
+    w = p["g"] * p["w"] / jnp.linalg.norm(p["w"], axis=0, keepdims=True)
+    return end(p, jnp.exp(p["temperature"]) * (x @ w))
+
+
+@reads(a=((8, 4), "contracted to one number"), w=((8, 8), IN_OUT))
+def a_filter_for_each_channel(p, x):
+    decays = jnp.exp(-jnp.arange(4.0)[:, None, None] * jnp.ones((8, 4)))
+    return end(p, (jnp.einsum("dn,tdn->td", p["a"], decays) * x) @ p["w"])
 
 
 @reads(real(4, 8), real(8, 8), w=((8, 8), IN_OUT))

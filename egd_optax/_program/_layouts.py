@@ -127,8 +127,8 @@ def reshaped(layout: Layout, shape: Shape) -> Layout | None:
 
 
 def broadcast(layout: Layout, shape: Shape) -> Layout:
-    """Return the layout in a shape of as many axes, where those of size 1 may grow."""
-    return arranged(layout, range(len(shape)), shape)
+    """Return the layout in a shape of as many axes, where those of size 1 may grow, or a scalar."""
+    return arranged(layout, range(len(shape)) if layout.axes else [None] * len(shape), shape)
 
 
 def sliced(layout: Layout, axis: int, start: int | None, stop: int, step: int = 1) -> Layout:

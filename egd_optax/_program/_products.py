@@ -77,7 +77,9 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
             axes = [view.layout.leaf_axes(a) for a in (side.rows, side.window, side.columns)]
             own = axes[0] & record.returns(leaf, other.value, other.rows)
             aside = 2 if alone else int(bool(own))
-            number = record.product(leaf, view, equation, aside, axes)
+            number = record.product(leaf, view, equation, axes)
+            product = record.products[number]
+            product.aside, product.picked = aside, bool(side.value.views[leaf].layout.cuts)
             columns.append(moved_columns({view.layout: 1 << number}, move))
             is_forward = record.is_forward(leaf, number)
             forward, backward = forward or is_forward, backward or not is_forward

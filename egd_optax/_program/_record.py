@@ -22,6 +22,7 @@ class Record:
     through which uses a gradient flows, and which way data pass through a matrix.
 
     Attributes:
+        products: products by number.
         fresh: uses by the operation that is being read, as bits.
         followed: products behind which another one lies on the way to the loss, as bits.
         calls: the calls that are being read, the outermost first.
@@ -32,7 +33,7 @@ class Record:
         self.calls: list[Any] = []
         self._live, self._read = -1, (0, 0)
         self._uses: dict[int, Use] = {}
-        self._products: dict[int, Product] = {}
+        self.products: dict[int, Product] = {}
         self._numbers: dict[Any, int] = {}
         self._of_leaf: dict[int, list[int]] = collections.defaultdict(list)
 
@@ -47,7 +48,7 @@ class Record:
             return False
         self._live = live | -1 << len(self._numbers)  # what is new in the next reading counts, too
         self.followed = 0
-        for product in self._products.values():
+        for product in self.products.values():
             product.takes.clear()
             product.turned.clear()
         return True
@@ -72,25 +73,21 @@ class Record:
                 self.consume(operand)
         return [forgotten(operands)] * len(equation.outvars)
 
-    def product(
-        self, leaf: int, view: View, equation: Any, aside: int, axes: Sequence[frozenset[int]]
-    ) -> int:
+    def product(self, leaf: int, view: View, equation: Any, axes: Sequence[frozenset[int]]) -> int:
         """Write down a product; return its number.
 
         Args:
             leaf: number of the leaf.
             view: the leaf as the operand has it.
             equation: the operation.
-            aside: 0 if data pass through it forward, as far as it tells; see `Product`.
             axes: those of the leaf that are rows, window and columns.
         """
         layout, (rows, window, columns) = view.layout, axes
         number = self._number(leaf, *axes, layout.cuts, id(equation))
-        if number not in self._products:
+        if number not in self.products:
             place, extent = self._place(equation), layout.extent
-            self._products[number] = Product(place, rows, window, columns, extent, layout.cuts)
-        product = self._products[number]
-        product.aside, product.explains = aside, product.explains | view.met
+            self.products[number] = Product(place, rows, window, columns, extent, layout.cuts)
+        self.products[number].explains |= view.met
         return number
 
     def is_forward(self, leaf: int, number: int) -> bool:
@@ -98,7 +95,7 @@ class Record:
 
         A gradient passes through its transpose.
         """
-        product, products = self._products[number], self._live_of(leaf, self._products).values()
+        product, products = self.products[number], self._live_of(leaf, self.products).values()
         return product.rows == min(products, key=lambda p: p.aside, default=product).rows
 
     def returns(self, leaf: int, value: Value, axes: Iterable[int]) -> frozenset[int]:
@@ -120,12 +117,12 @@ class Record:
         for layout, products in value.columns.items():
             rows, take = layout.leaf_axes(turned), Take(layout.cuts, frozenset(layout.at(each)))
             for number in bits(products):
-                self._products[number].takes.add(take)
-                self._products[number].turned |= rows
+                self.products[number].takes.add(take)
+                self.products[number].turned |= rows
 
     def decision(self, leaf: int, path: str, shape: Shape) -> LeafAxes:
         """Return what the uses of a leaf say."""
-        products = self._live_of(leaf, self._products)
+        products = self._live_of(leaf, self.products)
         explained = frozenset().union(*(product.explains for product in products.values()))
         uses = [u for n, u in self._live_of(leaf, self._uses).items() if n not in explained]
         forward = [number for number in products if self.is_forward(leaf, number)]

@@ -49,7 +49,8 @@ class Product:
         window: those that a convolution's window slides along.
         columns: those that are axes of the result.
         extent: sizes of the leaf's axes there.
-        cuts: what was taken of the leaf before.
+        cuts: what was taken of the leaf before, each entry of a batch by itself among it.
+        picked: whether something was taken before the product.
         aside: 0 if data pass through it forward, as far as it tells; 1 if its own columns come back
             to it, as in a gradient; 2 if no data do.
         explains: uses that this product shows to be masks or updates of the parameter.
@@ -63,6 +64,7 @@ class Product:
     columns: frozenset[int]
     extent: Shape
     cuts: Cuts
+    picked: bool = False
     aside: int = 0
     explains: frozenset[int] = frozenset()
     takes: set[Take] = dataclasses.field(default_factory=set)
@@ -140,8 +142,7 @@ def _matrix(
     inputs = tuple(axis for axis in sorted(rows | window) if parts[axis])
     outputs = sorted((axis for axis in columns if parts[axis]), key=lambda a: (parts[a] == 1, a))
     if not (inputs and outputs):
-        picked = any(product.cuts for product in products)
-        return None, f"{NO_MATRIX['table' if picked else 'vector']}: {where(first)}"
+        return None, f"{NO_MATRIX['table' if first.picked else 'vector']}: {where(first)}"
     if last:
         return None, f"{HEAD}: {where(first)}"
     groups = parts[outputs[0]]
