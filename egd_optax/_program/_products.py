@@ -1,14 +1,21 @@
 """Dot products and convolutions: which axes of a parameter are rows, columns and batch."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from egd_optax._program._layouts import Layout, Shape, arranged, in_parts, in_turn
 from egd_optax._program._record import Record
-from egd_optax._program._values import Value, forgotten, mixed, moved, moved_columns, shape_of
+from egd_optax._program._values import (
+    Columns,
+    Value,
+    forgotten,
+    mixed,
+    moved,
+    moved_columns,
+    shape_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,11 @@ class Side:
         """Return a layout where each entry of the batch is used by itself."""
         return in_turn(layout, self.batch)
 
+    def move(self, equation: Any) -> Callable[[Layout], Layout]:
+        """Return the move of a layout of this operand to the result."""
+        shape = shape_of(equation.outvars[0])
+        return lambda layout: arranged(layout, self.sources, shape)
+
     def is_token(self) -> bool:
         """Return whether its parameters stand for data beside another parameter."""
         views = self.value.views.values()
@@ -58,39 +70,51 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     tokens = [a.is_token() and bool(b.value.views) for a, b in (sides, sides[::-1])]
     tokens = [False, False] if all(tokens) else tokens
     weights = [s.value.is_weight and not t for s, t in zip(sides, tokens, strict=True)]
-    columns, forward, backward = [], False, False
+    columns: list[Columns] = []
+    ways: set[bool] = set()  # forward, or back
     for i, side in enumerate(sides):
-        other, beside_weight = sides[1 - i], weights[1 - i] or bool(sides[1 - i].value.views)
-        move = functools.partial(
-            arranged, sources=side.sources, shape=shape_of(equation.outvars[0])
-        )
-        value = moved(side.value, side.each if beside_weight else lambda layout: layout)
-        turned = weights[i] and not weights[1 - i] and bool(value.columns)
-        record.consume(value, side.batch, side.rows if turned else ())
-        columns.append(moved_columns(value.columns, move))
-        forward |= turned or (not value.returned and other.is_frozen())
+        other, beside = sides[1 - i].value, weights[1 - i]
+        turned = weights[i] and not beside and bool(side.value.columns)
+        columns.append(_used(record, equation, side, bool(other.views) or beside, turned))
+        if turned or (not side.value.returned and sides[1 - i].is_frozen()):
+            ways.add(True)
         if tokens[i]:
-            record.note_views("token", value, equation)
+            record.note_views("token", side.value, equation)
             continue
-        alone = weights[1 - i] or not (other.value.data or other.value.given or tokens[1 - i])
-        for leaf, view in moved(side.value, side.each).views.items():
-            axes = [view.layout.leaf_axes(a) for a in (side.rows, side.window, side.columns)]
-            own = axes[0] & record.returns(leaf, other.value, other.rows)
-            aside = 2 if alone else int(bool(own))
-            number = record.product(leaf, view, equation, axes)
-            product = record.products[number]
-            product.aside, product.picked = aside, bool(side.value.views[leaf].layout.cuts)
-            columns.append(moved_columns({view.layout: 1 << number}, move))
-            is_forward = record.is_forward(leaf, number)
-            forward, backward = forward or is_forward, backward or not is_forward
-    if forward:
+        alone = beside or not (other.data or other.given or tokens[1 - i])
+        for leaf in side.value.views:
+            number, new = _product(record, equation, side, sides[1 - i], leaf, alone)
+            columns.append(new)
+            ways.add(record.is_forward(leaf, number))
+    if True in ways:
         record.followed |= result.behind
     return replace(
         result,
         data=result.data or weights[0] != weights[1],
-        returned=result.returned or (backward and not forward),
+        returned=result.returned or ways == {False},
         columns=mixed(columns),
     )
+
+
+def _used(record: Record, equation: Any, side: Side, beside_weight: bool, turned: bool) -> Columns:
+    """Write down the use of columns of earlier products; return them as they are in the result."""
+    value = moved(side.value, side.each) if beside_weight else side.value
+    record.consume(value, side.batch, side.rows if turned else ())
+    return moved_columns(value.columns, side.move(equation))
+
+
+def _product(
+    record: Record, equation: Any, side: Side, other: Side, leaf: int, alone: bool
+) -> tuple[int, Columns]:
+    """Write down the product of a parameter; return its number, and its columns in the result."""
+    view = side.value.views[leaf]
+    layout = side.each(view.layout)
+    axes = [layout.leaf_axes(axes) for axes in (side.rows, side.window, side.columns)]
+    number = record.product(leaf, view._replace(layout=layout), equation, axes)
+    product, own = record.products[number], record.returns(leaf, other.value, other.rows)
+    product.aside = 2 if alone else int(bool(axes[0] & own))
+    product.picked = bool(view.layout.cuts)
+    return number, moved_columns({layout: 1 << number}, side.move(equation))
 
 
 def _dot_general(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:

@@ -107,7 +107,7 @@ class Record:
         return found
 
     def consume(self, value: Value, each: Iterable[int] = (), turned: Iterable[int] = ()) -> None:
-        """Write down an operation that uses columns of products and leads no further.
+        """Write down that an operation uses columns of products.
 
         Args:
             value: its operand, such as that of the next product.
