@@ -52,7 +52,8 @@ def egd(
         matrices: narrows what is whitened: a path pattern or several (see `matching`), a tree of
             bools like the parameters, or a function from the parameters to one of these.
         axes: overrides what is inferred, for the leaves that it names: `MatrixAxes`, or None to
-            leave a leaf out, in all forms of `scale_by_egd`.
+            leave a leaf out, in all forms of `scale_by_egd`. `infer_axes(params, loss, batch)`
+            names all: it reads the model's program.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, decay and momentum.
