@@ -91,10 +91,7 @@ class Recurrent(nn.Module):
 def lstm():
     model = Recurrent()
     params = jax.eval_shape(model.init, KEY, TOKENS)["params"]
-    gates = [f"rnn/cell/{side}{gate}/kernel" for side in "ih" for gate in "ifgo"]
-    gates = [path for path in gates if path in leaves_by_path(params)]
-    if not gates:
-        gates = [path for path in leaves_by_path(params) if "Cell" in path and "kernel" in path]
+    gates = [f"OptimizedLSTMCell_0/{side}{gate}/kernel" for side in "ih" for gate in "ifgo"]
 
     def loss(params, tokens):
         return cross_entropy(model.apply({"params": params}, tokens), tokens)

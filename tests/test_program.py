@@ -4,13 +4,16 @@ import functools
 import resource
 import time
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax_programs import cross_entropy, rotated
-from fragments import FRAGMENTS, real
+from fragments import real
+from more_fragments import FRAGMENTS
 from programs import PROGRAMS, shuffled
 
 from egd_optax import MatrixAxes, egd, infer_axes
@@ -58,6 +61,18 @@ def test_every_way_to_use_a_parameter(name):
     loss, shapes, examples, table = FRAGMENTS[name]
     params = {path: real(*shape) for path, shape in shapes.items()}
     assert_table(infer_axes(params, loss, *examples), table)
+
+
+def test_modules_themselves_are_parameters():
+    """With all that they hold beside parameters: statistics, keys, functions."""
+    rngs = nnx.Rngs(0)
+    layers = [nnx.Linear(6, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)]
+    layers += [nnx.Dropout(0.1, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)]
+    inferred = infer_axes(nnx.Sequential(*layers), lambda model, x: model(x).mean(), real(4, 6))
+    assert_table(inferred, {"layers/0/kernel": MatrixAxes(0, 1), "layers/3/kernel": "output head"})
+    mlp = eqx.nn.MLP(6, 3, 8, 1, key=jax.random.key(0))
+    inferred = infer_axes(mlp, lambda model, x: jax.vmap(model)(x).mean(), real(4, 6))
+    assert_table(inferred, {"layers/0/weight": MatrixAxes(1, 0), "layers/1/weight": "output head"})
 
 
 def over_examples(loss):
