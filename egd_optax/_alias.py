@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 from egd_optax import _selection as selection
-from egd_optax._axes import WITNESS, Axes, InferredAxes, LeafAxes, warn_of_nothing
+from egd_optax._axes import WITNESS, Axes, check_known, warn_of_nothing
 from egd_optax._checks import check_choice, check_state, check_transformation
+from egd_optax._decisions import InferredAxes, LeafAxes
 from egd_optax._infer_axes import infer_axes
 from egd_optax._scaling import Scale
 from egd_optax._transform import scale_by_egd
@@ -53,7 +54,8 @@ def egd(
             bools like the parameters, or a function from the parameters to one of these.
         axes: overrides what is inferred, for the leaves that it names: `MatrixAxes`, or None to
             leave a leaf out, in all forms of `scale_by_egd`. `infer_axes(params, loss, batch)`
-            names all: it reads the model's program.
+            names all: it reads the model's program, and is the first choice for models that are
+            more than plain stacks of dense layers.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, decay and momentum.
@@ -147,13 +149,7 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
     chosen = InferredAxes(leaves, inferred.rest)
     if witness := WITNESS.get():
         witness.planned(chosen)
-    if chosen.unknown:
-        unknown = selection.listed([f"{leaf.path} {leaf.shape}" for leaf in chosen.unknown])
-        raise ValueError(
-            f"Nothing explains which axes of these leaves make the matrix: {unknown}. Say it: "
-            f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(-2, -1)}} for a stack of in x out, "
-            "MatrixAxes((0, 1, 2), 3) for Flax convolutions, ((1, 2, 3), 0) for Equinox, or None."
-        )
+    check_known(chosen, axes)
     whitened = [leaf.path for leaf in leaves if leaf.axes]
     named = [] if selection.is_partial(tree) else selection.patterns_of(matrices)
     idle = [p for p in named if not any(re.search(p, path) for path in whitened)]

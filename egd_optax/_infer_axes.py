@@ -1,16 +1,17 @@
 """Which leaves are matrices and why: the one rule set, read off names, shapes and biases."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
-from egd_optax._axes import Axes, InferredAxes, LeafAxes, Shapes, check_axes, decide
+from egd_optax._axes import Axes, Shapes, check_axes, decide
+from egd_optax._decisions import InferredAxes, LeafAxes
+from egd_optax._layers import Said, said_by_layers
 from egd_optax._matrix_view import MatrixAxes
 from egd_optax._program import read_program
 from egd_optax._selection import check_tree
-
-Shape = tuple[int, ...]
-Split = tuple[int, int]
+from egd_optax._siblings import NORM, OUT_FIRST, Shape, Siblings, Split, beside, by_attention
 
 HEAD = (
     r"((^|/)((\w+_)?heads?(_proj)?|readout|(to_)?logits?|classifier|unembed\w*|output_(layer|head))"
@@ -23,14 +24,15 @@ TABLE = (
 # What a name says of a leaf that is no matrix, or no hidden one; the first match counts.
 LEFT_OUT = {
     r"(^|/)bias$": "bias: added to the outputs, no matrix",
-    r"(^|/)scale$|(norm|(^|/)ln)[^/]*/weight$": "scale: multiplied entry by entry, no matrix",
+    NORM: "scale: multiplied entry by entry, no matrix",
     HEAD: "output head: left out, as embeddings are",
     TABLE: "embedding: a table, looked up row by row",
     r"(^|/)pos(ition\w*)?(_\w+)?(/(weight|embedding))?$": "positions: a table, one row each",
     r"(depthwise|dw_?conv)[^/]*/(kernel|weight)$": "depthwise: a filter for each channel",
 }
 GUESS = "A guess by names and shapes; infer_axes(params, loss, batch) reads the model's program."
-PROJECTION = r"(^|/)(query|key|value|[qkv](_proj)?)/[^/]+$"
+ASK = "unknown: which axes are inputs?"
+OUT = "(heads head_dim) x out"
 DEPTHWISE = "; one input channel: if depthwise, leave it out"
 CONVOLUTION = r"conv(?!local)[^/]*(/\d+)?/[^/]+$"
 
@@ -91,43 +93,62 @@ def infer_axes(
     check_tree("infer_axes", params)
     check_axes(overrides)
     if loss is None:
-        return decide(params, overrides, _by_rules, GUESS)
+        return decide(params, overrides, functools.partial(_guess, params), GUESS)
     if not callable(loss):
         raise TypeError(
             "infer_axes takes the loss second, called as loss(params, *examples), got "
             f"{repr(loss)[:100]}. Pass your own axes by name: overrides=..."
         )
     found = read_program(loss, params, examples)
-    return decide(params, overrides, lambda path, _: found[path])
+    return decide(params, overrides, lambda _: found.__getitem__)
 
 
-def _by_rules(path: str, shapes: Shapes) -> LeafAxes:
-    """Return what the rules say of one leaf."""
-    shape, query = shapes[path], _query(path, shapes)
+def _guess(params: Any, shapes: Shapes) -> Callable[[str], LeafAxes]:
+    """Return the rule by layers, names and shapes."""
+    layers, siblings = said_by_layers(params), Siblings(shapes)
+
+    def rule(path: str) -> LeafAxes:
+        axes, reason = _said(path, shapes[path], siblings, layers.get(path))
+        return LeafAxes(path, shapes[path], axes, reason, known=not reason.startswith("unknown"))
+
+    return rule
+
+
+def _said(path: str, shape: Shape, siblings: Siblings, layer: Said | None) -> Said:
+    """Return axes and reason of one leaf; the first rule that fits decides."""
+    if layer and not re.search(HEAD, path, re.IGNORECASE):
+        return layer
+    layers = siblings.layers(path)
+    if reason := _no_matrix(path, shape, siblings, layers):
+        return None, reason
+    if re.search(OUT_FIRST, path):
+        return _out_first(path, shape, siblings, layers)
+    if len(shape) == 2:
+        return MatrixAxes(0, 1), "matrix: in x out"
+    if not re.search(r"[^\d/]", path):
+        return MatrixAxes(-2, -1), "no name: a stack of matrices"
+    return _in_first(path, shape, siblings, layers)
+
+
+def _no_matrix(path: str, shape: Shape, siblings: Siblings, layers: int) -> str | None:
+    """Return why a leaf is no matrix, or no hidden one; None where it may be one."""
     for pattern, reason in LEFT_OUT.items():
         if re.search(pattern, path, re.IGNORECASE):
-            return LeafAxes(path, shape, None, reason)
-    if shapes.get(_beside(path, "bias")) == shape:
-        return LeafAxes(path, shape, None, "scale: its bias has the same shape")
-    if re.search(r"(^|/)weight(_ih|_hh)?$", path):
-        axes, reason = _out_first(path, shapes)
-    elif len(shape) == 2:
-        axes, reason = MatrixAxes(0, 1), "matrix: in x out"
-    elif not re.search(r"[^\d/]", path):
-        axes, reason = MatrixAxes(-2, -1), "no name: a stack of matrices"
-    else:
-        axes, reason = _in_first(path, shapes, query)
-    return LeafAxes(path, shape, axes, reason, known=axes is not None)
+            return reason
+    if siblings.shapes.get(beside(path, "bias")) == shape:
+        return "scale: its bias has the same shape"
+    return "vector: one in each of its block's stacked layers" if len(shape) == layers + 1 else None
 
 
-def _in_first(path: str, shapes: Shapes, query: Shape | None) -> tuple[MatrixAxes | None, str]:
-    """Return axes and reason for a Flax kernel of three axes or more; None where unknown."""
-    shape, bias = shapes[path], shapes.get(_beside(path, "bias"))
-    named, reason = _split_by_name(path, shape, query)
-    fits = _splits_by_bias(shape, bias) if bias else [named]
-    split = named if named in fits else fits[0]
+def _in_first(path: str, shape: Shape, siblings: Siblings, layers: int) -> Said:
+    """Return axes and reason for a Flax kernel of three axes or more."""
+    named, reason = _by_name(path, shape, siblings, layers)
+    fits = siblings.by_bias(path)
+    if siblings.shapes.get(beside(path, "bias")) and not fits:
+        return None, ASK
+    split = named if named in fits or not fits else fits[0]
     if split is None or (split != named and len(fits) > 1):
-        return None, f"unknown: {'its bias fits two ways' if split else 'which axes are inputs?'}"
+        return None, "unknown: its bias fits two ways" if split else ASK
     batch, columns = split
     axes = range(len(shape))
     matrix = MatrixAxes(tuple(axes[batch:-columns]), tuple(axes[-columns:]))
@@ -136,47 +157,30 @@ def _in_first(path: str, shapes: Shapes, query: Shape | None) -> tuple[MatrixAxe
     return matrix, reason
 
 
-def _out_first(path: str, shapes: Shapes) -> tuple[MatrixAxes | None, str]:
+def _out_first(path: str, shape: Shape, siblings: Siblings, layers: int) -> Said:
     """Return axes and reason for Equinox, whose weights are out x in, as in PyTorch."""
-    shape, bias = shapes[path], shapes.get(_beside(path, "bias"))
+    bias = siblings.shapes.get(beside(path, "bias"))
     *batch, rows = range(len(shape))
     if len(shape) == 2:
         return MatrixAxes(rows=1, columns=0), "matrix: out x in"
     convolution = re.search(CONVOLUTION, path, re.IGNORECASE)
-    if bias == shape[:-1] and not convolution:
+    if not convolution and (bias == shape[:-1] or len(shape) == layers + 2):
         return MatrixAxes(rows, columns=batch[-1]), "matrix: out x in, each of a stack"
     if convolution or bias == (shape[0], *(1,) * (len(shape) - 2)):
-        reason = f"convolution: out x (in window){DEPTHWISE * (shape[1] == 1)}"
-        return MatrixAxes((*batch[1:], rows), columns=0), reason
-    return None, "unknown: which axes are inputs?"
+        reason = f"convolution: out x (in window){DEPTHWISE * (shape[layers + 1] == 1)}"
+        return MatrixAxes((*batch[layers + 1 :], rows), columns=layers), reason
+    return None, ASK
 
 
-def _split_by_name(path: str, shape: Shape, query: Shape | None) -> tuple[Split | None, str]:
-    """Return numbers of batch and of column axes, as attention and convolutions have them."""
-    if query is not None and len(query) > 2:
-        if re.search(PROJECTION, path):
-            return (len(shape) - 3, 2), "attention: in x (heads head_dim)"
-        if shape[-3:-1] == query[-2:]:
-            return (len(shape) - 3, 1), "attention: (heads head_dim) x out"
+def _by_name(path: str, shape: Shape, siblings: Siblings, layers: int) -> tuple[Split | None, str]:
+    """Return numbers of batch and of column axes, as names and other layers have them."""
+    if attention := by_attention(path, shape, siblings.query(path)):
+        several = attention[1] > 1
+        return attention, f"attention: {'in x (heads head_dim)' if several else OUT}"
     if re.search(CONVOLUTION, path, re.IGNORECASE):
-        return (0, 1), "convolution: (window in) x out"
+        return (layers, 1), "convolution: (window in) x out"
+    if layers and len(shape) == layers + 2:
+        return (layers, 1), "matrix: in x out"
+    if split := siblings.alike(path):
+        return split, "matrix: as a layer of this name with a bias"
     return None, ""
-
-
-def _splits_by_bias(shape: Shape, bias: Shape) -> list[Split | None]:
-    """Return what makes kernel = (*batch, *rows, *columns) and bias = (*batch, *columns)."""
-    rows = len(shape) - len(bias)
-    fits = [batch for batch in range(len(bias)) if shape[:batch] + shape[batch + rows :] == bias]
-    return [(batch, len(bias) - batch) for batch in fits] if fits and rows > 0 else [None]
-
-
-def _query(path: str, shapes: Shapes) -> Shape | None:
-    """Return the shape of the query's kernel where the leaf is part of an attention."""
-    module, _, name = path.rpartition("/")
-    beside = (_beside(module, f"{query}/{name}") for query in ("query", "q", "q_proj"))
-    return next((shapes[kernel] for kernel in beside if module and kernel in shapes), None)
-
-
-def _beside(path: str, name: str) -> str:
-    parent, slash, _ = path.rpartition("/")
-    return f"{parent}{slash}{name}"

@@ -16,7 +16,7 @@ def weight_normalized(p, x):
     return end(p, jnp.exp(p["temperature"]) * (x @ w))
 
 
-@reads(a=((8, 4), "contracted to one number"), w=((8, 8), IN_OUT))
+@reads(a=((8, 4), "vector"), w=((8, 8), IN_OUT))
 def a_filter_for_each_channel(p, x):
     decays = jnp.exp(-jnp.arange(4.0)[:, None, None] * jnp.ones((8, 4)))
     return end(p, (jnp.einsum("dn,tdn->td", p["a"], decays) * x) @ p["w"])

@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters import partial_eval
 
 from egd_optax import _selection as selection
-from egd_optax._axes import LeafAxes
+from egd_optax._decisions import LeafAxes
 from egd_optax._program._calls import CALLS
 from egd_optax._program._layouts import whole
 from egd_optax._program._mixing import MIXES

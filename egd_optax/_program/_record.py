@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
-from egd_optax._axes import LeafAxes
+from egd_optax._decisions import LeafAxes
 from egd_optax._program._layouts import Shape
 from egd_optax._program._parts import Take
 from egd_optax._program._uses import Product, Use, decision

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.extend import source_info_util
 
-from egd_optax._axes import LeafAxes
+from egd_optax._decisions import LeafAxes
 from egd_optax._matrix_view import MatrixAxes
 from egd_optax._program._layouts import Shape
 from egd_optax._program._parts import Cuts, NotEqual, Take, parts_of
@@ -18,16 +18,16 @@ LIBRARIES = (str(Path(jax.__file__).parents[1]), str(Path(__file__).parents[1]))
 Place = tuple[Any, ...]  # an operation of a program, then the calls around it, from inside
 # What a use says of a leaf that is no matrix. The first that is found counts.
 NO_MATRIX = {
-    "table": "embedding: a table, looked up row by row",
+    "table": "embedding: looked up row by row",
     "depthwise": "depthwise: a filter for each channel",
-    "vector": "contracted to one number: a vector, no matrix",
+    "vector": "vector: contracted to one number",
     "token": "token: a learned input, repeated over the data",
-    "joined": "joined to the data: no matrix",
-    "multiplied": "scale: multiplied entry by entry, no matrix",
-    "added": "bias: added entry by entry, no matrix",
+    "joined": "joined to the data",
+    "multiplied": "scale: multiplied entry by entry",
+    "added": "bias: added entry by entry",
 }
 UNUSED = "unused: no gradient of the loss reaches it"
-HEAD = "output head: no matrix behind it; left out, as embeddings are"
+HEAD = "output head: no matrix behind it"
 HOW = "make each part a leaf, or an axis of its own"
 
 
@@ -145,11 +145,8 @@ def _matrix(
         return None, f"{NO_MATRIX['table' if first.picked else 'vector']}: {where(first)}"
     if last:
         return None, f"{HEAD}: {where(first)}"
-    groups = parts[outputs[0]]
-    kind = "convolution: (window in) x out" if window else "matrix"
-    kind += ", each of a stack" * (len(inputs) + len(outputs) < len(shape))
-    kind += f", columns in {groups} parts" * (groups > 1)
-    return MatrixAxes(inputs, tuple(outputs), groups), f"{kind}: {where(first)}"
+    kind = "convolution" if window else "matrix"
+    return MatrixAxes(inputs, tuple(outputs), parts[outputs[0]]), f"{kind}: {where(first)}"
 
 
 def _parts(shape: Shape, first: Product, products: Sequence[Product]) -> dict[int, int]:
