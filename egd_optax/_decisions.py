@@ -10,7 +10,7 @@ from typing import NamedTuple
 from egd_optax._matrix_view import MatrixAxes, view_of
 
 WIDTH = 120  # columns of a table, where its leaves' paths leave room
-LEAST = 40  # columns for the reasons at least
+LEAST = 30  # columns for the reasons at least
 MOST = 10  # suggestions at most
 WINDOW = 11  # the largest window of a convolution that a suggestion expects
 

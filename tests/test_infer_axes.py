@@ -313,7 +313,12 @@ def test_the_table_says_what_why_and_how_to_change_it():
 
 def many_layers():
     """500 leaves; one kind is unknown in each layer, and one leaf alone."""
-    layer = {"q": (8, 8), "odd<>": (3, 8, 2, 4), "norm": {"scale": (8, 1)}, "w" * 50: {"w": (8, 4)}}
+    layer = {
+        "q": (8, 8),
+        "odd<>": (3, 16, 2, 4),
+        "norm": {"scale": (8, 1)},
+        "w" * 24: {"w": (8, 4)},
+    }
     shapes = {"layers": [layer] * 125, "stem": {"kernel": (7, 7, 3, 8)}}
     shapes["last"] = {"weight": (8, 3, 5, 5)}
     return jax.tree.map(jnp.zeros, shapes, is_leaf=lambda node: isinstance(node, tuple))
