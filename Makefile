@@ -53,7 +53,7 @@ paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from not
 
 pages: $(VENV)/.dev  ## make docs/grokking and docs/figures/demo.png from the logs, guides/models.md from the tests
 	$(RUN) examples/grokking pages
-	$(RUN) docs/hooks/models.py
+	$(RUN) docs/hooks/models_page.py
 
 docs: $(VENV)/.docs  ## build the site strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

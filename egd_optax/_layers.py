@@ -22,8 +22,8 @@ def said_by_layers(tree: Any) -> dict[str, Said]:
     types = tuple(kinds)
     for keys, layer in jax.tree_util.tree_leaves_with_path(tree, lambda n: isinstance(n, types)):
         for kind, (name, rule) in kinds.items():
-            leaf = getattr(layer, name, None) if isinstance(layer, kind) else None
-            said = rule(layer, leaf.shape) if hasattr(leaf, "shape") else None
+            shape = getattr(getattr(layer, name, None), "shape", None)
+            said = rule(layer, shape) if isinstance(layer, kind) and shape is not None else None
             if said is not None:
                 found[selection.leaf_path((*keys, jax.tree_util.GetAttrKey(name)))] = said
     return found

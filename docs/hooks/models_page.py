@@ -1,4 +1,4 @@
-"""Writes guides/models.md: models.template, with the table of each model in tests/programs.py."""
+"""Writes guides/models.md: models_page.template, with the table of each model in tests/programs.py."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
 def page() -> str:
     """Return the page."""
-    template = (HERE / "models.template").read_text(encoding="utf-8")
+    template = (HERE / "models_page.template").read_text(encoding="utf-8")
     return re.sub(r"^\{(.+)\}$", lambda name: _table(name[1]), template, flags=re.M)
 
 
