@@ -10,6 +10,11 @@ __all__ = ["FRAGMENTS"]
 # What is made of parameters before data come in.
 
 
+@reads(w=((8, 8), IN_OUT))
+def normalized_row_by_row(p, x):
+    return end(p, x @ lax.map(lambda row: row / jnp.linalg.norm(row), p["w"]))
+
+
 @reads(w=((8, 8), IN_OUT), g=((1, 8), "scale"), temperature=((), None))
 def weight_normalized(p, x):
     w = p["g"] * p["w"] / jnp.linalg.norm(p["w"], axis=0, keepdims=True)

@@ -154,6 +154,10 @@ WHITENED = {"up/kernel": (3, 8, 32), "down/kernel": (3, 32, 8), "log": OUT}
             WHITENED | {"conv/kernel": (3, 200, 4), "lift/weight": (3, 8, 16)},
         ),
         ({"norm/scale": (3, 8), "x/kernel": (3, 3, 8), "x/bias": (3, 8)}, {"x/kernel": (3, 3, 8)}),
+        (
+            {"norm/scale": (3, 8), "x/kernel": (3, 3, 2, 8), "x/bias": (3, 2, 8)},
+            {"x/kernel": (3, 3, 16)},
+        ),
         ({"norm/scale": (8,)}, {"up/kernel": UNKNOWN}),  # as in one layer
         ({"norm/scale": (2, 8)}, {"up/kernel": UNKNOWN}),  # of two layers
         ({"norm/scale": (3, 8), "w": (4, 8)}, {"up/kernel": UNKNOWN}),  # a leaf of no stack

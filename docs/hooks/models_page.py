@@ -1,4 +1,4 @@
-"""Writes guides/models.md: models_page.template, with the table of each model in tests/programs.py."""
+"""Writes guides/models.md: its template, with the table of each model in tests/programs.py."""
 
 import re
 import sys
