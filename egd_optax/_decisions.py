@@ -52,7 +52,8 @@ class InferredAxes(dict[str, MatrixAxes | None]):
     """Decisions about all leaves of two axes or more; prints as a table, works as `axes`.
 
     From the path of each leaf that is explained to its `MatrixAxes`, or to None where it is left
-    out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf.
+    out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf. Unknown leaves are not
+    in it: settle them by `overrides` of `infer_axes`.
 
     Args:
         leaves: one `LeafAxes` (path, shape, axes, reason) for each leaf of two axes or more.

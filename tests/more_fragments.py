@@ -59,6 +59,17 @@ def stopped(p, x):
     return end(p, x @ (p["w"] + lax.stop_gradient(p["base"])))
 
 
+@reads(w=((8, 8), IN_OUT), v=((8, 8), IN_OUT), turned=((8, 8), UNKNOWN))
+def branches(p, x):
+    def this(x):
+        return jnp.tanh(x @ p["w"]) @ p["turned"]
+
+    def that(x):
+        return jnp.tanh(jnp.einsum("td,de->te", x, p["v"])) * p["turned"][0]
+
+    return end(p, lax.cond(x.sum() > 0, this, that, x))
+
+
 @reads(w=((8, 8), IN_OUT))
 def regularized(p, x):
     gram = p["w"].T @ p["w"]

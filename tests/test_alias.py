@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -143,6 +144,21 @@ def test_what_is_whitened(arguments, whitened):
     assert moved(optimizer, NET) == whitened
     plan = diagnostics.whitening_plan(optimizer, NET)
     assert {leaf.path for leaf in plan.leaves if leaf.axes} == whitened
+
+
+def test_unknown_leaves_are_named_with_the_reasons_that_the_loss_gives():
+    def loss(params, x):
+        hidden = x @ params["twice"] + jnp.broadcast_to(params["twice"][0], (4, 6))
+        return jnp.mean(jnp.tanh(hidden) @ params["out"])
+
+    params = normal({"twice": (6, 6), "out": (6, 2)})
+    axes = infer_axes(params, loss, jnp.ones((4, 6)))
+    for optimizer in (egd(0.1, axes=axes), scale_by_egd(axes=axes)):
+        with pytest.raises(ValueError, match=r"'twice \(6, 6\): unknown: two uses") as refusal:
+            optimizer.init(params)
+        line = loss.__code__.co_firstlineno + 1
+        assert f"dot_general, test_alias.py:{line}" in str(refusal.value)
+        assert "overrides={'twice': MatrixAxes(rows=0, columns=1)}" in str(refusal.value)
 
 
 def test_what_is_not_whitened_takes_sgd_steps():

@@ -37,10 +37,6 @@ class Cut(NamedTuple):
     start: int | None
     stop: int
 
-    @property
-    def length(self) -> int:
-        return self.stop - (self.start or 0)
-
 
 Axis = tuple[Factor, ...]
 
