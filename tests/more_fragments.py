@@ -90,6 +90,16 @@ def one_step_ahead(p, x):
     return end(p, x @ (p["w"] - 0.1 * step))
 
 
+@reads(w=((8, 8), IN_OUT), v=((8, 8), IN_OUT), bias=((8,), None))
+def gradient_of_inputs_alone(p, x):
+    """As in a network of energies that is trained on forces: the head is nowhere used forward."""
+
+    def energy(x):
+        return jnp.sum(jnp.tanh(jnp.tanh(x @ p["w"] + p["bias"]) @ p["v"]) @ p["h"])
+
+    return jnp.mean((jax.grad(energy)(x) - 1) ** 2)
+
+
 @reads(w=((8, 8), IN_OUT))
 def own_gradient(p, x):
     @jax.custom_vjp

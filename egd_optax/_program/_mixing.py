@@ -112,6 +112,7 @@ def _entry_by_entry(record: Record, equation: Any, operands: Sequence[Value]) ->
         others = [other for i, other in enumerate(operands) if i != place and large[i]]
         if value.views and others:
             kept[place] = _meeting(record, equation, value, others, shape)
+    record.mix(operands)
     mixed = union(kept, shape)
     if mixed.data and any(_is_update(value, shape) for value in operands):
         raw = all(_is_update(v, shape) or not (v.behind or v.columns or v.views) for v in operands)

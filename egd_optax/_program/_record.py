@@ -1,6 +1,7 @@
 """What a reader of a loss writes down: the uses of each parameter."""
 
 import collections
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -119,6 +120,16 @@ class Record:
             for number in bits(products):
                 self.products[number].takes.add(take)
                 self.products[number].turned |= rows
+
+    def mix(self, values: Sequence[Value]) -> None:
+        """Write down that values are mixed; a head lies behind what its gradient is mixed with.
+
+        A gradient begins with a product of the head's parameters alone, where it is its only use.
+        """
+        behind = functools.reduce(int.__or__, (value.behind for value in values), 0)
+        products = functools.reduce(int.__or__, (p for v in values for p in v.columns.values()), 0)
+        alone = sum(1 << n for n in bits(products) if self.products[n].aside == 2)
+        self.followed |= behind & ~alone if alone else 0
 
     def decision(self, leaf: int, path: str, shape: Shape) -> LeafAxes:
         """Return what the uses of a leaf say."""
