@@ -37,8 +37,9 @@ def egd(
 ) -> optax.GradientTransformationExtraArgs:
     """Egalitarian gradient descent: whiten the matrices, SGD for the rest.
 
-    Which leaves are matrices, and along which axes, is inferred: print `infer_axes(params)` to see
-    it. Biases, norms, embeddings and output heads are left to `others`.
+    Which leaves are matrices, and along which axes, is guessed by names and shapes, which do for
+    stacks of dense layers. For other models `axes=infer_axes(params, loss, batch)` reads it off the
+    program. Biases, norms, embeddings and output heads are left to `others`.
 
     Args:
         learning_rate: step size or schedule. Whitened matrices move by this much in each
@@ -52,10 +53,8 @@ def egd(
             is whitened with it. "decoupled": W shrinks by learning_rate * lambda beside the step.
         matrices: narrows what is whitened: a path pattern or several (see `matching`), a tree of
             bools like the parameters, or a function from the parameters to one of these.
-        axes: overrides what is inferred, for the leaves that it names: `MatrixAxes`, or None to
-            leave a leaf out, in all forms of `scale_by_egd`. `infer_axes(params, loss, batch)`
-            names all: it reads the model's program, and is the first choice for models that are
-            more than plain stacks of dense layers.
+        axes: `infer_axes(params, loss, batch)`, or what overrides the guess for the leaves that it
+            names: `MatrixAxes`, or None to leave a leaf out, in all forms of `scale_by_egd`.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, decay and momentum.

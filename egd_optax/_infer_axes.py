@@ -1,4 +1,4 @@
-"""Which leaves are matrices and why: the one rule set, read off names, shapes and biases."""
+"""Which leaves are matrices and why: read off the loss, or guessed by one rule set."""
 
 import functools
 import re
@@ -55,9 +55,10 @@ def infer_axes(
     convolutions; heads and embeddings are known by name. Every other leaf of two axes is a matrix.
     With more axes, the columns are the axes that a layer's bias shares with the end of its kernel,
     and those shared with the beginning are batch (stacked layers). Without a bias, attention and
-    convolutions go by their names. A leaf called `weight` is Equinox's, out x in. A leaf without
-    any name is a stack (*batch, m, n). A leaf that none of this explains is unknown, and `egd` asks
-    for its axes.
+    convolutions go by their names, stacked layers by the norms and biases of their block, and any
+    other layer by one of its name that has a bias. Layers of nnx in `params` are asked themselves.
+    A leaf called `weight` is Equinox's, out x in. A leaf without any name is a stack (*batch, m,
+    n). A leaf that none of this explains is unknown, and `egd` raises until it has its axes.
 
     Args:
         params: the tree that the optimizer gets: linen's `variables["params"]`,
@@ -69,7 +70,7 @@ def infer_axes(
 
     Returns:
         Mapping from the paths of the leaves to `MatrixAxes`, or to None for what is left out.
-        `print` shows the table, `.leaves` holds its rows.
+        `print` shows the table, what is unknown first; `.leaves` holds its rows.
 
     Raises:
         ValueError: an override that matches no leaf, or does not fit one; a loss that cannot be
