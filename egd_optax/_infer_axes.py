@@ -23,11 +23,11 @@ TABLE = (
 )
 # What a name says of a leaf that is no matrix, or no hidden one; the first match counts.
 LEFT_OUT = {
-    r"(^|/)bias$": "bias: added to the outputs, no matrix",
-    NORM: "scale: multiplied entry by entry, no matrix",
-    HEAD: "output head: left out, as embeddings are",
-    TABLE: "embedding: a table, looked up row by row",
-    r"(^|/)pos(ition\w*)?(_\w+)?(/(weight|embedding))?$": "positions: a table, one row each",
+    r"(^|/)bias$": "bias: added to the outputs",
+    NORM: "scale: multiplied entry by entry",
+    HEAD: "output head, by its name",
+    TABLE: "embedding: a table, by its name",
+    r"(^|/)pos(ition\w*)?(_\w+)?(/(weight|embedding))?$": "positions: a table, by their name",
     r"(depthwise|dw_?conv)[^/]*/(kernel|weight)$": "depthwise: a filter for each channel",
 }
 GUESS = "A guess by names and shapes; infer_axes(params, loss, batch) reads the model's program."

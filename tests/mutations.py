@@ -119,6 +119,9 @@ MUTATIONS = [
         "unknown operations in silence",
     ),
     Mutation(
+        "_program/_record", "self.followed |= behind", "_ = behind", "heads by their gradient alone"
+    ),
+    Mutation(
         "_program/_uses",
         "MatrixAxes(inputs, tuple(outputs)",
         "MatrixAxes(tuple(outputs), inputs",
