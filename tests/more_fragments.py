@@ -118,6 +118,22 @@ def places_without_a_batch(p, x):
     return end(p, (x + p["places"]) @ p["w"])
 
 
+@reads(places=((4, 8), "bias"), a=((8, 8), IN_OUT), w=((8, 8), IN_OUT))
+def places_behind_a_layer(p, x):
+    return end(p, (jnp.tanh(x @ p["a"]) + p["places"]) @ p["w"])
+
+
+@reads(places=((4, 8), "bias"), a=((8, 8), IN_OUT))
+def places_that_attend(p, x):
+    y = jnp.tanh(x @ p["a"]) + p["places"]
+    return end(p, jax.nn.softmax(y @ y.T) @ x)
+
+
+@reads(scales=((4, 8), "scale"), a=((8, 8), IN_OUT), w=((8, 8), IN_OUT))
+def scales_without_a_batch(p, x):
+    return end(p, (jnp.tanh(x @ p["a"]) * p["scales"]) @ p["w"])
+
+
 @reads(integers(4), table=((9, 8), "embedding"), w=((8, 8), IN_OUT))
 def padding_set_to_zero(p, tokens):
     return end(p, p["table"].at[0].set(0.0)[tokens] @ p["w"])

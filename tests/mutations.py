@@ -107,6 +107,7 @@ MUTATIONS = [
         "layouts.without(layout, [0])",
         "a scan's layers no batch",
     ),
+    Mutation("_program/_mixing", "thin or active", "thin", "positions without a batch a matrix"),
     Mutation("_program/_products", "in_turn(layout, self.batch)", "layout", "batch axis lost"),
     Mutation("_program/_products", "groups > 1 and shape[row] == 1", "False", "depthwise a matrix"),
     Mutation(
