@@ -39,7 +39,7 @@ def parts_of(axis: int, size: int, takes: Iterable[Take]) -> int:
         ranges[cut.factor].add((cut.start, cut.stop))
     apart = {f for f, found in ranges.items() if len(found) > 1 or not _is_known(found)}
     used = {frozenset(apart & ({cut.factor for cut in some} | each)) for some, each in cuts_of}
-    if not apart or frozenset() in used:
+    if frozenset() in used:
         return 1
     if len(used) > 1:
         raise NotEqual("in unequal parts")

@@ -83,7 +83,7 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
             continue
         alone = beside or not (other.data or other.given or tokens[1 - i])
         for leaf in side.value.views:
-            number, new = _product(record, equation, side, sides[1 - i], leaf, alone)
+            number, new = _product(record, equation, side, leaf, alone)
             columns.append(new)
             ways.add(record.is_forward(leaf, number))
     if True in ways:
@@ -104,16 +104,15 @@ def _used(record: Record, equation: Any, side: Side, beside_weight: bool, turned
 
 
 def _product(
-    record: Record, equation: Any, side: Side, other: Side, leaf: int, alone: bool
+    record: Record, equation: Any, side: Side, leaf: int, alone: bool
 ) -> tuple[int, Columns]:
     """Write down the product of a parameter; return its number, and its columns in the result."""
     view = side.value.views[leaf]
     layout = side.each(view.layout)
     axes = [layout.leaf_axes(axes) for axes in (side.rows, side.window, side.columns)]
     number = record.product(leaf, view._replace(layout=layout), equation, axes)
-    product, own = record.products[number], record.returns(leaf, other.value, other.rows)
-    product.aside = 2 if alone else int(bool(axes[0] & own))
-    product.picked = bool(view.layout.cuts)
+    record.products[number].alone = alone
+    record.products[number].picked = bool(view.layout.cuts)
     return number, moved_columns({layout: 1 << number}, side.move(equation))
 
 

@@ -97,15 +97,7 @@ class Record:
         A gradient passes through its transpose.
         """
         product, products = self.products[number], self._live_of(leaf, self.products).values()
-        return product.rows == min(products, key=lambda p: p.aside, default=product).rows
-
-    def returns(self, leaf: int, value: Value, axes: Iterable[int]) -> frozenset[int]:
-        """Return the leaf's axes that are columns of its own products along these axes."""
-        found: frozenset[int] = frozenset()
-        for layout, products in value.columns.items():
-            if any(products >> number & 1 for number in self._of_leaf[leaf]):
-                found |= layout.leaf_axes(axes)
-        return found
+        return product.rows == min(products, key=lambda p: p.alone, default=product).rows
 
     def consume(self, value: Value, each: Iterable[int] = (), turned: Iterable[int] = ()) -> None:
         """Write down that an operation uses columns of products.
@@ -128,7 +120,7 @@ class Record:
         """
         behind = functools.reduce(int.__or__, (value.behind for value in values), 0)
         products = functools.reduce(int.__or__, (p for v in values for p in v.columns.values()), 0)
-        alone = sum(1 << n for n in bits(products) if self.products[n].aside == 2)
+        alone = sum(1 << n for n in bits(products) if self.products[n].alone)
         self.followed |= behind & ~alone if alone else 0
 
     def decision(self, leaf: int, path: str, shape: Shape) -> LeafAxes:

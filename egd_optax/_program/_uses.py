@@ -51,8 +51,7 @@ class Product:
         extent: sizes of the leaf's axes there.
         cuts: what was taken of the leaf before, each entry of a batch by itself among it.
         picked: whether something was taken before the product.
-        aside: 0 if data pass through it forward, as far as it tells; 1 if its own columns come back
-            to it, as in a gradient; 2 if no data do.
+        alone: whether no data pass through it.
         explains: uses that this product shows to be masks or updates of the parameter.
         takes: what was taken of the result before each product that used it.
         turned: the leaf's axes that are contracted with data later, so that they are the rows.
@@ -65,7 +64,7 @@ class Product:
     extent: Shape
     cuts: Cuts
     picked: bool = False
-    aside: int = 0
+    alone: bool = False
     explains: frozenset[int] = frozenset()
     takes: set[Take] = dataclasses.field(default_factory=set)
     turned: set[int] = dataclasses.field(default_factory=set)
@@ -126,7 +125,7 @@ def _verdict(
         return None, f"{NO_MATRIX[kind]}: {where(kinds[kind])}"
     if not products:
         return None, UNUSED
-    first = min(products, key=lambda product: product.aside)
+    first = min(products, key=lambda product: product.alone)
     for other in products:
         if not first.is_alike(other):
             raise Unclear(f"two uses that disagree, {where(first)} and {where(other)}")
