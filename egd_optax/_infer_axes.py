@@ -25,7 +25,7 @@ TABLE = (
 LEFT_OUT = {
     r"(^|/)bias$": "bias: added to the outputs",
     NORM: "scale: multiplied entry by entry",
-    HEAD: "output head, by its name",
+    HEAD: "output head: by its name",
     TABLE: "embedding: a table, by its name",
     r"(^|/)pos(ition\w*)?(_\w+)?(/(weight|embedding))?$": "positions: a table, by their name",
     r"(depthwise|dw_?conv)[^/]*/(kernel|weight)$": "depthwise: a filter for each channel",
