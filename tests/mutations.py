@@ -23,7 +23,7 @@ FOLDERS = {"polar": ("polar",), "_program": ("test_program.py",)}
 TESTS = {
     "_alias": ("test_alias.py",),
     "_axes": ("test_axes.py",),
-    "_decisions": ("test_infer_axes.py",),
+    "_decisions": ("test_decisions.py",),
     "_layers": ("test_infer_axes.py",),
     "_siblings": ("test_infer_axes.py",),
     "_buckets": ("test_buckets.py",),

@@ -1,7 +1,7 @@
 """What users tried and what went wrong in silence: each is right now, or an error that helps.
 
 One row for each probe. Those of one module alone are in that module's tests: `axes` in test_axes,
-names in test_infer_axes, tolerances of short dtypes in diagnostics, standstill in test_hang.
+names in test_infer_axes, silence in test_alias, tolerances of short dtypes in diagnostics, standstill in test_hang.
 """
 
 import functools
@@ -238,53 +238,6 @@ def test_positional_arguments_are_refused():
             call()
     with pytest.raises(TypeError, match="positional"):
         switch_off(scale_by_egd(), optax.identity(), 0.5)
-
-
-GPT = {
-    "wte": (50, 8),
-    "wpe": (16, 8),
-    "blocks": {
-        "attn": {"qkv": {"kernel": (2, 8, 24)}, "proj": {"kernel": (2, 8, 8)}},
-    },
-    "adapter": {"kernel": (8, 8)},
-    "lm_head": {"kernel": (8, 50)},
-}
-RESNET = {
-    "stem": {"kernel": (7, 7, 3, 8)},
-    "block": {"conv1": {"kernel": (3, 3, 8, 8)}, "shortcut": {"kernel": (1, 1, 8, 16)}},
-    "classifier": {"kernel": (16, 10), "bias": (10,)},
-}
-
-
-@pytest.mark.parametrize(
-    ("shapes", "unknown"),
-    [
-        (GPT, ["blocks/attn/proj/kernel", "blocks/attn/qkv/kernel"]),
-        (RESNET, ["block/shortcut/kernel", "stem/kernel"]),
-    ],
-    ids=["bias-free stacked GPT", "bias-free ResNet"],
-)
-def test_nothing_is_left_unwhitened_in_silence(shapes, unknown):
-    """Unknown leaves are named, first in the table, and a word for them is enough."""
-    params = normal(shapes)
-    table = infer_axes(params)
-    assert [leaf.path for leaf in table.unknown] == unknown
-    lines = str(table).splitlines()
-    assert lines[0].startswith(f"Unknown: {len(unknown)}.")
-    rows = lines.index(next(line for line in lines if line.startswith("leaf ")))
-    assert [line.split()[0] for line in lines[rows + 1 :][: len(unknown)]] == unknown
-    for make in (egd, lambda _, axes: scale_by_egd(axes=axes or infer_axes)):
-        for axes in (None, infer_axes):
-            with pytest.raises(ValueError, match="Nothing explains") as refusal:
-                make(0.1, axes=axes).init(params)
-            assert all(path in str(refusal.value) for path in unknown)
-            assert "axes=infer_axes(params, loss, batch)" in str(refusal.value)
-    word = MatrixAxes(-2, -1) if shapes is GPT else MatrixAxes((0, 1, 2), 3)
-    optimizer = egd(0.1, axes={"|".join(unknown): word}, others=optax.set_to_zero())
-    left_out = {"wte", "wpe", "lm_head/kernel", "classifier/kernel"}
-    whitened = moved(optimizer, params)
-    assert whitened > set(unknown)
-    assert not whitened & left_out
 
 
 def test_biases_move_as_far_with_momentum_as_without():
