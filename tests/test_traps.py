@@ -1,7 +1,8 @@
 """What users tried and what went wrong in silence: each is right now, or an error that helps.
 
 One row for each probe. Those of one module alone are in that module's tests: `axes` in test_axes,
-names in test_infer_axes, silence in test_alias, tolerances of short dtypes in diagnostics, standstill in test_hang.
+names in test_infer_axes, unknown leaves in test_alias, tolerances of short dtypes in diagnostics,
+standstill in test_hang.
 """
 
 import functools
