@@ -89,7 +89,7 @@ class Parts:
         network = self.problem.network(self.width, nnx.Rngs(params=key))
         params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
         axes = infer_axes(params)
-        return _by_path(lambda path, leaf: self.init_scale * _flat(leaf, axes[path]), params)
+        return _by_path(lambda path, leaf: self.init_scale * _flat(leaf, axes.get(path)), params)
 
     def data(self, seed: int) -> tuple[Batch, Batch]:
         key = jax.random.split(jax.random.key(seed), 3)[0]  # as in the grokking experiments
@@ -118,7 +118,7 @@ class Parts:
 def inferred(params: Params) -> Any:
     """Mark the matrices that are no embedding and no output head, by the library's rules."""
     axes = infer_axes(params)
-    return _by_path(lambda path, _: axes[path] is not None, params)
+    return _by_path(lambda path, _: axes.get(path) is not None, params)
 
 
 def composed() -> np.ndarray:
