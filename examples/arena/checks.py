@@ -1,7 +1,6 @@
 """What is refused before anything runs: each error has the rule, the value, and the remedy."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -61,7 +60,7 @@ def check_optimizer(optimizer: Optimizer, task: Task, params: Params) -> None:
 def _check_knob(optimizer: Optimizer, knob: Knob) -> None:
     where = f"the knob {knob.name} of {optimizer.name}"
     if knob.choices:
-        _require(knob.low is None and knob.high is None, f"{where} has choices and a range; drop one")
+        _require(knob.low is None and knob.high is None, f"{where} has both; drop one")
         return
     _require(
         knob.low is not None and knob.high is not None and knob.low < knob.high,
@@ -135,5 +134,3 @@ def _shapes(tree: Any) -> Any:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
-
-

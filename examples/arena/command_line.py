@@ -14,7 +14,7 @@ from rich.console import Console
 from arena import estimates, pages, session, tables
 from arena.checks import check_field
 from arena.field import Field, check_known, load
-from arena.record import read
+from arena.record import Record, read
 from arena.workers import WorkerFailed
 
 LISTED = ("tasks", "optimizers")
@@ -77,7 +77,7 @@ class Run(_OnTask):
         log = self.log(field)
         estimates.say(field.only(self.only))
         record = session.run(field, source, log, self.workers, self.only, self.anew)
-        Console().print(tables.console_table(record))
+        _show(record)
         _say(f"log: {log}")
 
 
@@ -94,10 +94,8 @@ class Tune(_OnTask):
         source, field = self.load()
         check_field(field.only([self.optimizer]))
         only = (self.optimizer,)
-        record = session.run(
-            field, source, self.log(field), self.workers, only, tuning_only=True
-        )
-        Console().print(tables.console_table(record))
+        record = session.run(field, source, self.log(field), self.workers, only, tuning_only=True)
+        _show(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +128,7 @@ class Show(_OnTask):
             path = self.log(field)
         if not path.exists():
             raise ValueError(f"a table needs a log, and there is no {path}; `run` makes it")
-        Console().print(tables.console_table(read(path)))
+        _show(read(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as in `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         _complain(f"error: {error}")
         return BAD_INPUT
     except WorkerFailed as error:
@@ -187,6 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("interrupted; what was logged is kept, the same command goes on")
         return INTERRUPTED
     return 0
+
+
+def _show(record: Record) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(tables.console_table(record), tables.console_settings(record), sep="\n\n")
 
 
 def _say(message: str) -> None:

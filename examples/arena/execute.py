@@ -12,7 +12,7 @@ import numpy as np
 from arena.contract import Task
 from arena.field import Field
 from arena.plan import Job
-from arena.record import COUNT, TIMES, TRIAL, Line
+from arena.record import COUNT, TIMES, Line
 from arena.space import BATCH, Settings, points, traced
 from arena.trial import Program, task_start
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from grokking.tasks import nearest
+
 from arena.contract import Optimizer, Task
 from arena.space import to_json
-from grokking.tasks import nearest
 
 FIRST_FRESH_SEED = 100
 # What of a task is in its log's first line, and must not change while the log grows.
@@ -101,4 +102,5 @@ def check_known(what: str, name: str, known: Iterable[str]) -> None:
     """Raise ValueError with the most similar name if `name` is unknown."""
     known = list(known)
     if name not in known:
-        raise ValueError(f"{what} is one of {', '.join(known)}; got {name!r}; {nearest(name, known)}")
+        hint = nearest(name, known)
+        raise ValueError(f"{what} is one of {', '.join(known)}; got {name!r}; {hint}see `list`")

@@ -7,7 +7,7 @@ ended, and nothing else is kept anywhere: whoever reads the log knows what is st
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,13 +65,14 @@ class Log:
     Args:
         path: file to create or to go on with; missing folders are made.
         config: what decides the results; an old log must have been made with the same.
+        anew: optimizers whose lines so far are taken back.
 
     Raises:
         LogError: the file is no log, or was made with another config.
         OSError: the file cannot be written, or another command writes to it.
     """
 
-    def __init__(self, path: Path, config: Line):
+    def __init__(self, path: Path, config: Line, anew: Iterable[str] = ()):
         check_writable(path)
         self.path = path
         self._file = path.open("a+b")
@@ -87,6 +88,8 @@ class Log:
         if path.stat().st_size == 0:
             self._write({"kind": HEADER, **config, **environment()})
         self.record = read(path)
+        for name in anew:
+            self.add({"kind": ANEW, "optimizer": name})
         _check_same(path, self.record, config)
 
     def __enter__(self) -> "Log":
@@ -130,7 +133,9 @@ def _lines(path: Path) -> Iterator[Line]:
             line = json.loads(text)
             line["kind"]
         except (ValueError, KeyError, TypeError) as error:
-            raise LogError(f"line {number} of {path} is no line of a log; was it altered?") from error
+            raise LogError(
+                f"line {number} of {path} is no line of a log; was it altered?"
+            ) from error
         yield line
 
 

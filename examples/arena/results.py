@@ -127,7 +127,7 @@ def by_batch(record: Record, name: str) -> dict[int, float]:
 
 
 def ratio_to(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[float, int]:
-    """Return the geometric mean over tasks of the ratio of median steps, and the number of tasks."""
+    """Return the geometric mean over tasks of the ratio of median steps, and how many tasks."""
     ratios = []
     for found in rows_by_task:
         medians = {row.optimizer: row.median for row in found if row.steps}
@@ -136,7 +136,9 @@ def ratio_to(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tu
     return (float(stats.gmean(ratios)) if ratios else math.nan), len(ratios)
 
 
-def sign_test(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[int, int, float]:
+def sign_test(
+    rows_by_task: Sequence[Sequence[Row]], name: str, other: str
+) -> tuple[int, int, float]:
     """Return wins and losses against another on equal seeds of all tasks, and the test's p."""
     wins = losses = 0
     for found in rows_by_task:

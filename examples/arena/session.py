@@ -11,7 +11,7 @@ from arena.estimates import estimate, told
 from arena.execute import TimeJob
 from arena.field import Field
 from arena.plan import Job, Round, counted, jobs, last_round, new_rounds
-from arena.record import ANEW, ROUND, TRIAL, Line, Log, Record
+from arena.record import ROUND, TRIAL, Line, Log, Record
 from arena.results import median_steps
 from arena.workers import Pool
 
@@ -43,9 +43,7 @@ def run(
         WorkerFailed: an optimizer fails on the task.
     """
     chosen = field.only(only)
-    with Log(path, field.config()) as log:
-        for name in anew:
-            log.add({"kind": ANEW, "optimizer": name})
+    with Log(path, field.config(), anew) as log:
         with Pool(source, workers) as pool:
             _work(log, chosen, pool, counting=not tuning_only)
         if not tuning_only:
@@ -170,5 +168,3 @@ def remaining(record: Record, field: Field, counting: bool) -> tuple[int, int]:
         due = rounds * field.task.trials + (field.task.seeds if counting else 0)
         left, done = left + due - trials - counts, done + trials + counts
     return left, done
-
-

@@ -45,7 +45,8 @@ def _value(knob: Knob, u: float) -> Any:
 
 def ends(knob: Knob) -> tuple[float, float]:
     """Return both ends of a range."""
-    assert knob.low is not None and knob.high is not None, knob
+    assert knob.low is not None
+    assert knob.high is not None
     return knob.low, knob.high
 
 

@@ -17,22 +17,33 @@ NONE = "-"
 YARDSTICK = "adamw"
 
 
-def console_table(record: Record, titles: dict[str, str] | None = None) -> ConsoleTable:
-    """Return the table of a log, also of one that is not finished."""
-    right = ["steps", "examples", "seconds", "reached", "batch", "tuned\nafter " + _after()]
-    columns = [Column(name, justify="right", no_wrap=name != "seconds") for name in right]
-    settings = Column("best settings", overflow="fold")
-    table = ConsoleTable(Column("optimizer"), *columns, settings, box=None, pad_edge=False)
+def console_table(record: Record) -> ConsoleTable:
+    """Return the table of a log, also of one that is not finished; settings are in another."""
+    right = ["steps", "examples", "seconds", "reached", "batch", f"tuned after {_after()}"]
+    columns = [Column(name, justify="right", no_wrap=True) for name in right]
+    table = ConsoleTable(Column("optimizer", no_wrap=True), *columns, box=None, pad_edge=False)
     for row in rows(record):
-        cells = cells_of(row)
-        table.add_row((titles or {}).get(row.optimizer, row.optimizer), *cells)
+        table.add_row(row.optimizer, *cells_of(row)[:-1])
+    return table
+
+
+def console_settings(record: Record) -> ConsoleTable:
+    """Return the best settings of each optimizer."""
+    table = ConsoleTable("", "best settings", box=None, pad_edge=False)
+    for row in rows(record):
+        table.add_row(row.optimizer, cells_of(row)[-1])
     return table
 
 
 def task_table(record: Record, titles: dict[str, str]) -> str:
     """Return the table of a log in Markdown."""
     task = task_of(record)
-    headings = ["optimizer", "steps, median (range)", "examples", "seconds without / with compiling"]
+    headings = [
+        "optimizer",
+        "steps, median (range)",
+        "examples",
+        "seconds without / with compiling",
+    ]
     headings += [f"reaches {task.target:g} (95 % interval)", "batch", f"tuned after {_after()}"]
     headings += ["best settings"]
     found = [[titles.get(row.optimizer, row.optimizer), *cells_of(row)] for row in rows(record)]

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from grokking.session import one_blas_thread
+
 from arena.execute import AnyJob, execute
 from arena.field import load
 from arena.plan import Job
 from arena.record import Line
-from grokking.session import one_blas_thread
 
 
 class WorkerFailed(RuntimeError):
