@@ -22,6 +22,7 @@ Values: TypeAlias = Mapping[str, jax.Array | float]
 # own. Nobody's range is narrowed by what is known of its best.
 LENGTHS = Knob("learning_rate", 0.01, 10.0)  # steps as long as a gradient, or as a whitened one
 ENTRIES = Knob("learning_rate", 1e-4, 0.1)  # every entry moves by about the learning rate
+OTHERS = Knob("others", ENTRIES.low, ENTRIES.high)  # AdamW's rate on what is no matrix
 DECAY = Knob("decay", 0.01, 10.0)  # lambda: weights shrink by learning rate times lambda
 DECAYED = Knob("kind", choices=("decoupled", "coupled"))
 REACH = Knob("reach", 1.0, 30.0, least=1.0)  # steps an average reaches back, 1 / (1 - beta)
@@ -33,10 +34,9 @@ LONGEST = Knob("longest", 0.3, 10.0)
 POWER = Knob("power", 0.0, 1.0, log=False, least=0.0, most=1.0)
 
 COUPLED = 1e-3  # a decay that joins the gradient is this much smaller, as gradients are
-OTHERS = 0.1  # learning rate of AdamW on what is no matrix, over that of the matrices
 B1, B2 = 0.9, 0.98  # of Adam wherever they are not tuned
 
-WHITENED = (LENGTHS, DECAY, DECAYED, REACH, LOOKAHEAD)
+WHITENED = (LENGTHS, DECAY, OTHERS, DECAYED, REACH, LOOKAHEAD)
 
 
 def matrices_of(task: Task, params: Params) -> Any:
@@ -90,7 +90,7 @@ def muon(values: Values, task: Task, params: Params) -> optax.GradientTransforma
         weight_decay=values["decay"],
         adam_b1=B1,
         adam_b2=B2,
-        adam_learning_rate=OTHERS * values["learning_rate"],
+        adam_learning_rate=values["others"],
         adam_weight_decay=values["decay"],
         muon_weight_dimension_numbers=numbers,
     )
@@ -151,8 +151,8 @@ def _changed(
     labels = jax.tree.map(
         lambda wanted: "matrices" if wanted else "others", matrices_of(task, params)
     )
-    rate = OTHERS * values["learning_rate"]  # as in Optax's Muon
-    others = optax.adamw(rate, b1=B1, b2=B2, weight_decay=decay, nesterov=True)
+    # as in Optax's Muon, whose Adam looks ahead, too
+    others = optax.adamw(values["others"], b1=B1, b2=B2, weight_decay=decay, nesterov=True)
     return optax.partition({"matrices": whole, "others": others}, labels)
 
 
@@ -185,8 +185,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
             muon,
             "Muon",
             "Optax",
-            (LENGTHS, DECAY, REACH),
-            "AdamW on the rest, at a tenth of the learning rate.",
+            (LENGTHS, DECAY, OTHERS, REACH),
+            "AdamW on what is no matrix, with a learning rate of its own.",
         ),
         _entry(
             grokfast,
@@ -212,7 +212,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             shampoo,
             "Shampoo",
             "Gupta et al. 2018, arXiv 1802.09568; ours",
-            (LENGTHS, DECAY, REACH, MEMORY),
+            (LENGTHS, DECAY, OTHERS, REACH, MEMORY),
             "Exact roots at every step, averaged statistics; AdamW on the rest, as for Muon.",
         ),
         _entry(

@@ -91,7 +91,7 @@ def test_whitened_steps_are_equally_long_in_all_directions(name):
 @pytest.mark.parametrize("lookahead", [0, 1])
 def test_the_chain_is_the_librarys_egd(kind, lookahead):
     decay = 0.5
-    values = settings("egd", learning_rate=0.3, decay=decay, reach=4.0)
+    values = settings("egd", learning_rate=0.3, decay=decay, reach=4.0, others=0.03)
     values |= {"kind": np.int32(kind), "lookahead": np.int32(lookahead)}
     params, _ = train("egd", values)
     library = egd_optax.egd(
