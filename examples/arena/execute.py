@@ -76,10 +76,11 @@ def results(field: Field, job: Job) -> Iterator[Line]:
 def trial_runs(
     task: Task, program: Program, settings: Settings, seeds: tuple[int, ...], bound: int | None
 ) -> list[Line]:
-    """Run a trial on its seeds; give it up as soon as it cannot come under `bound` steps in all.
+    """Run a trial on its seeds until it misses the target on one, which counts for the rest.
 
-    A trial that is given up is worse than an earlier one of the same optimizer and batch size, so
-    neither the best of those nor the best after any number of trials depends on it.
+    It is given up as soon as it cannot come under `bound` steps in all. Then it is worse than an
+    earlier one of the same optimizer and batch size, so neither the best of those nor the best
+    after any number of trials depends on it.
     """
     runs: list[Line] = []
     total = 0
@@ -88,7 +89,7 @@ def trial_runs(
         limit = None if bound is None else bound - total - least
         runs.append(program.run(settings, seed, limit))
         total += runs[-1]["steps"] or task.steps
-        if bound is not None and total + least > bound:
+        if runs[-1]["steps"] is None or (bound is not None and total + least > bound):
             break
     return runs
 

@@ -112,7 +112,8 @@ def last_round(record: Record, task: Task, optimizer: str) -> Round | None:
 def steps_sum(task: Task, trial: Line) -> int:
     """Return the sum of a trial's steps over the tuning seeds, a miss counted at the budget.
 
-    A trial that was given up has no run on some seeds: they count as missed.
+    A trial that missed the target or was given up has no run on the other seeds: they count as
+    missed, too.
     """
     steps = [task.steps if run["steps"] is None else run["steps"] for run in trial["runs"]]
     return sum(steps) + task.steps * (len(task.tuning_seeds) - len(steps))

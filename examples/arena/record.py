@@ -77,20 +77,26 @@ class Log:
         self.path = path
         self._file = path.open("a+b")
         try:
+            self._open(config, anew)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, config: Line, anew: Iterable[str]) -> None:
+        try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._file.close()
             raise BlockingIOError(
-                f"one command at a time may write a log, and another writes {path}; wait for it, "
-                "or choose another folder with --out"
+                f"one command at a time may write a log, and another writes {self.path}; wait for "
+                "it, or choose another folder with --out"
             ) from error
         _mend(self._file.fileno())
-        if path.stat().st_size == 0:
+        if self.path.stat().st_size == 0:
             self._write({"kind": HEADER, **config, **environment()})
-        self.record = read(path)
+        self.record = read(self.path)
         for name in anew:
             self.add({"kind": ANEW, "optimizer": name})
-        _check_same(path, self.record, config)
+        _check_same(self.path, self.record, config)
 
     def __enter__(self) -> "Log":
         return self

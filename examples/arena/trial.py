@@ -17,6 +17,8 @@ import optax
 from arena.contract import Batch, Optimizer, Params, Task
 from arena.space import Settings, traced
 
+JUMP = 8  # steps that are trained before a look that may send them back
+
 
 class State(NamedTuple):
     """What a step hands to the next one."""
@@ -29,12 +31,20 @@ class State(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """What the looks found: first look of the present run at the target, its length, scores."""
+    """What the looks found: first look of the present run at the target, its length, scores.
+
+    Looks cost as much as steps. So most are left out as long as the target is far: the next one is
+    several looks away. If it is at the target, the run goes back to the one before and looks
+    `closely`, `until` it is there again and as long as the target is held. The result is that of
+    all looks, as a run of looks that is held has one of those that are not left out.
+    """
 
     first: jax.Array
     held: jax.Array
     score: jax.Array
     best: jax.Array
+    closely: jax.Array
+    until: jax.Array
 
 
 class Program:
@@ -94,25 +104,34 @@ class Program:
         transform = self.optimizer.make(values, task, params)
         step = functools.partial(self._step, transform, key, train)
 
-        def look(carry: tuple[State, Watch]) -> tuple[State, Watch]:
-            state, watch = carry
-            state = jax.lax.fori_loop(0, task.every, lambda _, state: step(state), state)
-            score = task.score(state.params, test).astype(jnp.float32)
-            at_target = (sign * score >= sign * task.target) & state.finite
-            first = jnp.where(at_target & (watch.held == 0), state.step, watch.first)
-            held = jnp.where(at_target, watch.held + 1, 0)
+        def look(carry: tuple[State, State, Watch]) -> tuple[State, State, Watch]:
+            before, _, watch = carry
+            left = -((before.step - jnp.minimum(limit, last_step(task))) // task.every)
+            looks = jnp.where(watch.closely, 1, jnp.minimum(jumps(task), left))
+            closely = watch.closely | (looks == 1)
+            after = jax.lax.fori_loop(0, looks * task.every, lambda _, state: step(state), before)
+            score = task.score(after.params, test).astype(jnp.float32)
+            at_target = (sign * score >= sign * task.target) & after.finite
+            back = at_target & ~closely
+            state = jax.tree.map(lambda old, new: jnp.where(back, old, new), before, after)
+            until = jnp.where(back, after.step, watch.until)
+            held = jnp.where(at_target & closely, watch.held + 1, 0)
+            first = jnp.where(held == 1, after.step, watch.first)
+            closely = (state.step < until) | (held > 0)
             best = sign * jnp.fmax(sign * score, sign * watch.best)
-            return state, Watch(first, held, score, best)
+            return state, after, Watch(first, held, score, best, closely, until)
 
-        def goes_on(carry: tuple[State, Watch]) -> jax.Array:
-            state, watch = carry
-            within = (state.step < limit) | (watch.held > 0)
+        def goes_on(carry: tuple[State, State, Watch]) -> jax.Array:
+            state, after, watch = carry
+            within = (state.step < limit) | watch.closely
             within &= (state.step < last_step(task)) & (watch.held < task.hold)
-            return within & state.finite
+            return within & after.finite
 
         state = self._start(transform, params, train)
-        nothing = Watch(jnp.int32(0), jnp.int32(0), jnp.float32(jnp.nan), jnp.float32(jnp.nan))
-        return jax.lax.while_loop(goes_on, look, (state, nothing))
+        none, number = jnp.int32(0), jnp.float32(jnp.nan)
+        nothing = Watch(none, none, number, number, jnp.bool_(False), none)
+        _, state, watch = jax.lax.while_loop(goes_on, look, (state, state, nothing))
+        return state, watch
 
     def steps_alone(
         self, values: Any, params: Params, key: jax.Array, train: Batch, steps: Any
@@ -166,6 +185,11 @@ def task_start(task: Task, seed: int) -> tuple[Params, jax.Array, Batch, Batch]:
 def size(batch: Batch) -> int:
     """Return the number of examples."""
     return len(jax.tree.leaves(batch)[0])
+
+
+def jumps(task: Task) -> int:
+    """Return the number of looks from one to the next as long as the target is far."""
+    return max(1, min(task.hold, JUMP // task.every))
 
 
 def last_step(task: Task) -> int:
