@@ -24,8 +24,11 @@ def check_field(field: Field) -> None:
     _check_scalar("loss", "use its mean", jax.eval_shape(task.loss, params, train))
     _check_scalar("score", "use its mean", jax.eval_shape(task.score, params, test))
     if task.hidden is not None:
-        wanted, got = jax.tree.structure(params), jax.tree.structure(task.hidden(params))
-        _require(wanted == got, f"hidden must return a bool for each parameter, got {got}")
+        got: Any = jax.tree.structure(task.hidden(params))
+        _require(
+            got == jax.tree.structure(params),
+            f"hidden must return a bool for each parameter, got {got}",
+        )
     for optimizer in field.optimizers.values():
         check_optimizer(optimizer, task, params)
 

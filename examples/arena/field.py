@@ -16,8 +16,18 @@ from arena.space import to_json
 
 FIRST_FRESH_SEED = 100
 # What of a task is in its log's first line, and must not change while the log grows.
-PLAIN = ("name", "target", "steps", "batches", "every", "hold", "trials", "seeds")
-PLAIN += ("tuning_seeds", "lower")
+PLAIN = (
+    "name",
+    "target",
+    "steps",
+    "batches",
+    "every",
+    "hold",
+    "trials",
+    "seeds",
+    "tuning_seeds",
+    "lower",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Log:
                 f"one command at a time may write a log, and another writes {self.path}; wait for "
                 "it, or choose another folder with --out"
             ) from error
-        _mend(self._file.fileno())
+        _mend(self.path, self._file.fileno())
         if self.path.stat().st_size == 0:
             self._write({"kind": HEADER, **config, **environment()})
         self.record = read(self.path)
@@ -145,9 +145,14 @@ def _lines(path: Path) -> Iterator[Line]:
         yield line
 
 
-def _mend(descriptor: int) -> None:
-    """Cut off what follows the last line's end."""
+def _mend(path: Path, descriptor: int) -> None:
+    """Cut off what follows the last line's end, in a log and nothing else."""
     data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    begin = json.dumps({"kind": HEADER}).encode()[:-1]
+    if data[: len(begin)] != begin[: len(data)]:
+        raise LogError(
+            f"a log of the arena begins with its header, and {path} does not; name another"
+        )
     os.ftruncate(descriptor, data.rfind(b"\n") + 1)
 
 

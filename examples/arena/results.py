@@ -14,7 +14,7 @@ from arena.plan import Round, counted, last_round, value
 from arena.record import TRIAL, Record
 from arena.space import BATCH
 
-AFTER = (5, 10, 20)
+AFTER = (5, 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,12 @@ class Row:
     @property
     def best_after(self) -> list[float]:
         """Mean steps of the best of the first trials, on the tuning seeds."""
-        return [self.last.best_after(count) for count in AFTER]
+        return [self.last.best_after(count) for count in after(self.task)]
+
+
+def after(task: Task) -> list[int]:
+    """Return the numbers of trials after which the best so far is told."""
+    return [count for count in AFTER if count < task.trials] + [task.trials]
 
 
 def task_of(record: Record) -> Task:

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from arena.contract import Optimizer
 from arena.plan import WIDENINGS, value
 from arena.record import Record
-from arena.results import AFTER, Row, ratio_to, rows, sign_test, task_of
+from arena.results import Row, after, ratio_to, rows, sign_test, task_of
 from arena.space import BATCH
 
 NONE = "-"
@@ -19,7 +19,7 @@ YARDSTICK = "adamw"
 
 def console_table(record: Record) -> ConsoleTable:
     """Return the table of a log, also of one that is not finished; settings are in another."""
-    right = ["steps", "examples", "seconds", "reached", "batch", f"tuned after {_after()}"]
+    right = ["steps", "examples", "seconds", "reached", "batch", f"tuned after {_after(record)}"]
     columns = [Column(name, justify="right", no_wrap=True) for name in right]
     table = ConsoleTable(Column("optimizer", no_wrap=True), *columns, box=None, pad_edge=False)
     for row in rows(record):
@@ -44,7 +44,11 @@ def task_table(record: Record, titles: dict[str, str]) -> str:
         "examples",
         "seconds without / with compiling",
     ]
-    headings += [f"reaches {task.target:g} (95 % interval)", "batch", f"tuned after {_after()}"]
+    headings += [
+        f"reaches {task.target:g} (95 % interval)",
+        "batch",
+        f"tuned after {_after(record)}",
+    ]
     headings += ["best settings"]
     found = [[titles.get(row.optimizer, row.optimizer), *cells_of(row)] for row in rows(record)]
     return tabulate(found, headings, tablefmt="github", disable_numparse=True)
@@ -131,8 +135,8 @@ def list_all(tasks: dict, optimizers: dict[str, Optimizer]) -> str:
     return "\n".join(lines)
 
 
-def _after() -> str:
-    return " / ".join(map(str, AFTER))
+def _after(record: Record) -> str:
+    return " / ".join(map(str, after(task_of(record))))
 
 
 def _number(one: object) -> str:

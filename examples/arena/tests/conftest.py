@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from arena import plan
-from arena.execute import TimeJob, execute
+from arena.execute import execute
 from arena.field import load
 from arena.record import Log
 
@@ -32,12 +32,6 @@ def finished(toy, tmp_path_factory):
     path = tmp_path_factory.mktemp("logs") / "toy.jsonl"
     with Log(path, toy.config()) as log:
         work(log, toy)
-        bests = {
-            name: (plan.last_round(log.record, toy.task, name).best["settings"], 10)
-            for name in toy.optimizers
-        }
-        for line in execute(toy, TimeJob(bests, 100)):
-            log.add(line)
     return path
 
 

@@ -40,6 +40,14 @@ def test_another_task_or_other_ranges_are_refused(finished, toy, tmp_path):
     assert json.loads(path.read_text().splitlines()[-1]) == {"kind": ANEW, "optimizer": "sgd"}
 
 
+def test_what_is_no_log_is_left_alone(toy, tmp_path):
+    path = tmp_path / "toy.jsonl"
+    path.write_text("my notes")
+    with pytest.raises(LogError, match="begins with its header"):
+        Log(path, toy.config())
+    assert path.read_text() == "my notes"
+
+
 def test_no_log_is_said(tmp_path):
     for text in ("", "{}\n", "hello\n"):
         (tmp_path / "x").write_text(text)

@@ -1,0 +1,50 @@
+"""The whole arena as a user runs it, in processes of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from arena import plan
+from arena.command_line import main
+from arena.record import COUNT, TRIAL, read
+from arena.tests.conftest import TOY
+
+ARENA = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_a_killed_arena_goes_on_and_runs_nothing_twice(tmp_path, toy, capsys):
+    path = tmp_path / "toy.jsonl"
+    command = [sys.executable, str(ARENA), "run", str(TOY), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, start_new_session=True)
+    while process.poll() is None and not (path.exists() and b'"trial"' in path.read_bytes()):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with path.open("ab") as file:
+        file.write(b'{"kind": "tri')
+    assert main(command[2:]) == 0
+    record = read(path)
+    for name in toy.optimizers:
+        last = plan.last_round(record, toy.task, name)
+        assert [trial["trial"] for trial in last.trials] == [0, 1, 2, 3]
+        assert sorted(line["seed"] for line in record.of(COUNT, name)) == [100, 101, 102]
+        trials = [(line["round"], line["trial"]) for line in record.of(TRIAL, name)]
+        assert len(set(trials)) == len(trials)
+    assert set(record.times["rows"]) == {"sgd", "momentum"}
+    assert "momentum" in capsys.readouterr().out
+    before = path.read_bytes()
+    assert main(command[2:]) == 0
+    assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_example_of_an_own_task_is_learned(tmp_path, capsys):
+    own = str(ARENA / "own_task.py")
+    assert main(["tune", own, "egd", "--out", str(tmp_path), "--trials", "4"]) == 0
+    assert "egd" in capsys.readouterr().out
