@@ -1,5 +1,6 @@
 """A log of the toy task that was run to its end in this process, and the toy itself."""
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -13,12 +14,18 @@ from arena.record import Log
 TOY = Path(__file__).parent / "toy.py"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
+@contextlib.contextmanager
+def quickly_compiled():
     """Leave out what only makes programs faster: compilation is most of the time here."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    with quickly_compiled():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +37,7 @@ def toy():
 def finished(toy, tmp_path_factory):
     """Return the path of the toy's finished log."""
     path = tmp_path_factory.mktemp("logs") / "toy.jsonl"
-    with Log(path, toy.config()) as log:
+    with quickly_compiled(), Log(path, toy.config()) as log:
         work(log, toy)
     return path
 
