@@ -6,7 +6,7 @@ from typing import Any
 
 from grokking.figures import COLORS, new_figure, save
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from arena.record import Record
 from arena.results import Row, by_batch, rows
@@ -34,7 +34,9 @@ def draw(record: Record, titles: dict[str, str], path: Path) -> None:
         axes.set_yscale("log")
         axes.set_xlabel(label)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    tuning.xaxis.set_major_locator(MaxNLocator(integer=True))
     sizes.set_xscale("log")
     batches = found[0].task.batches if found else ()
     sizes.set_xticks(batches, [str(size) for size in batches])

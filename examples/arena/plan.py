@@ -100,13 +100,16 @@ class Round:
 
 def last_round(record: Record, task: Task, optimizer: str) -> Round | None:
     """Return the round that counts: the one with the widest ranges; None before the first."""
-    lines = record.of(ROUND, optimizer)
-    if not lines:
-        return None
-    number = lines[-1]["round"]
-    trials = sorted(record.of(TRIAL, optimizer, number), key=lambda line: line["trial"])
-    knobs = tuple(from_json(knob) for knob in lines[-1]["knobs"])
-    return Round(task, optimizer, number, knobs, tuple(trials))
+    return next(rounds(record, task, optimizer), None)
+
+
+def rounds(record: Record, task: Task, optimizer: str) -> Iterator[Round]:
+    """Yield an optimizer's rounds, the last one first."""
+    for line in reversed(record.of(ROUND, optimizer)):
+        trials = record.of(TRIAL, optimizer, line["round"])
+        trials.sort(key=lambda trial: trial["trial"])
+        knobs = tuple(from_json(knob) for knob in line["knobs"])
+        yield Round(task, optimizer, line["round"], knobs, tuple(trials))
 
 
 def steps_sum(task: Task, trial: Line) -> int:

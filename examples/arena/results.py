@@ -10,7 +10,7 @@ from scipy import stats
 
 from arena.contract import Task
 from arena.field import PLAIN
-from arena.plan import Round, counted, last_round, value
+from arena.plan import Round, counted, rounds, value
 from arena.record import TRIAL, Record
 from arena.space import BATCH
 
@@ -19,7 +19,10 @@ AFTER = (5, 10)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one optimizer came to on one task; None or empty where the log is not that far."""
+    """What one optimizer came to on one task; None or empty where the log is not that far.
+
+    `last` is the last round that has a trial.
+    """
 
     optimizer: str
     last: Round
@@ -104,8 +107,8 @@ def _order(row: Row) -> tuple[float, float]:
 
 
 def _row(record: Record, task: Task, name: str) -> Row | None:
-    last = last_round(record, task, name)
-    if last is None or not last.trials:
+    last = next((one for one in rounds(record, task, name) if one.trials), None)
+    if last is None:
         return None
     steps = {line["seed"]: line["steps"] for line in counted(record, last)}
     timed = record.times.get("rows", {}).get(name)

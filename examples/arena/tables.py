@@ -122,8 +122,9 @@ def _remark(row: Row) -> str:
     remarks = [f"{len(last.trials)} of {row.task.trials} trials"] if not last.complete else []
     if last.number:
         remarks.append(f"ranges widened {last.number} x")
-    if last.complete and last.edges and last.number == WIDENINGS:
-        remarks.append(f"still at the edge of {', '.join(last.edges)}")
+    if last.complete and last.edges:
+        still = "still at" if last.number == WIDENINGS else "to be widened: at"
+        remarks.append(f"{still} the edge of {', '.join(last.edges)}")
     return f" [{'; '.join(remarks)}]" if remarks else ""
 
 
