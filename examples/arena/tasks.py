@@ -198,7 +198,7 @@ def _parity(k: int) -> Task:
         (32, 128, 512, 2_000),
         target=0.95,
         steps=3_000,
-        every=10,
+        every=5,
         note="The paper's network and data; its readout is a vector, which is not whitened.",
     )
 
