@@ -16,7 +16,7 @@ TINY = 1e-30
 class Moments(NamedTuple):
     """The number of updates so far, and the averages of them."""
 
-    count: jax.Array
+    step: jax.Array
     averages: Any
 
 
@@ -30,11 +30,11 @@ def average(decay: Number, lookahead: Number) -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         del params
-        count = state.count + 1
+        count = state.step + 1
         averages = _mixed(decay, state.averages, updates)
-        step = count.astype(jnp.float32)
-        old = (1 - lookahead) / _debt(decay, step) + lookahead * decay / _debt(decay, step + 1)
-        new = lookahead * (1 - decay) / _debt(decay, step)
+        now, then = _filled(decay, count), _filled(decay, count + 1)
+        old = (1 - lookahead) / now + lookahead * decay / then
+        new = lookahead * (1 - decay) / now
         mixed = jax.tree.map(lambda m, g: old * m + new * g, averages, updates)
         return mixed, Moments(count, averages)
 
@@ -110,9 +110,9 @@ def weigh_rows(power: Number, decay: Number = 0.9) -> optax.GradientTransformati
 
     def update(updates, state, params=None):
         del params
-        count, (means, noise) = state.count + 1, state.averages
-        debt = _debt(decay, state.count.astype(jnp.float32))
-        expected = jax.tree.map(lambda m: m / jnp.maximum(debt, 1 - decay), means)
+        count, (means, noise) = state.step + 1, state.averages
+        filled = jnp.maximum(_filled(decay, state.step), 1 - decay)
+        expected = jax.tree.map(lambda m: m / filled, means)
         new = jax.tree.map(
             lambda g, m: jnp.where(count > 1, jnp.mean((g - m) ** 2, axis=1, keepdims=True), 0.0),
             updates,
@@ -147,11 +147,11 @@ def shampoo(decay: Number) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         del params
         leaves, structure = jax.tree.flatten(updates)
-        count = state.count + 1
+        count = state.step + 1
         averages = _mixed(decay, state.averages, [sides(leaf) for leaf in leaves])
-        debt = _debt(decay, count.astype(jnp.float32))
+        filled = _filled(decay, count)
         stepped = [
-            _root(left / debt) @ leaf @ _root(right / debt)
+            _root(left / filled) @ leaf @ _root(right / filled)
             for leaf, (left, right) in zip(leaves, averages, strict=True)
         ]
         return jax.tree.unflatten(structure, stepped), Moments(count, averages)
@@ -174,6 +174,6 @@ def _mixed(decay: Number, old: Any, new: Any) -> Any:
     return jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, old, new)
 
 
-def _debt(decay: Number, step: jax.Array) -> jax.Array:
-    """Return the share of an average's weights that `step` updates have filled."""
-    return 1 - jnp.asarray(decay, jnp.float32) ** step
+def _filled(decay: Number, count: jax.Array) -> jax.Array:
+    """Return the share of an average's weights that `count` updates have filled."""
+    return 1 - jnp.asarray(decay, jnp.float32) ** count.astype(jnp.float32)

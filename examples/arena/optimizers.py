@@ -16,7 +16,7 @@ from arena import controls
 from arena.contract import Knob, Optimizer, Params, Task
 from egd_optax import scale_by_egd
 
-Values: TypeAlias = Mapping[str, jax.Array | float]
+Values: TypeAlias = Mapping[str, Any]  # of numbers
 
 # The one rule for ranges: three decades of learning rates and of decay, and what is an optimizer's
 # own. Nobody's range is narrowed by what is known of its best.
@@ -156,7 +156,7 @@ def _changed(
     return optax.partition({"matrices": whole, "others": others}, labels)
 
 
-def _beta(reach: jax.Array | float) -> jax.Array | float:
+def _beta(reach: Any) -> Any:
     return 1 - 1 / reach
 
 

@@ -45,8 +45,7 @@ class Composition(grokking.Task):
         pair = np.divmod(entries, count)
         inputs = np.concatenate([np.eye(count, dtype=np.float32)[one] for one in pair], axis=1)
         labels = composed()[pair].astype(np.int32)
-        half = self.train_size
-        return Split(Examples(inputs[:half], labels[:half]), Examples(inputs[half:], labels[half:]))
+        return _cut(inputs, labels, self.train_size)
 
     def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         return TwoLayerMLP(2 * len(PERMUTATIONS), width, len(PERMUTATIONS), rngs=rngs)
@@ -64,8 +63,7 @@ class Mnist(Digits):
         """Draw the training points with `key`; the other 4,000 are the test set."""
         images, labels = mnist()
         order = np.asarray(jax.random.permutation(key, len(labels)))
-        first, rest = order[: self.train_size], order[self.train_size :]
-        return Split(Examples(images[first], labels[first]), Examples(images[rest], labels[rest]))
+        return _cut(images[order], labels[order], self.train_size)
 
     def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         return MLP(784, (width, width), 10, rngs=rngs)
@@ -143,6 +141,11 @@ def mnist() -> tuple[np.ndarray, np.ndarray]:
     return (images / 255).astype(np.float32), labels.astype(np.int32)
 
 
+def _cut(inputs: Any, labels: Any, train_size: int) -> Split:
+    first, rest = slice(train_size), slice(train_size, None)
+    return Split(Examples(inputs[first], labels[first]), Examples(inputs[rest], labels[rest]))
+
+
 def _by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """Map a function of path, such as "hidden/kernel", and leaf."""
     return jax.tree_util.tree_map_with_path(
@@ -212,7 +215,7 @@ def _permutations() -> Task:
         (512, size // 4, size // 2, size),
         target=0.95,
         steps=MODULAR_STEPS,
-        note="A negative control: constraints that speed addition up bring nothing here.",
+        note="Meant as a negative control: constraints that speed addition up bring nothing here.",
     )
 
 
