@@ -50,6 +50,17 @@ class _OnTask:
             source = str(self.task_file.resolve())
         return source, load(source, self.trials)
 
+    def existing(self, field: Field) -> Path:
+        """Return the path of the task's log.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        path = self.log(field)
+        if not path.exists():
+            raise ValueError(f"this needs a log, and there is no {path}; `run` makes it")
+        return path
+
     def log(self, field: Field) -> Path:
         """Return the path of the task's log."""
         return self.out / f"{field.task.name}.jsonl"
@@ -68,6 +79,8 @@ class Run(_OnTask):
     """Names of optimizers; left out, all of them."""
     anew: tuple[str, ...] = ()
     """Names of optimizers that start anew: their lines so far no longer count."""
+    times: bool = True
+    """Time the bests at the end; `time` does it later, when nothing else runs."""
 
     def run(self) -> None:
         source, field = self.load()
@@ -76,7 +89,8 @@ class Run(_OnTask):
         check_field(field.only(self.only))
         log = self.log(field)
         estimates.say(field.only(self.only))
-        record = session.run(field, source, log, self.workers, self.only, self.anew)
+        names = self.only, self.anew
+        record = session.run(field, source, log, self.workers, *names, timing=self.times)
         _show(record)
         _say(f"log: {log}")
 
@@ -94,8 +108,19 @@ class Tune(_OnTask):
         source, field = self.load()
         check_field(field.only([self.optimizer]))
         only = (self.optimizer,)
-        record = session.run(field, source, self.log(field), self.workers, only, tuning_only=True)
+        record = session.run(
+            field, source, self.log(field), self.workers, only, counting=False, timing=False
+        )
         _show(record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Time(_OnTask):
+    """Time the bests of a log side by side, again if need be; nothing else should be running."""
+
+    def run(self) -> None:
+        source, field = self.load()
+        _show(session.time_again(field, source, self.existing(field)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +149,7 @@ class Show(_OnTask):
     def run(self) -> None:
         path = self.out / f"{self.task}.jsonl"
         if not path.exists():
-            _, field = self.load()
-            path = self.log(field)
-        if not path.exists():
-            raise ValueError(f"a table needs a log, and there is no {path}; `run` makes it")
+            path = self.existing(self.load()[1])
         _show(read(path))
 
 
@@ -154,7 +176,7 @@ class Pages:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command for command in (Run, Tune, Plan, Show, List, Pages)
+    command.__name__.lower(): command for command in (Run, Tune, Time, Plan, Show, List, Pages)
 }
 
 

@@ -1,6 +1,6 @@
 """A task of your own: `python examples/arena run examples/arena/own_task.py`.
 
-Four hidden directions of 32 matter; the network has to find them in 512 examples.
+Of ten inputs two matter, and the label is the sign of their product.
 """
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from arena.contract import Task
 
-WIDTH, INPUTS, DIRECTIONS = 64, 32, 4
+WIDTH, INPUTS = 64, 10
 
 
 def init(key):
@@ -21,7 +21,7 @@ def init(key):
 
 
 def predict(params, inputs):
-    return jnp.tanh(inputs @ params["hidden"]) @ params["out"]
+    return jax.nn.relu(inputs @ params["hidden"]) @ params["out"]
 
 
 def loss(params, batch):
@@ -35,9 +35,9 @@ def score(params, batch):
 
 
 def data(seed):
-    inputs = np.random.default_rng(seed).normal(size=(2560, INPUTS)).astype("float32")
-    labels = np.sign(np.prod(inputs[:, : DIRECTIONS // 2], axis=1)).astype("float32")
-    return (inputs[:512], labels[:512]), (inputs[512:], labels[512:])
+    inputs = np.random.default_rng(seed).normal(size=(3072, INPUTS)).astype("float32")
+    labels = np.sign(inputs[:, 0] * inputs[:, 1]).astype("float32")
+    return (inputs[:1024], labels[:1024]), (inputs[1024:], labels[1024:])
 
 
 task = Task(
@@ -49,5 +49,5 @@ task = Task(
     score=score,
     target=0.9,
     steps=1000,
-    batches=(64, 256, 512),
+    batches=(64, 256, 1024),
 )

@@ -25,7 +25,8 @@ def run(
     workers: int = 2,
     only: tuple[str, ...] = (),
     anew: tuple[str, ...] = (),
-    tuning_only: bool = False,
+    counting: bool = True,
+    timing: bool = True,
 ) -> Record:
     """Do all that the log at `path` lacks: tune alike, run the bests on fresh seeds, time them.
 
@@ -36,7 +37,8 @@ def run(
         workers: processes at once.
         only: optimizers to work on; none means all.
         anew: optimizers whose lines so far are taken back.
-        tuning_only: leave out the fresh seeds and the times.
+        counting: run the bests on fresh seeds.
+        timing: time them.
 
     Raises:
         OSError, LogError: the log cannot be used.
@@ -45,9 +47,16 @@ def run(
     chosen = field.only(only)
     with Log(path, field.config(), anew) as log:
         with Pool(source, workers) as pool:
-            _work(log, chosen, pool, counting=not tuning_only)
-        if not tuning_only:
-            _time(log, field, source)
+            _work(log, chosen, pool, counting)
+        if timing:
+            _time(log, field, source, again=False)
+        return log.record
+
+
+def time_again(field: Field, source: str, path: Path) -> Record:
+    """Time the bests of a log, whatever times it has; the last ones count."""
+    with Log(path, field.config()) as log:
+        _time(log, field, source, again=True)
         return log.record
 
 
@@ -93,7 +102,7 @@ def _hand_out(pool: Pool, todo: list[Job]) -> None:
         worker.start(job)
 
 
-def _time(log: Log, field: Field, source: str) -> None:
+def _time(log: Log, field: Field, source: str, again: bool) -> None:
     """Time all bests side by side, unless the log has the times of these very ones."""
     bests = {}
     for name in log.record.optimizers:
@@ -102,7 +111,8 @@ def _time(log: Log, field: Field, source: str) -> None:
             bests[name] = last.best["settings"], median_steps(log.record, last)
     old = log.record.times.get("rows", {})
     same = {name: row["settings"] for name, row in old.items()}
-    if not bests or same == {name: settings for name, (settings, _) in bests.items()}:
+    known = same == {name: settings for name, (settings, _) in bests.items()}
+    if not bests or (known and not again):
         return
     print(f"timing {len(bests)} optimizers side by side ...", flush=True)
     with Pool(source, 1, pinned=False) as pool:

@@ -41,10 +41,16 @@ def test_a_killed_arena_goes_on_and_runs_nothing_twice(tmp_path, toy, capsys):
     before = path.read_bytes()
     assert main(command[2:]) == 0
     assert path.read_bytes() == before
+    assert main(["time", str(TOY), "--out", str(tmp_path)]) == 0
+    assert len(path.read_bytes().splitlines()) == len(before.splitlines()) + 1
 
 
 @pytest.mark.slow
 def test_the_example_of_an_own_task_is_learned(tmp_path, capsys):
     own = str(ARENA / "own_task.py")
-    assert main(["tune", own, "egd", "--out", str(tmp_path), "--trials", "4"]) == 0
-    assert "egd" in capsys.readouterr().out
+    options = ["--out", str(tmp_path), "--trials", "3"]
+    assert main(["plan", own, "--only", "egd", *options]) == 0
+    assert "learning_rate 0.01 to 10 (log)" in capsys.readouterr().out
+    assert main(["tune", own, "egd", *options]) == 0
+    assert main(["show", "own", *options]) == 0
+    assert "tuning)" in capsys.readouterr().out
