@@ -69,7 +69,7 @@ def estimate(record: Record, field: Field, counting: bool = True) -> float | Non
         if not done or last is None:
             return None
         seeds = field.task.seeds - len(counted(record, last)) if counting else 0
-        total += len(last.missing) * _mean(run_seconds(line) for line in done)
+        total += (field.task.trials - len(last.trials)) * _mean(run_seconds(line) for line in done)
         runs = [run for line in done for run in line["runs"]]
         total += seeds * _mean(run["seconds"] for run in runs)
         compilation = max(line["compile"] for line in done)

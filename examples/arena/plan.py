@@ -12,7 +12,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from arena.contract import Knob, Task
 from arena.field import Field
 from arena.record import COUNT, ROUND, TRIAL, Line, Record
-from arena.space import BATCH, Settings, edges, from_json, points, to_json, widened
+from arena.space import (
+    BATCH,
+    Settings,
+    closer,
+    edges,
+    from_json,
+    points,
+    stages,
+    to_json,
+    widened,
+)
 
 WIDENINGS = 3
 
@@ -59,9 +69,21 @@ class Round:
 
     @functools.cached_property
     def points(self) -> list[Settings]:
-        """The settings of all its trials."""
+        """The settings of its trials, as far as they are known.
+
+        Those of a stage lie around the best of the stages before it.
+        """
         task = self.task
-        return points(self.optimizer, self.number, self.knobs, task.batches, task.trials)
+        arguments = (self.optimizer, self.number, self.knobs, task.batches)
+        first, *later = stages(task.trials)
+        found = points(*arguments, first)
+        for stage, count in enumerate(later, 1):
+            before = [trial for trial in self.trials if trial["trial"] < len(found)]
+            if len(before) < len(found):
+                break
+            best = min(before, key=functools.partial(rank, task))
+            found += closer(*arguments, count, best["settings"], stage) if count else []
+        return found
 
     @property
     def complete(self) -> bool:
@@ -79,7 +101,7 @@ class Round:
 
     @property
     def missing(self) -> dict[int, Settings]:
-        """Number and settings of the trials that are still to run."""
+        """Number and settings of the trials that are known and still to run."""
         done = {trial["trial"] for trial in self.trials}
         return {i: settings for i, settings in enumerate(self.points) if i not in done}
 
@@ -165,7 +187,7 @@ def jobs(record: Record, field: Field, counting: bool = True) -> list[Job]:
         if last is None:
             continue
         todo = list(_trials(last))
-        if len(last.missing) == field.task.trials and last.number == 0:
+        if not last.trials and last.number == 0:
             first.append(_alone(todo, 0))
         rest += todo
         if last.complete and counting:

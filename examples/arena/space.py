@@ -13,6 +13,8 @@ from arena.contract import Knob
 
 BATCH = "batch"
 DIGITS = 4
+SHARES = (0.4, 0.4, 0.2)  # of the trials: over the whole ranges, near the best, nearer
+CLOSER = 3.0  # times narrower than the ranges of the stage before
 Settings: TypeAlias = dict[str, Any]
 
 
@@ -32,6 +34,48 @@ def points(
         {knob.name: _value(knob, float(u)) for knob, u in zip((*knobs, sizes), point, strict=True)}
         for point in cube
     ]
+
+
+def stages(trials: int) -> list[int]:
+    """Return how many trials each stage has; every one has some, if there are so many."""
+    later = [round(trials * share) for share in SHARES[1:]]
+    return [trials - sum(later), *later]
+
+
+def closer(
+    name: str,
+    number: int,
+    knobs: Sequence[Knob],
+    batches: Sequence[int],
+    count: int,
+    best: Settings,
+    stage: int,
+) -> list[Settings]:
+    """Return the settings of a later stage of a round: quasirandom points around the best so far.
+
+    The ranges are narrower by the same factor for everybody, and may go beyond those of the first
+    stage, though not beyond a natural limit. Half of the points keep the best one's choice.
+    """
+    sizes = Knob(BATCH, choices=tuple(batches))
+    near = [_near(knob, best[knob.name], CLOSER**stage) for knob in (*knobs, sizes)]
+    return points(f"{name}/{stage}", number, near[:-1], near[-1].choices, count)
+
+
+def _near(knob: Knob, center: Any, factor: float) -> Knob:
+    """Return a knob around its best value, with a range that is narrower by a factor."""
+    if knob.choices:
+        others = tuple(choice for choice in knob.choices if choice != center)
+        return dataclasses.replace(knob, choices=(center,) * max(1, len(others)) + others)
+    low, high = ends(knob)
+    if knob.log:
+        half = (high / low) ** (0.5 / factor)
+        low, high = center / half, center * half
+    else:
+        half = (high - low) / 2 / factor
+        low, high = center - half, center + half
+    low = low if knob.least is None else max(low, knob.least)
+    high = high if knob.most is None else min(high, knob.most)
+    return dataclasses.replace(knob, low=low, high=high)
 
 
 def _value(knob: Knob, u: float) -> Any:
@@ -62,9 +106,10 @@ def edges(knobs: Iterable[Knob], best: Settings, tried: Sequence[Settings]) -> d
             continue
         low, high = ends(knob)
         values = [settings[knob.name] for settings in tried]
-        if best[knob.name] <= min(values) and (knob.least is None or low > knob.least):
+        value = best[knob.name]
+        if value <= min(values) and (knob.least is None or knob.least < min(low, value)):
             found[knob.name] = "low"
-        elif best[knob.name] >= max(values) and (knob.most is None or high < knob.most):
+        elif value >= max(values) and (knob.most is None or knob.most > max(high, value)):
             found[knob.name] = "high"
     return found
 

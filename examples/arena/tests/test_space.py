@@ -1,7 +1,7 @@
 import pytest
 
 from arena.contract import Knob
-from arena.space import edges, from_json, points, to_json, traced, widened
+from arena.space import closer, edges, from_json, points, stages, to_json, traced, widened
 
 RATE = Knob("lr", 1e-3, 1.0)
 AVERAGE = Knob("beta", 0.0, 0.9, log=False, least=0.0, most=0.99)
@@ -50,3 +50,17 @@ def test_a_choice_arrives_as_its_number():
     values = traced(KNOBS, {"lr": 0.5, "beta": 0.0, "kind": "decoupled"})
     assert values == {"lr": 0.5, "beta": 0.0, "kind": 1}
     assert [value.dtype for value in values.values()] == ["float32", "float32", "int32"]
+
+
+def test_later_stages_lie_closer_around_the_best_and_stop_at_the_natural_limit():
+    assert stages(40) == [16, 16, 8]
+    best = {"lr": 0.5, "beta": 0.05, "kind": "coupled", "batch": 32}
+    found = closer("egd", 0, KNOBS, (32, 64), 16, best, 1)
+    rates = [one["lr"] for one in found]
+    assert all(0.5 / 10**0.5 <= rate <= 0.5 * 10**0.5 for rate in rates)  # of three decades, one
+    assert max(rates) > 1.0  # beyond the range
+    assert all(0.0 <= one["beta"] <= 0.2 for one in found)
+    assert sum(one["kind"] == "coupled" for one in found) == pytest.approx(8, abs=1)
+    assert sum(one["batch"] == 32 for one in found) == pytest.approx(8, abs=1)
+    nearer = [one["lr"] for one in closer("egd", 0, KNOBS, (32, 64), 16, best, 2)]
+    assert all(0.5 / 10 ** (1 / 6) <= rate <= 0.5 * 10 ** (1 / 6) + 1e-3 for rate in nearer)
