@@ -60,9 +60,7 @@ def test_a_worker_that_ends_is_told(tmp_path, toy):
             list(pool.results())
     with Pool(str(TOY), 1) as pool:
         pool.workers[0].start(dataclasses.replace(job, optimizer="gone"))
-        with pytest.raises(
-            WorkerFailed, match=r"(?s)gone must run .* fails:.*KeyError"
-        ):
+        with pytest.raises(WorkerFailed, match=r"(?s)gone must run .* fails:.*KeyError"):
             list(pool.results())
 
 
