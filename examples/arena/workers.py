@@ -1,5 +1,6 @@
 """Processes that work on jobs, each with one core of its own, and report result by result."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -45,7 +46,8 @@ class Worker:
         self.job = job
         if isinstance(job, Job):
             self.known.add((job.optimizer, job.batch))
-        self.connection.send(job)
+        with contextlib.suppress(OSError):  # if it has ended, `receive` says why
+            self.connection.send(job)
 
     def receive(self) -> Line | None:
         """Return a result's line, or None as the job is done.

@@ -1,5 +1,6 @@
 """The whole arena as a user runs it, in processes of its own."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 from arena import plan
 from arena.command_line import main
 from arena.record import COUNT, TRIAL, read
+from arena.space import points
 from arena.tests.conftest import TOY
+from arena.workers import Pool, WorkerFailed
 
 ARENA = Path(__file__).resolve().parents[1]
 
@@ -43,6 +46,22 @@ def test_a_killed_arena_goes_on_and_runs_nothing_twice(tmp_path, toy, capsys):
     assert path.read_bytes() == before
     assert main(["time", str(TOY), "--out", str(tmp_path)]) == 0
     assert len(path.read_bytes().splitlines()) == len(before.splitlines()) + 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_is_told(tmp_path, toy):
+    knobs = toy.optimizers["sgd"].knobs
+    (settings,) = points("sgd", 0, knobs, (4,), 1)
+    job = plan.Job(TRIAL, "sgd", 0, ((0, settings),), (0, 1))
+    with Pool(str(TOY), 1) as pool:
+        pool.workers[0]._process.kill()
+        pool.workers[0].start(job)
+        with pytest.raises(WorkerFailed, match="ended while it had sgd; was"):
+            list(pool.results())
+    with Pool(str(TOY), 1) as pool:
+        pool.workers[0].start(dataclasses.replace(job, optimizer="gone"))
+        with pytest.raises(WorkerFailed, match=r"(?s)gone must run .* fails:.*KeyError"):
+            list(pool.results())
 
 
 @pytest.mark.slow
