@@ -21,7 +21,7 @@ from arena.contract import Batch, Params, Task
 from egd_optax import MatrixAxes, infer_axes
 from egd_optax.models import TwoLayerMLP
 
-MODULAR_STEPS = 400
+MODULAR_STEPS = 250
 PERMUTATIONS = np.array(list(itertools.permutations(range(5))))  # S5, in lexical order
 
 
