@@ -14,7 +14,7 @@ from arena.plan import Round, counted, rounds, value
 from arena.record import TRIAL, Record
 from arena.space import BATCH
 
-AFTER = (5, 10, 20)
+AFTER = (8, 16, 32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from arena.contract import Knob
 
 BATCH = "batch"
 DIGITS = 4
-SHARES = (0.4, 0.4, 0.2)  # of the trials: over the whole ranges, near the best, nearer
-CLOSER = 3.0  # times narrower than the ranges of the stage before
+LATER, SHARE = 6, 8  # stages after the first one, each with one in so many of the trials
+CLOSER = 1.5  # times narrower than the ranges of the stage before
 Settings: TypeAlias = dict[str, Any]
 
 
@@ -37,8 +37,8 @@ def points(
 
 
 def stages(trials: int) -> list[int]:
-    """Return how many trials each stage has; every one has some, if there are so many."""
-    later = [round(trials * share) for share in SHARES[1:]]
+    """Return how many trials each stage has."""
+    later = [trials // SHARE] * LATER
     return [trials - sum(later), *later]
 
 

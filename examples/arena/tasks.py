@@ -229,7 +229,7 @@ def _transformer() -> Task:
         steps=1_200,
         every=10,
         hold=50,
-        trials=20,
+        trials=24,
         seeds=5,
         hidden=inferred,
         note="Its 12 hidden matrices are whitened; the target is held for 500 more steps.",
