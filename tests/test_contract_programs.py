@@ -139,12 +139,24 @@ class TestVariants(chex.TestCase):
     @chex.variants(without_jit=True, with_device=True, without_device=True)
     @parameterized.named_parameters((name, name) for name in TABLE if name not in ALIKE)
     def test_first_update(self, name):
-        transformation = TABLE[name].make()
+        first_update(self.variant, name)
 
-        def first(grads, params):
-            return transformation.update(grads, transformation.init(params), params)[0]
 
-        close(self.variant(first)(at(GRADS, 0), PARAMS), at(plain(name)[1], 0))
+@pytest.mark.slow
+class TestVariantsOfCasesAlike(chex.TestCase):
+    @chex.variants(without_jit=True, with_device=True, without_device=True)
+    @parameterized.named_parameters((name, name) for name in ALIKE)
+    def test_first_update(self, name):
+        first_update(self.variant, name)
+
+
+def first_update(variant, name):
+    transformation = TABLE[name].make()
+
+    def first(grads, params):
+        return transformation.update(grads, transformation.init(params), params)[0]
+
+    close(variant(first)(at(GRADS, 0), PARAMS), at(plain(name)[1], 0))
 
 
 @promise

@@ -18,9 +18,10 @@ LIMIT = 240  # seconds for all, most of them compilation: forty on an idle machi
     [
         (1, MONITORS),
         (8, MONITORS),
+        pytest.param(1, ["check"], marks=pytest.mark.slow),
         pytest.param(8, [*METHODS, "seeds", "reports", "check"], marks=pytest.mark.slow),
     ],
-    ids=["one", "eight", "eight, the rest"],
+    ids=["one", "eight", "one, the check", "eight, the rest"],
 )
 def test_stacks_are_decomposed_in_time(devices, names):
     """Sixty updates with monitors in under ten seconds; the others are shorter."""

@@ -212,7 +212,7 @@ def ratio(above: float | None, below: float | None, digits: int = 1) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a share as percent; a dash where there is none."""
+    """Return a share in percent; a dash where there is none."""
     return NONE if math.isnan(value) else f"{100 * value:.1f} %"
 
 
