@@ -29,7 +29,7 @@ def peers() -> Experiment:
         "muon": ("Muon", muon, (0.05, 0.2), (0.03, 0.1)),
         "grokfast": ("Grokfast and AdamW", grokfast, (0.01, 0.03), (0.3, 1.0)),
     }
-    return Experiment("peers", "Addition modulo 97 against tuned peers", sweep(base, kinds))
+    return Experiment("peers", "Addition modulo 97 against peers", sweep(base, kinds))
 
 
 def spectra() -> Experiment:
