@@ -188,6 +188,8 @@ def verdict(mutation: Mutation, copy: pathlib.Path) -> tuple[bool, str]:
 
 def main(words: list[str]) -> int:
     chosen = [m for m in MUTATIONS if not words or any(w in m.file + m.breaks for w in words)]
+    if not chosen:
+        sys.exit(f"No mutation has {' or '.join(words)} in its file or description; none was made.")
     caught = []
     with tempfile.TemporaryDirectory() as scratch:
         copy = pathlib.Path(scratch, "copy")
