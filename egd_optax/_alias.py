@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 from egd_optax import _selection as selection
-from egd_optax._axes import WITNESS, Axes, InferredAxes, LeafAxes, warn_of_nothing
+from egd_optax._axes import WITNESS, Axes, check_known, warn_of_nothing
 from egd_optax._checks import check_choice, check_state, check_transformation
+from egd_optax._decisions import InferredAxes, LeafAxes
 from egd_optax._infer_axes import infer_axes
 from egd_optax._scaling import Scale
 from egd_optax._transform import scale_by_egd
@@ -36,8 +37,9 @@ def egd(
 ) -> optax.GradientTransformationExtraArgs:
     """Egalitarian gradient descent: whiten the matrices, SGD for the rest.
 
-    Which leaves are matrices, and along which axes, is inferred: print `infer_axes(params)` to see
-    it. Biases, norms, embeddings and output heads are left to `others`.
+    Which leaves are matrices, and along which axes, is guessed by names and shapes, which do for
+    stacks of dense layers. For other models `axes=infer_axes(params, loss, batch)` reads it off the
+    program. Biases, norms, embeddings and output heads are left to `others`.
 
     Args:
         learning_rate: step size or schedule. Whitened matrices move by this much in each
@@ -51,8 +53,8 @@ def egd(
             is whitened with it. "decoupled": W shrinks by learning_rate * lambda beside the step.
         matrices: narrows what is whitened: a path pattern or several (see `matching`), a tree of
             bools like the parameters, or a function from the parameters to one of these.
-        axes: overrides what is inferred, for the leaves that it names: `MatrixAxes`, or None to
-            leave a leaf out, in all forms of `scale_by_egd`.
+        axes: `infer_axes(params, loss, batch)`, or what overrides the guess for the leaves that it
+            names: `MatrixAxes`, or None to leave a leaf out, in all forms of `scale_by_egd`.
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, decay and momentum.
@@ -136,7 +138,7 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
     if selection.is_placeholder(tree):
         return InferredAxes((), 0)
     selection.check_arrays(tree)
-    inferred, selected = infer_axes(tree, axes), selection.selected_paths(tree, matrices)
+    inferred, selected = infer_axes(tree, overrides=axes), selection.selected_paths(tree, matrices)
     leaves = tuple(
         LeafAxes(leaf.path, leaf.shape, None, "not selected by `matrices`")
         if leaf.path not in selected and (leaf.axes or not leaf.known)
@@ -146,13 +148,7 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
     chosen = InferredAxes(leaves, inferred.rest)
     if witness := WITNESS.get():
         witness.planned(chosen)
-    if chosen.unknown:
-        unknown = selection.listed([f"{leaf.path} {leaf.shape}" for leaf in chosen.unknown])
-        raise ValueError(
-            f"Nothing explains which axes of these leaves make the matrix: {unknown}. Say it: "
-            f"axes={{{chosen.unknown[0].path!r}: MatrixAxes(-2, -1)}} for a stack of in x out, "
-            "MatrixAxes((0, 1, 2), 3) for Flax convolutions, ((1, 2, 3), 0) for Equinox, or None."
-        )
+    check_known(chosen, axes)
     whitened = [leaf.path for leaf in leaves if leaf.axes]
     named = [] if selection.is_partial(tree) else selection.patterns_of(matrices)
     idle = [p for p in named if not any(re.search(p, path) for path in whitened)]

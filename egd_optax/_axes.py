@@ -1,100 +1,55 @@
-"""Decisions leaf by leaf: which axes make the matrix and why; and all forms of `axes`."""
+"""All forms of `axes`, and the decisions that they make leaf by leaf."""
 
-import collections
 import contextvars
+import functools
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
 from egd_optax import _selection as selection
-from egd_optax._matrix_view import MatrixAxes, view_of
+from egd_optax._decisions import InferredAxes, LeafAxes, suggestion
+from egd_optax._matrix_view import MatrixAxes
 
 Axes = Any  # its forms are in the docstring of `scale_by_egd`
 Shapes = Mapping[str, tuple[int, ...]]
 # Who looks on while `init` and `update` are traced: `diagnostics` does, at times.
 WITNESS: contextvars.ContextVar[Any] = contextvars.ContextVar("witness", default=None)
 
-LEGEND = (
-    "matrix: batch of rows x columns (axes); * is any number. To change a row, name its path:\n"
-    'axes={"path": MatrixAxes(rows=..., columns=...)}, or None there to leave the leaf out.'
-)
 
-
-class LeafAxes(NamedTuple):
-    """What was decided for one leaf.
-
-    Attributes:
-        path: the leaf's path, such as "hidden/kernel".
-        shape: its shape.
-        axes: the axes of its matrix; None where it is left out.
-        reason: why.
-        known: False where nothing explains the leaf; then `axes` is None.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    axes: MatrixAxes | None
-    reason: str
-    known: bool = True
-
-    @property
-    def matrix(self) -> tuple[int, int, int] | None:
-        """Sizes (batch, m, n) of the leaf's matrices, None where it is left out."""
-        if self.axes is None:
-            return None
-        view = view_of(0, self.path, self.shape, self.axes)
-        return view.batch, view.m, view.n
-
-
-class InferredAxes(dict[str, MatrixAxes | None]):
-    """Decisions about all leaves of two axes or more; prints as a table, works as `axes`.
-
-    From the path of each leaf that is explained to its `MatrixAxes`, or to None where it is left
-    out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf.
+def decide(
+    tree: Any, axes: Axes, rules: Callable[[Shapes], Callable[[str], LeafAxes]], note: str = ""
+) -> InferredAxes:
+    """Return what `axes` says of the leaves that it names, and a rule of the others.
 
     Args:
-        leaves: one `LeafAxes` (path, shape, axes, reason) for each leaf of two axes or more.
-        rest: number of leaves that are no matrices: vectors, scalars, integers.
+        tree: the parameters.
+        axes: in one of its forms.
+        rules: from the shapes of all leaves to the rule, a function of a leaf's path.
+        note: a last line of the table.
     """
-
-    def __init__(self, leaves: Iterable[LeafAxes], rest: int):
-        self.leaves, self.rest = tuple(leaves), rest
-        self.unknown = [leaf for leaf in self.leaves if not leaf.known]
-        super().__init__({leaf.path: leaf.axes for leaf in self.leaves if leaf.known})
-
-    def __repr__(self) -> str:
-        left_out = sum(axes is None for axes in self.values())
-        counts = f"Whitened: {len(self) - left_out}. Left out: {left_out}. "
-        unknown = f"Unknown: {len(self.unknown)}. " if self.unknown else ""
-        alike = collections.defaultdict(list)
-        for leaf in sorted(self.leaves, key=lambda leaf: leaf.known):
-            alike[_any_number(leaf.path), leaf.shape, leaf.axes, leaf.reason].append(leaf)
-        rows = [("leaf", "shape", "matrix", "why"), *map(_row, alike.values())]
-        return "\n".join([f"{unknown}{counts}No matrices: {self.rest}.", *aligned(rows), LEGEND])
-
-
-def decide(tree: Any, axes: Axes, rule: Callable[[str, Shapes], LeafAxes]) -> InferredAxes:
-    """Return what `axes` says of the leaves that it names, and `rule` of the others."""
     leaves = {} if selection.is_placeholder(tree) else selection.leaves_by_path(tree)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")}
     paths = [path for path, leaf in leaves.items() if selection.is_matrix_like(leaf)]
     named = _named(tree, axes, shapes, paths)
-    decided = tuple(named[path] if path in named else rule(path, shapes) for path in paths)
+    rule = rules(shapes)
+    decided = tuple(named[path] if path in named else rule(path) for path in paths)
     for leaf in decided:
         _ = leaf.matrix  # raises where the axes do not fit
-    return InferredAxes(decided, len(leaves) - len(paths))
+    return InferredAxes(decided, len(leaves) - len(paths), note)
 
 
 def literal_axes(tree: Any, axes: Axes) -> InferredAxes:
     """Return what `axes` says of the leaves, and of the others: those of two axes are matrices."""
     selection.check_arrays(tree)
-    return decide(tree, axes, _literal)
+    decided = decide(tree, axes, lambda shapes: functools.partial(_literal, shapes))
+    check_known(decided, axes)
+    return decided
 
 
-def _literal(path: str, shapes: Shapes) -> LeafAxes:
+def _literal(shapes: Shapes, path: str) -> LeafAxes:
     if len(shapes[path]) > 2:
         raise ValueError(
             f"Leaf {path!r} has shape {shapes[path]}; which of its axes make the matrix? Pass "
@@ -102,6 +57,24 @@ def _literal(path: str, shapes: Shapes) -> LeafAxes:
             "leaf as it is; or axes=infer_axes, which knows the layers of Flax and Equinox."
         )
     return LeafAxes(path, shapes[path], MatrixAxes(0, 1), "matrix: two axes")
+
+
+def check_known(decided: InferredAxes, axes: Axes) -> None:
+    """Raise ValueError where leaves are unknown; `axes` is what they were decided by."""
+    if not decided.unknown:
+        return
+    first, read = decided.unknown[0], isinstance(axes, InferredAxes) and not axes.note
+    leaves = [f"{leaf.path} {leaf.shape}{f': {leaf.reason}' * read}" for leaf in decided.unknown]
+    say = f"{{{first.path!r}: {suggestion(first)}}}, or None there to leave the leaf out"
+    if read:
+        raise ValueError(
+            f"The loss does not tell which axes of these leaves make one matrix: "
+            f"{selection.listed(leaves)}. Say it: infer_axes(params, loss, batch, overrides={say})."
+        )
+    raise ValueError(
+        f"Nothing explains which axes of these leaves make the matrix: {selection.listed(leaves)}. "
+        f"Read them off the model, axes=infer_axes(params, loss, batch); or say it: axes={say}."
+    )
 
 
 def warn_of_nothing(who: str, decided: InferredAxes, stacklevel: int) -> None:
@@ -170,30 +143,3 @@ def _is_pattern_mapping(axes: Any) -> bool:
 
 def _is_choice(value: Any) -> bool:
     return value is None or isinstance(value, MatrixAxes) or hasattr(value, "reduction_axis")
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a table, its columns aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def matrix_text(leaf: LeafAxes) -> str:
-    """Return a leaf's sizes and axes as a table shows them."""
-    if leaf.axes is None or leaf.matrix is None:
-        return "-"
-    batch, m, n = leaf.matrix
-    several = f"{batch} of " if batch > 1 else ""
-    return f"{several}{m} x {n} ({leaf.axes.rows} x {leaf.axes.columns})"
-
-
-def _any_number(path: str) -> str:
-    """Return the path with its numbers, those of layers, taken out."""
-    return re.sub(r"\d+", "*", path)
-
-
-def _row(same: list[LeafAxes]) -> tuple[str, ...]:
-    """Return the cells of leaves that differ by numbers in their paths only."""
-    first = same[0]
-    path = first.path if len(same) == 1 else f"{_any_number(first.path)} ({len(same)})"
-    return path, str(first.shape), matrix_text(first), first.reason

@@ -10,7 +10,7 @@ import jax
 from egd_optax._selection import is_matrix_like, leaves_by_path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MatrixAxes:
     """Which axes of a leaf make the matrix; the others are batch.
 
@@ -18,17 +18,21 @@ class MatrixAxes:
         rows: axis or axes of the m rows, the inputs (fan-in) of a Flax kernel.
         columns: axis or axes of the n columns, the outputs (fan-out).
             Negative axes count from the end; several axes are flattened in the order given.
+        groups: number of equal parts of the columns, side by side, each a matrix of its own:
+            query, key and value in one kernel, or the groups of a convolution.
 
     Raises:
-        ValueError: no rows or columns, or an axis named twice.
+        ValueError: no rows or columns, an axis named twice, or no groups.
 
     Examples:
         >>> from egd_optax import MatrixAxes
         >>> convolution = MatrixAxes(rows=(0, 1, 2), columns=3)  # (height width in) x out
+        >>> query_key_value = MatrixAxes(rows=0, columns=1, groups=3)
     """
 
     rows: int | tuple[int, ...]
     columns: int | tuple[int, ...]
+    groups: int = 1
 
     def __post_init__(self) -> None:
         rows, columns = _axis_tuple(self.rows), _axis_tuple(self.columns)
@@ -39,13 +43,22 @@ class MatrixAxes:
                 "MatrixAxes needs integer axes, one or more for rows and columns, none twice, "
                 f"got rows={self.rows!r}, columns={self.columns!r}."
             )
+        if not isinstance(self.groups, int) or self.groups < 1:
+            raise ValueError(f"MatrixAxes needs one group of columns or more, got {self.groups!r}.")
         for name, axes in (("rows", rows), ("columns", columns)):  # lists are welcome: it must hash
             object.__setattr__(self, name, axes if len(axes) > 1 else axes[0])
+
+    def __repr__(self) -> str:
+        groups = f", groups={self.groups}" if self.groups > 1 else ""
+        return f"MatrixAxes(rows={self.rows}, columns={self.columns}{groups})"
 
 
 @dataclasses.dataclass(frozen=True)
 class MatrixView:
-    """A leaf seen as `(batch, m, n)`: its place among the leaves and how to get there and back."""
+    """A leaf seen as `(batch, m, n)`: its place among the leaves and how to get there and back.
+
+    Each of the `batch` matrices is one of `groups` parts of the columns, which vary fastest.
+    """
 
     index: int
     path: str
@@ -53,6 +66,7 @@ class MatrixView:
     batch: int
     m: int
     n: int
+    groups: int = 1
 
     def stack_of(self, leaf: Any) -> jax.ShapeDtypeStruct:
         """Return shape and dtype of the leaf's stack."""
@@ -60,12 +74,19 @@ class MatrixView:
 
     def to_stack(self, leaf: jax.Array) -> jax.Array:
         """Return the leaf as `(batch, m, n)`."""
-        return leaf.transpose(self.order).reshape(self.batch, self.m, self.n)
+        batch, groups = self.batch // self.groups, self.groups
+        stack = leaf.transpose(self.order).reshape(batch, self.m, groups * self.n)
+        if groups == 1:
+            return stack
+        parts = stack.reshape(batch, self.m, groups, self.n).swapaxes(1, 2)
+        return parts.reshape(self.batch, self.m, self.n)
 
     def to_leaf(self, stack: jax.Array, like: jax.Array) -> jax.Array:
         """Return a `(batch, m, n)` stack in the shape of the leaf `like`."""
         shape = tuple(like.shape[axis] for axis in self.order)
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        if self.groups > 1:
+            stack = stack.reshape(-1, self.groups, self.m, self.n).swapaxes(1, 2)
         return stack.reshape(shape).transpose(back)
 
 
@@ -92,7 +113,13 @@ def view_of(index: int, path: str, shape: tuple[int, ...], axes: MatrixAxes) -> 
     rest = tuple(axis for axis in range(ndim) if axis not in named)
     groups = rest, named[: len(rows)], named[len(rows) :]
     batch, m, n = (math.prod(shape[axis] for axis in group) for group in groups)
-    return MatrixView(index, path, rest + named, batch, m, n)
+    if n % axes.groups:
+        raise ValueError(
+            f"axes {axes} do not fit leaf {path!r} of shape {shape}: its {n} columns are not "
+            f"{axes.groups} equal parts. Make each part a leaf of its own."
+        )
+    order, parts = rest + named, axes.groups
+    return MatrixView(index, path, order, batch * parts, m, n // parts, parts)
 
 
 def _axis_tuple(axes: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -19,9 +19,13 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT = 600  # seconds for the tests of one mutation; a standstill counts as caught
 OPTIONS = ("-n", "0", "-x", "-q", "-p", "no:cacheprovider", "--no-header")
+FOLDERS = {"polar": ("polar",), "_program": ("test_program.py",)}
 TESTS = {
     "_alias": ("test_alias.py",),
     "_axes": ("test_axes.py",),
+    "_decisions": ("test_decisions.py",),
+    "_layers": ("test_infer_axes.py",),
+    "_siblings": ("test_infer_axes.py",),
     "_buckets": ("test_buckets.py",),
     "_checks": ("test_traps.py",),
     "_infer_axes": ("test_infer_axes.py", "test_equinox.py"),
@@ -45,7 +49,8 @@ class Mutation(NamedTuple):
 
     @property
     def tests(self) -> tuple[str, ...]:
-        return ("polar",) if self.file.startswith("polar/") else TESTS[self.file]
+        folder = self.file.partition("/")[0]
+        return FOLDERS[folder] if folder in FOLDERS else TESTS[self.file]
 
 
 MUTATIONS = [
@@ -81,12 +86,52 @@ MUTATIONS = [
         "MatrixAxes(batch[-1], columns=rows)",
         "Equinox's axes swapped",
     ),
-    Mutation("_infer_axes", "(len(shape) - 3, 2)", "(len(shape) - 3, 1)", "heads left in the rows"),
-    Mutation("_infer_axes", "known=axes is not None", "known=True", "unknown leaves in silence"),
+    Mutation(
+        "_infer_axes",
+        'known=not reason.startswith("unknown")',
+        "known=True",
+        "unknown leaves in silence",
+    ),
+    Mutation("_decisions", "leaf: leaf.known)", "leaf: not leaf.known)", "unknown leaves last"),
+    Mutation("_layers", "axes.columns, groups)", "axes.columns)", "groups of a layer lost"),
+    Mutation("_siblings", "len(shape) - 3, 2", "len(shape) - 3, 1", "heads left in the rows"),
+    Mutation("_siblings", "count and len(starts) == 1", "count", "layers by one leaf's word"),
+    Mutation("_siblings", "range(layers, len(bias))", "range(len(bias))", "layers among the rows"),
     Mutation("_matrix_view", "key=self.order.__getitem__", "key=None", "no way back"),
     Mutation(
         "_matrix_view", "math.prod(shape[axis] for axis in group)", "len(group)", "wrong sizes"
     ),
+    Mutation(
+        "_program/_calls",
+        "layouts.without(layouts.in_turn(layout, [0]), [0])",
+        "layouts.without(layout, [0])",
+        "a scan's layers no batch",
+    ),
+    Mutation("_program/_mixing", "thin or active", "thin", "positions without a batch a matrix"),
+    Mutation("_program/_products", "in_turn(layout, self.batch)", "layout", "batch axis lost"),
+    Mutation("_program/_products", "groups > 1 and shape[row] == 1", "False", "depthwise a matrix"),
+    Mutation(
+        "_program/_products", "record.followed |= result.behind", "pass", "all matrices are heads"
+    ),
+    Mutation(
+        "_program/_record",
+        "if any(map(is_real, equation.outvars)):",
+        "if False:",
+        "unknown operations in silence",
+    ),
+    Mutation(
+        "_program/_record", "self.followed |= behind", "_ = behind", "heads by their gradient alone"
+    ),
+    Mutation(
+        "_program/_uses",
+        "MatrixAxes(inputs, tuple(outputs)",
+        "MatrixAxes(tuple(outputs), inputs",
+        "rows for columns",
+    ),
+    Mutation("_program/_uses", "parts[outputs[0]])", "1)", "groups lost"),
+    Mutation("_program/_uses", "if last:", "if False:", "head rule off"),
+    Mutation("_program/_uses", "if not first.is_alike(other)", "if False", "two uses not refused"),
+    Mutation("_program/_uses", ' and kind != "table"', "", "a tied table refused"),
     Mutation("_scaling", "max(1.0, n / m)", "max(1.0, m / n)", "fan-in for fan-out"),
     Mutation("_selection", "and not any(p.search(name) for p in unwanted)", "", "no exclusion"),
     Mutation("_selection", "if not is_partial(tree):", "if True:", "a masked part must match"),

@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -143,6 +144,68 @@ def test_what_is_whitened(arguments, whitened):
     assert moved(optimizer, NET) == whitened
     plan = diagnostics.whitening_plan(optimizer, NET)
     assert {leaf.path for leaf in plan.leaves if leaf.axes} == whitened
+
+
+GPT = {
+    "wte": (50, 8),
+    "wpe": (16, 8),
+    "blocks": {
+        "attn": {"qkv": {"kernel": (2, 8, 24)}, "proj": {"kernel": (2, 8, 8)}},
+    },
+    "adapter": {"kernel": (8, 8)},
+    "lm_head": {"kernel": (8, 50)},
+}
+RESNET = {
+    "stem": {"kernel": (7, 7, 3, 8)},
+    "block": {"conv1": {"kernel": (3, 3, 8, 8)}, "shortcut": {"kernel": (1, 1, 8, 16)}},
+    "classifier": {"kernel": (16, 10), "bias": (10,)},
+}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "unknown"),
+    [
+        (GPT, ["blocks/attn/proj/kernel", "blocks/attn/qkv/kernel"]),
+        (RESNET, ["block/shortcut/kernel", "stem/kernel"]),
+    ],
+    ids=["bias-free stacked GPT", "bias-free ResNet"],
+)
+def test_nothing_is_left_unwhitened_in_silence(shapes, unknown):
+    """Unknown leaves are named, first in the table, and a word for them is enough."""
+    params = normal(shapes)
+    table = infer_axes(params)
+    assert [leaf.path for leaf in table.unknown] == unknown
+    lines = str(table).splitlines()
+    assert lines[0].startswith(f"Unknown: {len(unknown)}.")
+    rows = lines.index(next(line for line in lines if line.startswith("leaf ")))
+    assert [line.split()[0] for line in lines[rows + 1 :][: len(unknown)]] == unknown
+    for make in (egd, lambda _, axes: scale_by_egd(axes=axes or infer_axes)):
+        for axes in (None, infer_axes):
+            with pytest.raises(ValueError, match="Nothing explains") as refusal:
+                make(0.1, axes=axes).init(params)
+            assert all(path in str(refusal.value) for path in unknown)
+            assert "axes=infer_axes(params, loss, batch)" in str(refusal.value)
+    word = MatrixAxes(-2, -1) if shapes is GPT else MatrixAxes((0, 1, 2), 3)
+    optimizer = egd(0.1, axes={"|".join(unknown): word}, others=optax.set_to_zero())
+    left_out = {"wte", "wpe", "lm_head/kernel", "classifier/kernel"}
+    whitened = moved(optimizer, params)
+    assert whitened > set(unknown)
+    assert not whitened & left_out
+
+
+def test_unknown_leaves_are_named_with_the_reasons_that_the_loss_gives():
+    def loss(params, x):
+        hidden = x @ params["twice"] + jnp.broadcast_to(params["twice"][0], (4, 6))
+        return jnp.mean(jnp.tanh(hidden) @ params["out"])
+
+    params = normal({"twice": (6, 6), "out": (6, 2)})
+    axes = infer_axes(params, loss, jnp.ones((4, 6)))
+    for optimizer in (egd(0.1, axes=axes), scale_by_egd(axes=axes)):
+        with pytest.raises(ValueError, match=r"'twice \(6, 6\): unknown: two uses") as refusal:
+            optimizer.init(params)
+        line = loss.__code__.co_firstlineno + 1
+        assert f"dot_general, test_alias.py:{line}" in str(refusal.value)
+        assert "overrides={'twice': MatrixAxes(rows=0, columns=1)}" in str(refusal.value)
 
 
 def test_what_is_not_whitened_takes_sgd_steps():

@@ -43,9 +43,12 @@ def orders(axes):
         ({"a": {"kernel": OUT_IN, "bias": None}, "b": STACK["b/0"]}, {"a/kernel": OUT_IN}),
         (lambda params: {**STACK, "a/kernel": OUT_IN}, {"a/kernel": OUT_IN}),
         (lambda params: MatrixAxes(-2, -1), {}),
-        (lambda params: infer_axes(params, {**STACK, "a/kernel": OUT_IN}), {"a/kernel": OUT_IN}),
-        (infer_axes(PARAMS, {**STACK, "b/1": None}), {"b/1": None}),
-        ({**infer_axes(PARAMS, STACK), "a/kernel": OUT_IN}, {"a/kernel": OUT_IN}),
+        (
+            lambda params: infer_axes(params, overrides={**STACK, "a/kernel": OUT_IN}),
+            {"a/kernel": OUT_IN},
+        ),
+        (infer_axes(PARAMS, overrides={**STACK, "b/1": None}), {"b/1": None}),
+        ({**infer_axes(PARAMS, overrides=STACK), "a/kernel": OUT_IN}, {"a/kernel": OUT_IN}),
     ],
 )
 def test_forms_of_axes(axes, differs):
@@ -67,7 +70,7 @@ def test_optax_s_dimension_numbers_are_taken_wherever_matrix_axes_are():
     assert set(matrices(stack).values()) == {MatrixAxes(-2, -1)}
     assert matrices({"a": turned, "b": stack})["b/1"] == MatrixAxes(-2, -1)
     assert matrices(lambda params: {"a": None, "b": stack})["a/kernel"] is None
-    assert infer_axes(PARAMS, {"a": turned})["a/kernel"] == OUT_IN
+    assert infer_axes(PARAMS, overrides={"a": turned})["a/kernel"] == OUT_IN
     egd(0.1, axes={"b/0": stack}).init(PARAMS)
     diagnostics.spectrum_monitor(axes={"b/0": stack}).init(PARAMS)
 
@@ -76,7 +79,7 @@ TAKERS = {
     "egd": lambda axes: egd(0.1, axes=axes).init,
     "chain": lambda axes: scale_by_egd(axes=axes).init,
     "monitor": lambda axes: diagnostics.spectrum_monitor(axes=axes).init,
-    "infer": lambda axes: lambda params: infer_axes(params, axes),
+    "infer": lambda axes: lambda params: infer_axes(params, overrides=axes),
 }
 
 
@@ -101,7 +104,7 @@ def test_what_does_not_fit_is_refused_everywhere_alike(taker, axes, error, says)
 
 def test_a_subtree_s_name_is_no_prefix_of_another():
     params = normal({name: {"kernel": (3, 4)} for name in ("a", "ab", "b")})
-    found = infer_axes(params, {"a": None, "b": {"kernel": OUT_IN}})
+    found = infer_axes(params, overrides={"a": None, "b": {"kernel": OUT_IN}})
     assert found == {"a/kernel": None, "ab/kernel": IN_OUT, "b/kernel": OUT_IN}
 
 
@@ -109,7 +112,7 @@ def test_a_masked_part_need_not_hold_every_pattern():
     axes = {**STACK, "a": OUT_IN}
     for make in (lambda: scale_by_egd(axes=axes), lambda: egd(0.1, axes=axes)):
         optax.masked(make(), {"a": True, "b": False}).init(PARAMS)
-    more = infer_axes({**PARAMS, "frozen": PARAMS["a"]}, STACK)
+    more = infer_axes({**PARAMS, "frozen": PARAMS["a"]}, overrides=STACK)
     scale_by_egd(axes=more).init(PARAMS)  # decisions about more leaves than there are
 
 

@@ -126,15 +126,101 @@ class Scanned(nn.Module):
 
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_scanned_layers_are_batch(use_bias):
-    """Attention by bias or name; a bare (3, 8, 8) kernel could be anything: it is unknown."""
+    """Attention by bias or name, and it explains the bare kernel (3, 8, 8) beside it."""
     x = normal(1, 4, 8)
     params = jax.eval_shape(Scanned(use_bias).init, jax.random.key(0), x)["params"]
     matrices = {leaf.path: leaf.matrix for leaf in infer_axes(params).leaves if leaf.axes}
-    names = {f"mha/{name}/kernel" for name in ("query", "key", "value", "out")}
+    names = {f"mha/{name}/kernel" for name in ("query", "key", "value", "out")} | {"dense/kernel"}
     assert matrices == dict.fromkeys(names, (3, 8, 8))
-    assert [leaf.path for leaf in infer_axes(params).unknown] == ["dense/kernel"]
-    own = infer_axes(params, {"dense/kernel": MatrixAxes(1, 2)}).leaves[0]
+    alone = {"dense": params["dense"]}  # it could be anything
+    assert [leaf.path for leaf in infer_axes(alone).unknown] == ["dense/kernel"]
+    own = infer_axes(alone, overrides={"dense/kernel": MatrixAxes(1, 2)}).leaves[0]
     assert (own.path, own.matrix, own.reason) == ("dense/kernel", (3, 8, 8), "your axes")
+
+
+OUT, UNKNOWN = None, False
+LAYERS = {"up/kernel": (3, 8, 32), "down/kernel": (3, 32, 8), "log": (3, 8)}
+WHITENED = {"up/kernel": (3, 8, 32), "down/kernel": (3, 32, 8), "log": OUT}
+
+
+@pytest.mark.parametrize(
+    ("siblings", "more"),
+    [
+        ({"norm/scale": (3, 8)}, WHITENED),
+        ({"ln_1/weight": (3, 8)}, WHITENED),
+        ({"gate/kernel": (3, 8, 32), "gate/bias": (3, 32)}, WHITENED | {"gate/kernel": (3, 8, 32)}),
+        (
+            {"norm/scale": (3, 8), "conv/kernel": (3, 5, 5, 8, 4), "lift/weight": (3, 16, 8)},
+            WHITENED | {"conv/kernel": (3, 200, 4), "lift/weight": (3, 8, 16)},
+        ),
+        ({"norm/scale": (3, 8), "x/kernel": (3, 3, 8), "x/bias": (3, 8)}, {"x/kernel": (3, 3, 8)}),
+        (
+            {"norm/scale": (3, 8), "x/kernel": (3, 3, 2, 8), "x/bias": (3, 2, 8)},
+            {"x/kernel": (3, 3, 16)},
+        ),
+        ({"norm/scale": (8,)}, {"up/kernel": UNKNOWN}),  # as in one layer
+        ({"norm/scale": (2, 8)}, {"up/kernel": UNKNOWN}),  # of two layers
+        ({"norm/scale": (3, 8), "w": (4, 8)}, {"up/kernel": UNKNOWN}),  # a leaf of no stack
+        ({"cell/kernel": (3, 3, 5), "cell/bias": (3, 5)}, {"up/kernel": UNKNOWN}),  # fits two ways
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("block", ["layers/", ""])
+def test_norms_and_biases_explain_their_block(block, siblings, more):
+    tree = {block + path: jnp.zeros(shape) for path, shape in (LAYERS | siblings).items()}
+    leaves = {leaf.path: leaf for leaf in infer_axes(tree | {"count": jnp.zeros(())}).leaves}
+    for path, expected in more.items():
+        leaf = leaves[block + path]
+        assert (leaf.matrix, leaf.known) == (expected or None, expected is not UNKNOWN), leaf
+
+
+def test_a_layer_with_a_bias_explains_those_of_its_name():
+    shapes = {"b0/proj/kernel": (8, 2, 4), "b0/proj/bias": (2, 4), "b1/proj/kernel": (8, 2, 4)}
+    params = {path: jnp.zeros(shape) for path, shape in shapes.items()}
+    assert infer_axes(params)["b1/proj/kernel"] == MatrixAxes(0, (1, 2))
+    params |= {"b2/proj/kernel": jnp.zeros((2, 4, 8)), "b2/proj/bias": jnp.zeros(8)}
+    assert [leaf.path for leaf in infer_axes(params).unknown] == ["b1/proj/kernel"]
+
+
+class Layers(nnx.Module):
+    """Layers of which names and shapes do not tell what they are."""
+
+    def __init__(self):
+        bare = {"use_bias": False, "rngs": RNGS}
+        self.a = nnx.Conv(4, 6, (3, 2), **bare)
+        self.b = nnx.Conv(4, 6, (3, 2), feature_group_count=2, **bare)
+        self.c = nnx.Conv(4, 4, (3, 2), feature_group_count=4, **bare)
+        self.d = nnx.ConvTranspose(4, 6, (3, 2), transpose_kernel=True, **bare)
+        self.e = nnx.LinearGeneral((2, 3), (4, 5), axis=(-2, -1), **bare)
+        self.f = nnx.LinearGeneral(5, 7, axis=-1, batch_axis={0: 3}, **bare)
+        self.g = nnx.vmap(lambda key: nnx.Linear(5, 7, use_bias=False, rngs=nnx.Rngs(key)))(
+            jax.random.split(jax.random.key(0), 3)
+        )
+        self.i = nnx.List([nnx.Embed(9, 5, rngs=RNGS)])
+        self.h = nnx.MultiHeadAttention(2, 8, 6, decode=False, **bare)
+        self.head = nnx.Linear(5, 7, **bare)
+
+
+def test_layers_of_nnx_are_asked_what_they_are():
+    expected = {
+        "a/kernel": MatrixAxes((0, 1, 2), 3),
+        "b/kernel": MatrixAxes((0, 1, 2), 3, groups=2),
+        "c/kernel": None,
+        "d/kernel": MatrixAxes((0, 1, 3), 2),
+        "e/kernel": MatrixAxes((0, 1), (2, 3)),
+        "f/kernel": MatrixAxes(1, 2),
+        "g/kernel": MatrixAxes(1, 2),
+        "h/key/kernel": MatrixAxes(0, (1, 2)),
+        "h/out/kernel": MatrixAxes((0, 1), 2),
+        "h/query/kernel": MatrixAxes(0, (1, 2)),
+        "h/value/kernel": MatrixAxes(0, (1, 2)),
+        "head/kernel": None,
+        "i/0/embedding": None,
+    }
+    model = Layers()
+    assert infer_axes(model) == expected
+    assert infer_axes({"net": [model]}) == {f"net/0/{path}": row for path, row in expected.items()}
+    assert infer_axes(nnx.state(model)).unknown  # without the layers, names alone
 
 
 def test_what_is_left_out_of_a_transformer():
@@ -152,9 +238,6 @@ def test_what_is_left_out_of_a_transformer():
     shapes = nnx.eval_shape(lambda: DecoderTransformer(9, 4, width=16, rngs=nnx.Rngs(0)))
     for same in (model, shapes, nnx.to_pure_dict(params)):
         assert infer_axes(same) == infer_axes(params)
-
-
-OUT, UNKNOWN = None, False
 
 
 @pytest.mark.parametrize(
@@ -211,19 +294,3 @@ def test_rules_by_name_and_bias(tree, expected):
     params = {path: jnp.zeros(shape) for path, shape in tree.items()}
     (leaf,) = (leaf for leaf in infer_axes(params).leaves if leaf.path == next(iter(tree)))
     assert (leaf.matrix, leaf.known) == ((expected, True) if expected else (None, expected is OUT))
-
-
-def test_the_table_says_what_why_and_how_to_change_it():
-    params = nnx.to_pure_dict(
-        nnx.state(DecoderTransformer(9, 4, width=16, rngs=nnx.Rngs(0)), nnx.Param)
-    )
-    table = str(infer_axes(params | {"zoo": jnp.ones((2, 3, 4))}, {"1/mlp/expand": None}))
-    lines = [" ".join(line.split()) for line in table.splitlines()]
-    assert lines[0] == "Unknown: 1. Whitened: 11. Left out: 10. No matrices: 16."
-    assert lines[1] == "leaf shape matrix why"
-    assert lines[2] == "zoo (2, 3, 4) - unknown: which axes are inputs?"
-    assert "blocks/*/mlp/contract/kernel (2) (64, 16) 64 x 16 (0 x 1) matrix: in x out" in lines
-    out = "(4, 4, 16) 16 x 16 ((0, 1) x 2) attention: (heads head_dim) x out"
-    assert f"blocks/*/attention/out/kernel (2) {out}" in lines
-    assert "blocks/1/mlp/expand/kernel (16, 64) - left out by your axes" in lines
-    assert lines[-1].startswith('axes={"path": MatrixAxes')

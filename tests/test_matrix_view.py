@@ -23,6 +23,27 @@ def test_the_matrix_is_einsums_and_the_way_back_is_exact(axes, subscripts, sizes
     np.testing.assert_array_equal(view.to_leaf(stack, like=leaf), leaf)
 
 
+@pytest.mark.parametrize("axes", [(0, 3, 3), ((0, 1), (3, 2), 2), ((2, 1), 3, 6)])
+def test_groups_are_equal_parts_of_the_columns_side_by_side(axes):
+    leaf = np.arange(144.0).reshape(2, 3, 4, 6)
+    rows, columns, groups = axes
+    view = view_of(0, "leaf", leaf.shape, MatrixAxes(rows, columns, groups))
+    whole = view_of(0, "leaf", leaf.shape, MatrixAxes(rows, columns)).to_stack(leaf)
+    parts = [part for matrix in whole for part in np.split(matrix, groups, axis=1)]
+    stack = view.to_stack(leaf)
+    assert stack.shape == (view.batch, view.m, view.n)
+    np.testing.assert_array_equal(stack, parts)
+    np.testing.assert_array_equal(view.to_leaf(stack, like=leaf), leaf)
+
+
+def test_groups_of_another_number_name_the_leaf():
+    with pytest.raises(ValueError, match=r"'a/kernel'.* its 3 columns are not 2 equal parts"):
+        view_of(0, "a/kernel", (2, 3), MatrixAxes(0, 1, groups=2))
+    for groups in (0, 1.5, "3"):
+        with pytest.raises(ValueError, match="one group of columns or more"):
+            MatrixAxes(0, 1, groups=groups)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [((), 0), (0, ()), (0, 0), ((0, 1), 1), ("a", 1)])
 def test_matrix_axes_refuses_what_is_no_axes(rows, columns):
     with pytest.raises(ValueError, match="none twice"):

@@ -1,7 +1,8 @@
 """What users tried and what went wrong in silence: each is right now, or an error that helps.
 
 One row for each probe. Those of one module alone are in that module's tests: `axes` in test_axes,
-names in test_infer_axes, tolerances of short dtypes in diagnostics, standstill in test_hang.
+names in test_infer_axes, unknown leaves in test_alias, tolerances of short dtypes in diagnostics,
+standstill in test_hang.
 """
 
 import functools
@@ -58,7 +59,7 @@ def test_what_is_no_polar_method_at_all(method):
         {"head/kernel": HEAD},
         {"head": {"kernel": HEAD, "bias": None}},
         lambda params: {**infer_axes(params), "head/kernel": HEAD},
-        infer_axes(NET, {"head": HEAD}),
+        infer_axes(NET, overrides={"head": HEAD}),
     ],
     ids=["unpacked", "dict", "alone", "tree", "function", "overrides"],
 )
@@ -82,7 +83,7 @@ def test_heads_are_left_out_unless_they_are_named_and_uncalled_inference_works()
         {"axes": {"hidden": None}},
         {"axes": {"hidden": None, "head": None}},
         {"axes": lambda params: {"hidden": None}},
-        {"axes": infer_axes(NET, {"hidden": None})},
+        {"axes": infer_axes(NET, overrides={"hidden": None})},
         {"axes": {"head": HEAD}, "matrices": {"hidden": {"bias": True}}},
     ],
 )
@@ -238,51 +239,6 @@ def test_positional_arguments_are_refused():
             call()
     with pytest.raises(TypeError, match="positional"):
         switch_off(scale_by_egd(), optax.identity(), 0.5)
-
-
-GPT = {
-    "wte": (50, 8),
-    "wpe": (16, 8),
-    "blocks": {
-        "ln_1": {"scale": (2, 8)},
-        "attn": {"qkv": {"kernel": (2, 8, 24)}, "proj": {"kernel": (2, 8, 8)}},
-        "mlp": {"up": {"kernel": (2, 8, 32)}, "down": {"kernel": (2, 32, 8), "bias": (2, 8)}},
-    },
-    "lm_head": {"kernel": (8, 50)},
-}
-RESNET = {
-    "stem": {"kernel": (7, 7, 3, 8)},
-    "block": {"conv1": {"kernel": (3, 3, 8, 8)}, "shortcut": {"kernel": (1, 1, 8, 16)}},
-    "classifier": {"kernel": (16, 10), "bias": (10,)},
-}
-
-
-@pytest.mark.parametrize(
-    ("shapes", "unknown"),
-    [
-        (GPT, ["blocks/attn/proj/kernel", "blocks/attn/qkv/kernel", "blocks/mlp/up/kernel"]),
-        (RESNET, ["block/shortcut/kernel", "stem/kernel"]),
-    ],
-    ids=["bias-free stacked GPT", "bias-free ResNet"],
-)
-def test_nothing_is_left_unwhitened_in_silence(shapes, unknown):
-    """Unknown leaves are named, first in the table, and a word for them is enough."""
-    params = normal(shapes)
-    table = infer_axes(params)
-    assert [leaf.path for leaf in table.unknown] == unknown
-    lines = str(table).splitlines()
-    assert lines[0].startswith(f"Unknown: {len(unknown)}.")
-    assert [line.split()[0] for line in lines[2 : 2 + len(unknown)]] == unknown
-    for axes in (None, infer_axes):
-        with pytest.raises(ValueError, match="Nothing explains") as refusal:
-            egd(0.1, axes=axes).init(params)
-        assert all(path in str(refusal.value) for path in unknown)
-    word = MatrixAxes(-2, -1) if shapes is GPT else MatrixAxes((0, 1, 2), 3)
-    optimizer = egd(0.1, axes={"|".join(unknown): word}, others=optax.set_to_zero())
-    left_out = {"wte", "wpe", "lm_head/kernel", "blocks/ln_1/scale", "classifier/kernel"}
-    whitened = moved(optimizer, params)
-    assert whitened > set(unknown)
-    assert not whitened & left_out
 
 
 def test_biases_move_as_far_with_momentum_as_without():

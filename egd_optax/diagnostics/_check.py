@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from egd_optax._axes import WITNESS, InferredAxes, LeafAxes, aligned, matrix_text
+from egd_optax._axes import WITNESS
 from egd_optax._checks import check_transformation
+from egd_optax._decisions import InferredAxes, LeafAxes, aligned, matrix_text
 from egd_optax._matrix_view import MatrixView
 from egd_optax._selection import check_arrays, is_matrix_like, leaves_by_path, listed
 from egd_optax.polar import _lapack

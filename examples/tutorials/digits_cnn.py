@@ -8,6 +8,7 @@
 # %%
 import functools
 
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,20 +26,30 @@ class CNN(nnx.Module):
         self.dense = nnx.Linear(4 * 4 * 32, 64, rngs=rngs)
         self.head = nnx.Linear(64, 10, rngs=rngs)
 
+    def features(self, images):
+        maps = nnx.relu(self.conv2(nnx.relu(self.conv1(images))))
+        return nnx.relu(self.dense(maps.reshape(len(images), -1)))
+
     def __call__(self, images):
-        features = nnx.relu(self.conv2(nnx.relu(self.conv1(images))))
-        return self.head(nnx.relu(self.dense(features.reshape(len(images), -1))))
+        return self.head(self.features(images))
 
 
 # %% [markdown]
 # ## Which axes make the matrix?
 #
-# `egd` reads it off names and shapes of the parameters. `infer_axes` shows it. Print the table
-# before you train: it says for every leaf whether it is whitened, and why.
+# The loss knows: `infer_axes` traces it and sees along which axes each parameter is contracted.
+# Nothing is computed: shapes of the model and of a batch are enough. Print the table before you
+# train: it says for every leaf whether it is whitened, and why.
+
 
 # %%
-model = nnx.eval_shape(lambda: CNN(nnx.Rngs(0)))  # shapes are enough
-axes = infer_axes(model)
+def cross_entropy(model, images, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+
+
+model = nnx.eval_shape(lambda: CNN(nnx.Rngs(0)))
+examples = jax.ShapeDtypeStruct((100, 8, 8, 1), "float32"), jax.ShapeDtypeStruct((100,), "int32")
+axes = infer_axes(model, cross_entropy, *examples)
 print(axes)
 
 matrices = {leaf.path: leaf.matrix for leaf in axes.leaves}  # (how many, rows, columns) or None
@@ -49,15 +60,14 @@ assert matrices["head/kernel"] is None
 # - Flax keeps a convolution's kernel as (height, width, in, out). The layer is a linear map from a
 #   window of the image to the output channels, so its matrix is (height width in) by out: 144 by 32
 #   for the second layer.
-# - *If depthwise, leave it out* is for you: a single input channel could also mean a filter for
-#   each channel. Here the images are gray and the convolution is an ordinary one, so it stays.
-# - Biases are no matrices, and the output head is left out. They get the optimizer `others`.
+# - Biases are no matrices, and the output head is left out: no other matrix comes behind it on the
+#   way to the loss. They get the optimizer `others`.
 #
-# ## The output head
+# ## Without the loss
 #
-# A head is known by its name alone: `head`, `readout`, `logits`, `classifier` and the like. No
-# shape tells that a layer is the last one. If yours has another name, say so: `axes` takes its
-# path, and None.
+# `egd` alone, and `infer_axes(model)`, ask the layers, names and shapes. That is enough here. But a
+# head is then known by its name alone: `head`, `readout`, `logits`, `classifier` and the like. No
+# shape tells that a layer is the last one. The loss does not care for the name.
 
 
 # %%
@@ -67,15 +77,18 @@ class OtherName(CNN):
         del self.head
         self.digit = nnx.Linear(64, 10, rngs=rngs)
 
+    def __call__(self, images):
+        return self.digit(self.features(images))
+
 
 other = nnx.eval_shape(lambda: OtherName(nnx.Rngs(0)))
-for mine in (None, {"digit/kernel": None}):
-    leaf = next(leaf for leaf in infer_axes(other, mine).leaves if leaf.path == "digit/kernel")
+for found in (infer_axes(other), infer_axes(other, cross_entropy, *examples)):
+    leaf = next(leaf for leaf in found.leaves if leaf.path == "digit/kernel")
     print(f"{leaf.path}: {'left out' if leaf.axes is None else 'whitened'} ({leaf.reason})")
 assert leaf.axes is None
 
 # %% [markdown]
-# To leave a head out is a habit, not a law. `egd(axes={"head/kernel": MatrixAxes(0, 1)})` takes it
+# To leave a head out is a habit, not a law. `overrides={"head/kernel": MatrixAxes(0, 1)}` takes it
 # in; try both.
 #
 # ## Training
@@ -102,11 +115,7 @@ def adam(learning_rate):
 
 @optax.inject_hyperparams
 def whitened(learning_rate):
-    return egd(schedule(learning_rate), others=optax.adam(schedule(3e-3)))
-
-
-def cross_entropy(model, images, labels):
-    return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+    return egd(schedule(learning_rate), axes=axes, others=optax.adam(schedule(3e-3)))
 
 
 @nnx.jit

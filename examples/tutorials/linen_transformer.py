@@ -43,14 +43,27 @@ class Transformer(nn.Module):
 # %% [markdown]
 # ## Which axes make the matrix?
 #
-# `infer_axes` shows what `egd` will do. Give it what the optimizer will get, in Linen
-# `variables["params"]`. Shapes suffice, so `eval_shape` will do.
+# The loss knows: `infer_axes` traces it and sees along which axes each parameter is contracted.
+# Give it what the optimizer will get, in Linen `variables["params"]`, the loss and a batch. Shapes
+# suffice, so `eval_shape` will do. The loss may return more beside its value, here the share of
+# sequences that are right in all places.
 
 # %%
+BATCH = 64
 model = Transformer()
+
+
+def loss(params, tokens):
+    logits, reversed_tokens = model.apply({"params": params}, tokens), tokens[:, ::-1]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, reversed_tokens)
+    solved = jnp.all(jnp.argmax(logits, axis=-1) == reversed_tokens, axis=1)
+    return losses.mean(), solved.mean()
+
+
 init = functools.partial(model.init, tokens=jnp.zeros((1, LENGTH), jnp.int32))
 shapes = jax.eval_shape(init, jax.random.key(0))["params"]
-axes = infer_axes(shapes)
+batch = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+axes = infer_axes(shapes, loss, batch)
 print(axes)
 
 matrices = {leaf.path: leaf.matrix for leaf in axes.leaves}  # (how many, rows, columns) or None
@@ -65,15 +78,15 @@ assert matrices["head/kernel"] is None
 # - Embeddings and the output head are left out. With everything else that is no matrix they go to
 #   the optimizer that you give as `others`.
 #
-# One matrix for each head is your choice to make, `egd(..., axes=each_head)`. Axes that are neither
-# rows nor columns count the matrices:
+# One matrix for each head is your choice to make, by `overrides`. Axes that are neither rows nor
+# columns count the matrices:
 
 # %%
 each_head = {
     "attention/(query|key|value)/kernel": MatrixAxes(rows=0, columns=2),
     "attention/out/kernel": MatrixAxes(rows=1, columns=2),
 }
-for leaf in infer_axes(shapes, each_head).leaves:
+for leaf in infer_axes(shapes, loss, batch, overrides=each_head).leaves:
     if leaf.reason == "your axes":
         how_many, rows, columns = leaf.matrix
         print(f"{leaf.path}: {how_many} matrices of {rows} x {columns}")
@@ -86,13 +99,13 @@ for leaf in infer_axes(shapes, each_head).leaves:
 # the share of them solved *before* the step is an honest test.
 
 # %%
-STEPS, BATCH = 40, 64
+STEPS = 40
 QUICK = {"xla_backend_optimization_level": 1}  # the runs are short, so spend less on compiling
 schedule = functools.partial(optax.cosine_decay_schedule, decay_steps=STEPS)
 
 
 def whitened(learning_rate):
-    return egd(schedule(learning_rate), others=optax.adam(schedule(3e-3)))
+    return egd(schedule(learning_rate), axes=axes, others=optax.adam(schedule(3e-3)))
 
 
 def adam(learning_rate):
@@ -101,15 +114,7 @@ def adam(learning_rate):
 
 def train_step(state, key):
     tokens = jax.random.randint(key, (BATCH, LENGTH), 0, DIGITS)
-    reversed_tokens = tokens[:, ::-1]
-
-    def loss_fn(params):
-        logits = state.apply_fn({"params": params}, tokens)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, reversed_tokens)
-        solved = jnp.all(jnp.argmax(logits, axis=-1) == reversed_tokens, axis=1)
-        return losses.mean(), solved.mean()
-
-    gradients, solved = jax.grad(loss_fn, has_aux=True)(state.params)
+    gradients, solved = jax.grad(loss, has_aux=True)(state.params, tokens)
     return state.apply_gradients(grads=gradients), solved
 
 

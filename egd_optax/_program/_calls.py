@@ -1,0 +1,111 @@
+"""Programs inside programs: calls, branches, loops, shards."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from egd_optax._program import _layouts as layouts
+from egd_optax._program._layouts import Cut, Layout
+from egd_optax._program._values import Value, moved, names, shape_of, union
+
+Run = Callable[[Any, Sequence[Value]], list[Value]]
+Rule = Callable[[Run, Any, list[Value]], list[Value]]
+PASSES = 8  # through a loop, until what is known of its carry settles; two or three do
+
+
+def _call(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
+    inner = next(equation.params[key] for key in keys if key in equation.params)
+    return run(inner, operands[len(operands) - len(getattr(inner, "jaxpr", inner).invars) :])
+
+
+def _cond(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
+    ends = [run(branch, operands[1:]) for branch in equation.params["branches"]]
+    return _either(ends, equation.outvars)
+
+
+def _while(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
+    """Follow the body; the condition has no gradient."""
+    before, constants = (equation.params[f"{name}_nconsts"] for name in ("cond", "body"))
+    fixed, carry = operands[before : before + constants], operands[before + constants :]
+    body = equation.params["body_jaxpr"]
+    return _settled(lambda carry: run(body, [*fixed, *carry]), carry, equation.outvars)
+
+
+def _scan(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
+    """Walk over the scanned inputs: their first axis is one of batch."""
+    params, body = equation.params, equation.params["jaxpr"]
+    first, length = params["num_consts"], params["length"]
+    last = first + params["num_carry"]
+    fixed, carry, scanned = operands[:first], operands[first:last], operands[last:]
+    entries = [moved(value, _first_entry) for value in scanned]
+    walks = frozenset(
+        Cut(factor, None, 1)
+        for value in scanned
+        for layout in (*(view.layout for view in value.views.values()), *value.columns)
+        for factor in layout.at([0])
+    )
+    outputs: list[Value] = []
+
+    def step(carry: list[Value]) -> list[Value]:
+        outputs[:] = run(body, [*fixed, *carry, *entries])
+        return outputs[: last - first]
+
+    carry = _settled(step, carry, equation.outvars[: last - first])
+    stack = [
+        moved(value, lambda layout: layouts.stacked(layout, length, walks))
+        for value in outputs[last - first :]
+    ]
+    return [*carry, *stack]
+
+
+def _first_entry(layout: Layout) -> Layout:
+    return layouts.without(layouts.in_turn(layout, [0]), [0])
+
+
+def _shard_map(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
+    """Follow one shard: its axes are shorter than those of the whole."""
+    inner = equation.params["jaxpr"]
+    shards = map(_as_large_as, operands, getattr(inner, "jaxpr", inner).invars)
+    return list(map(_as_large_as, run(inner, list(shards)), equation.outvars))
+
+
+def _as_large_as(value: Value, variable: Any) -> Value:
+    shape = shape_of(variable)
+
+    def resized(layout: Layout) -> Layout:
+        return layouts.resized(layout, shape)
+
+    return moved(value, resized)
+
+
+def _settled(
+    step: Callable[[list[Value]], list[Value]], carry: list[Value], variables: Sequence[Any]
+) -> list[Value]:
+    """Repeat a loop's step until what is known of its carry does not change."""
+    for _ in range(PASSES):
+        after = _either([carry, step(carry)], variables)
+        if after == carry:
+            break
+        carry = after
+    return carry
+
+
+def _either(ends: Sequence[Sequence[Value]], variables: Sequence[Any]) -> list[Value]:
+    """Return what is known of values that come from one branch or another."""
+    return [
+        union(values, shape_of(variable))
+        for values, variable in zip(zip(*ends, strict=True), variables, strict=True)
+    ]
+
+
+INLINED = names(
+    "jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call "
+    "custom_vjp_call_jaxpr custom_vmap_call custom_partitioning composite"
+)
+CALLS: dict[str, Rule] = {
+    **dict.fromkeys(INLINED, _call),
+    "cond": _cond,
+    "while": _while,
+    "scan": _scan,
+    "shard_map": _shard_map,
+}
