@@ -158,8 +158,9 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
         why = selection.listed([f"{leaf.path}: {leaf.reason}" for leaf in kept])
         raise ValueError(
             f"egd would whiten nothing {f'of matrices={idle[0]!r}' if idle else 'here'}. Left out, "
-            f"of the leaves of two axes or more: {why}. To whiten one, name it, axes="
-            f"{{{kept[0].path if kept else 'kernel'!r}: MatrixAxes(0, 1)}}, or widen `matrices`."
+            f"of the leaves of two axes or more: {why}. To whiten one, name it in axes=, or in "
+            f"overrides= of infer_axes: {{{kept[0].path if kept else 'kernel'!r}: "
+            "MatrixAxes(0, 1)}; or widen `matrices`."
         )
     warn_of_nothing("egd", chosen, stacklevel=4)
     return chosen

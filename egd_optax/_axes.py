@@ -65,21 +65,23 @@ def check_known(decided: InferredAxes, axes: Axes) -> None:
         return
     first, read = decided.unknown[0], isinstance(axes, InferredAxes) and not axes.note
     leaves = [f"{leaf.path} {leaf.shape}{f': {leaf.reason}' * read}" for leaf in decided.unknown]
-    say = f"{{{first.path!r}: {suggestion(first)}}}, or None there to leave the leaf out"
+    say = f"{{{first.path!r}: {suggestion(first)}}}"
     if read:
         raise ValueError(
             f"The loss does not tell which axes of these leaves make one matrix: "
-            f"{selection.listed(leaves)}. Say it: infer_axes(params, loss, batch, overrides={say})."
+            f"{selection.listed(leaves)}. Say it: infer_axes(params, loss, batch, "
+            f"overrides={say}), or None there to leave the leaf out."
         )
     raise ValueError(
         f"Nothing explains which axes of these leaves make the matrix: {selection.listed(leaves)}. "
-        f"Read them off the model, axes=infer_axes(params, loss, batch); or say it: axes={say}."
+        f"Read them off the model, axes=infer_axes(params, loss, batch); or say it: axes={say}, "
+        "or None there to leave the leaf out."
     )
 
 
 def warn_of_nothing(who: str, decided: InferredAxes, stacklevel: int) -> None:
     """Warn where there are leaves, but none to whiten."""
-    if not any(decided.values()) and (decided.leaves or decided.rest):
+    if not any(leaf.axes for leaf in decided.leaves) and (decided.leaves or decided.rest):
         text = f"{who} whitens nothing here: no leaf is a matrix. Take off masks, or optax.flatten."
         warnings.warn(text, stacklevel=stacklevel + 1)
 
@@ -92,7 +94,7 @@ def _named(tree: Any, axes: Axes, shapes: Shapes, matrices: list[str]) -> dict[s
         axes = axes(tree)
         check_axes(axes)
     if isinstance(axes, InferredAxes):
-        return {leaf.path: leaf for leaf in axes.leaves}
+        return _inferred(axes, shapes, matrices)
     if axes is None:
         return {}
     named = {}
@@ -102,6 +104,25 @@ def _named(tree: Any, axes: Axes, shapes: Shapes, matrices: list[str]) -> dict[s
         reason = "your axes" if value else "left out by your axes"
         named[path] = LeafAxes(path, shapes[path], value, reason)
     return named
+
+
+def _inferred(axes: InferredAxes, shapes: Shapes, matrices: list[str]) -> dict[str, LeafAxes]:
+    """Return the leaves of a table, if it was made for a tree like this one, or a larger one."""
+    table = {leaf.path: leaf for leaf in axes.leaves}
+    for path in matrices:
+        if path not in table:
+            raise ValueError(
+                f"axes=infer_axes(...) was made for another tree: it has no leaf {path!r} of shape "
+                f"{shapes[path]}, but {selection.listed(list(table), 5)}. Give infer_axes the tree "
+                "that the optimizer gets."
+            )
+        if len(table[path].shape) != len(shapes[path]):
+            raise ValueError(
+                f"axes=infer_axes(...) was made for another tree: leaf {path!r} has shape "
+                f"{shapes[path]} here and {table[path].shape} there. Give infer_axes the tree that "
+                "the optimizer gets."
+            )
+    return {path: table[path]._replace(shape=shapes[path]) for path in matrices}
 
 
 def _choices(axes: Any, paths: list[str], matrices: list[str], partial: bool) -> dict[str, Any]:
@@ -127,11 +148,15 @@ def check_axes(axes: Axes) -> None:
     """Raise TypeError unless `axes` has one of its forms, ValueError on a bad pattern."""
     if isinstance(axes, InferredAxes) or selection.is_function(axes):
         return
-    if not all(map(_is_choice, jax.tree.leaves(axes, is_leaf=_is_choice))):
+    given = jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_choice)
+    wrong = [(selection.leaf_path(keys), value) for keys, value in given if not _is_choice(value)]
+    if wrong:
+        path, value = wrong[0]
         raise TypeError(
             "axes must be None, a MatrixAxes (or Optax's MuonDimensionNumbers), a mapping from "
             "path patterns to MatrixAxes or None, a tree of them like the parameters, or a "
-            f"function from the parameters to one of these, got {repr(axes)[:100]}."
+            f"function from the parameters to one of these, got {repr(value)[:100]}"
+            f"{f' at {path!r}' if path else ''}."
         )
     if _is_pattern_mapping(axes):
         selection.compile_patterns(axes)

@@ -4,7 +4,7 @@ import collections
 import html
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from egd_optax._matrix_view import MatrixAxes, view_of
@@ -17,8 +17,8 @@ WINDOW = 11  # the largest window of a convolution that a suggestion expects
 SAY = "Say what the unknown ones are, or None to leave them out. If they are layers:", "overrides={"
 COLUMNS = ("leaf", "shape", "matrix", "done", "why")
 LEGEND = (
-    "matrix: batch of rows x columns (axes); * is any number. To change a row, name its path:\n"
-    'axes={"path": MatrixAxes(rows=..., columns=...)}, or None there to leave the leaf out.'
+    "matrix: batch of rows x columns (axes); * is any number. To change rows, infer_axes(...,\n"
+    'overrides={"path": MatrixAxes(rows=..., columns=...)}), or None there to leave a leaf out.'
 )
 
 
@@ -48,23 +48,43 @@ class LeafAxes(NamedTuple):
         return view.batch, view.m, view.n
 
 
-class InferredAxes(dict[str, MatrixAxes | None]):
+class InferredAxes(Mapping[str, MatrixAxes | None]):
     """Decisions about all leaves of two axes or more; prints as a table, works as `axes`.
 
-    From the path of each leaf that is explained to its `MatrixAxes`, or to None where it is left
-    out, so `{**inferred, "head/kernel": MatrixAxes(0, 1)}` changes one leaf. Unknown leaves are not
-    in it: settle them by `overrides` of `infer_axes`.
+    A mapping that does not change, from the path of each leaf to its `MatrixAxes`, or to None where
+    it is left out. To change a leaf, or to settle an unknown one: `overrides` of `infer_axes`.
 
     Args:
         leaves: one `LeafAxes` (path, shape, axes, reason) for each leaf of two axes or more.
         rest: number of leaves that are no matrices: vectors, scalars, integers.
         note: a last line of the table.
+
+    Raises:
+        ValueError: on looking up an unknown leaf.
     """
 
     def __init__(self, leaves: Iterable[LeafAxes], rest: int, note: str = ""):
         self.leaves, self.rest, self.note = tuple(leaves), rest, note
         self.unknown = [leaf for leaf in self.leaves if not leaf.known]
-        super().__init__({leaf.path: leaf.axes for leaf in self.leaves if leaf.known})
+        self._by_path = {leaf.path: leaf for leaf in self.leaves}
+
+    def __getitem__(self, path: str) -> MatrixAxes | None:
+        leaf = self._by_path[path]
+        if not leaf.known:
+            raise ValueError(
+                f"{path!r} of shape {leaf.shape} is {leaf.reason}. Say its axes: infer_axes(..., "
+                f"overrides={{{path!r}: {suggestion(leaf)}}}), or None there to leave it out."
+            )
+        return leaf.axes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_path)
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._by_path
 
     def __repr__(self) -> str:
         table = aligned([COLUMNS, *map(_row, self._alike())])
@@ -86,13 +106,15 @@ class InferredAxes(dict[str, MatrixAxes | None]):
 
     def _first(self) -> list[str]:
         """Return what stands above the table: how many, and what to do about the unknown ones."""
-        left_out = sum(axes is None for axes in self.values())
+        whitened = sum(leaf.axes is not None for leaf in self.leaves)
         unknown = f"Unknown: {len(self.unknown)}. " if self.unknown else ""
-        counts = f"Whitened: {len(self) - left_out}. Left out: {left_out}. "
+        left_out = len(self) - whitened - len(self.unknown)
+        counts = f"Whitened: {whitened}. Left out: {left_out}. "
         first = f"{unknown}{counts}No matrices: {self.rest}."
         if not unknown:
             return [first]
-        entries = [f"    {_suggested(same)}" for same in self._alike() if not same[0].known]
+        known = [leaf.path for leaf in self.leaves if leaf.known]
+        entries = [f"    {_suggested(same, known)}" for same in self._alike() if not same[0].known]
         more = [f"    # and {len(entries) - MOST} more"] if len(entries) > MOST else []
         return [first, *SAY, *entries[:MOST], *more, "}"]
 
@@ -148,10 +170,18 @@ def _row(same: list[LeafAxes]) -> tuple[str, ...]:
     return path, str(first.shape), matrix_text(first), done, reason
 
 
-def _suggested(same: list[LeafAxes]) -> str:
-    """Return an entry of `overrides` for leaves that differ by numbers in their paths only."""
+def _suggested(same: list[LeafAxes], known: Sequence[str]) -> str:
+    """Return an entry of `overrides` for leaves that differ by numbers in their paths only.
+
+    Args:
+        same: these leaves.
+        known: paths of the leaves that the entry must not name.
+    """
     first, axes = same[0], suggestion(same[0])
-    pattern = re.sub(r"\d+", lambda _: r"\d+", re.escape(first.path))
+    paths = [re.escape(leaf.path) for leaf in same]
+    pattern = re.sub(r"\d+", lambda _: r"\d+", paths[0])
+    if any(re.fullmatch(pattern, path) for path in known):
+        pattern = f"({'|'.join(paths)})"
     key = f'"{first.path}"' if len(same) == 1 else f'r"^{pattern}$"'
     return f"{key}: {axes},  # {matrix_text(first._replace(axes=axes)).partition(' (')[0]}"
 

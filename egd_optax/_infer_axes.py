@@ -10,7 +10,7 @@ from egd_optax._decisions import InferredAxes, LeafAxes
 from egd_optax._layers import Said, said_by_layers
 from egd_optax._matrix_view import MatrixAxes
 from egd_optax._program import read_program
-from egd_optax._selection import check_tree
+from egd_optax._selection import check_tree, is_function
 from egd_optax._siblings import NORM, OUT_FIRST, Shape, Siblings, Split, beside, by_attention
 
 HEAD = (
@@ -93,6 +93,13 @@ def infer_axes(
     """
     check_tree("infer_axes", params)
     check_axes(overrides)
+    if is_function(params) or isinstance(params, type):
+        raise TypeError(
+            "infer_axes takes the parameters first, the tree that the optimizer gets, then the "
+            f"loss; got {repr(params)[:100]}."
+        )
+    if loss is None and examples:
+        raise TypeError("infer_axes got a batch and no loss: infer_axes(params, loss, batch).")
     if loss is None:
         return decide(params, overrides, functools.partial(_guess, params), GUESS)
     if not callable(loss):

@@ -76,6 +76,45 @@ def regularized(p, x):
     return end(p, x @ p["w"]) + 1e-4 * (jnp.sum(p["w"] ** 2) + jnp.sum(gram**2))
 
 
+@reads(real(4, 8), real(8, 8), w=((8, 8), IN_OUT), alone=((8, 8), "numbers"))
+def kept_small_and_near(p, x, start):
+    near = jnp.sum((p["w"] - start) ** 2) + jnp.sum(jnp.abs(p["alone"]))
+    return end(p, x @ p["w"]) + 1e-4 * (near + jnp.vdot(p["w"], p["w"]))
+
+
+@reads(w=((8, 8), IN_OUT), v=((8, 8), IN_OUT))
+def symmetric_and_antisymmetric(p, x):
+    antisymmetric = p["v"] - p["v"].T
+
+    def step(h, x):
+        return jnp.tanh(h @ antisymmetric + x), None
+
+    return end(p, lax.scan(step, jnp.zeros(8), x @ (p["w"] + p["w"].T))[0])
+
+
+@reads(w=((8, 8), IN_OUT), v=((8, 8), IN_OUT))
+def tied_and_turned(p, x):
+    """An autoencoder, whose way back is no gradient."""
+    code = jnp.tanh(jnp.tanh(x @ p["w"]) @ p["v"])
+    return jnp.mean((jnp.tanh(code @ p["v"].T) @ p["w"].T - x) ** 2) + end(p, x)
+
+
+@reads(w=((8, 8), IN_OUT), v=((8, 8), IN_OUT))
+def waiting(p, x):
+    """A loop that hands a value on twelve times before it is used."""
+
+    def step(kept, x):
+        return (jnp.tanh(x @ p["w"]), *kept[:-1]), jnp.tanh(kept[-1] @ p["v"])
+
+    return end(p, lax.scan(step, (jnp.zeros(8),) * 12, x)[1])
+
+
+@reads(real(4, 8), real(4, 4), w=((8, 8), IN_OUT))
+def graph(p, x, neighbors):
+    """Neighbors are averaged after the head, along no axis of it."""
+    return (neighbors @ (jnp.tanh(neighbors @ x @ p["w"]) @ p["h"])).mean()
+
+
 # Gradients inside.
 
 
@@ -88,6 +127,18 @@ def gradient_of_inputs(p, x):
 def one_step_ahead(p, x):
     step = jax.grad(lambda w: end(p, x @ w))(p["w"])
     return end(p, x @ (p["w"] - 0.1 * step))
+
+
+@reads(w=((8, 8), IN_OUT), bias=((8,), None))
+def all_one_step_ahead(p, x):
+    """Sharpness-aware: each gradient is divided by the length of all."""
+
+    def loss(p):
+        return end(p, x @ p["w"] + p["bias"])
+
+    step = jax.grad(loss)(p)
+    length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(step)))
+    return loss(jax.tree.map(lambda p, g: p + 0.1 * g / length, p, step))
 
 
 @reads(w=((8, 8), IN_OUT), v=((8, 8), IN_OUT), bias=((8,), None))
@@ -137,6 +188,16 @@ def scales_without_a_batch(p, x):
 @reads(integers(4), table=((9, 8), "embedding"), w=((8, 8), IN_OUT))
 def padding_set_to_zero(p, tokens):
     return end(p, p["table"].at[0].set(0.0)[tokens] @ p["w"])
+
+
+@reads(integers(4), table=((9, 4), "embedding"), up=((4, 8), IN_OUT), w=((8, 8), IN_OUT))
+def widened_before_the_lookup(p, tokens):
+    return end(p, (p["table"] @ p["up"])[tokens] @ p["w"])
+
+
+@reads(w=((8, 8), IN_OUT), scales=((8, 8), "scale"))
+def each_feature_by_itself(p, x):
+    return end(p, jnp.einsum("td,dk->tdk", jnp.tanh(x @ p["w"]), p["scales"]))
 
 
 @reads(integers(), table=((9, 8), "embedding"), w=((8, 8), IN_OUT))

@@ -1,5 +1,7 @@
 """All forms of `axes`, the same for `egd`, `scale_by_egd`, `infer_axes` and the monitor."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -123,8 +125,26 @@ def test_three_axes_need_a_word():
 
 def test_inferred_axes_are_a_mapping_of_what_is_known():
     inferred = infer_axes({"a": {"kernel": jnp.ones((2, 3))}, "x": jnp.ones((2, 3, 4))})
-    assert dict(inferred) == {"a/kernel": IN_OUT}
+    assert inferred["a/kernel"] == IN_OUT
     assert [leaf.path for leaf in inferred.unknown] == ["x"]
-    assert len(inferred) == 1
-    assert "x" not in inferred
+    assert list(inferred) == ["a/kernel", "x"]
+    assert len(inferred) == 2
     assert jax.tree.leaves(inferred) == [inferred]
+    for use in (lambda: {**inferred}, lambda: inferred["x"], lambda: inferred.get("x")):
+        with pytest.raises(ValueError, match=r"'x' of shape \(2, 3, 4\) is unknown.*overrides="):
+            use()
+
+
+@pytest.mark.parametrize("make", [functools.partial(egd, 0.1), scale_by_egd])
+def test_a_table_of_another_tree_is_refused(make):
+    """It would name none of the leaves, and names would decide instead."""
+    net = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 4))}
+    inferred = infer_axes({"params": net})
+    optimizer = make(axes=inferred)
+    with pytest.raises(ValueError, match=r"another tree: it has no leaf 'a'.*'params/a'"):
+        optimizer.init(net)
+    stacked = {"params": {**net, "a": jnp.ones((5, 2, 3))}}
+    with pytest.raises(ValueError, match=r"'params/a' has shape \(5, 2, 3\) here and \(2, 3\)"):
+        optimizer.init(stacked)
+    wider = {"params": {**net, "a": jnp.ones((4, 3))}}
+    assert diagnostics.whitening_plan(optimizer, wider).leaves[0].matrix == (1, 4, 3)

@@ -23,7 +23,7 @@ def test_the_table_says_what_why_and_how_to_change_it():
     out = "(4, 4, 16) 16 x 16 ((0, 1) x 2) whitened attention: (heads head_dim) x out"
     assert f"blocks/*/attention/out/kernel (2) {out}" in lines
     assert "blocks/1/mlp/expand/kernel (16, 64) - left out left out by your axes" in lines
-    assert lines[-2].startswith('axes={"path": MatrixAxes')
+    assert lines[-2].startswith('overrides={"path": MatrixAxes')
     assert lines[-1].startswith("A guess by names and shapes; infer_axes(params, loss, batch)")
 
 
@@ -52,6 +52,17 @@ def test_what_the_table_suggests_can_be_pasted_and_settles_all():
     assert settled["layers/7/odd<>"] == MatrixAxes(2, 3)
     assert settled["stem/kernel"] == MatrixAxes((0, 1, 2), 3)
     assert settled["last/weight"] == MatrixAxes((1, 2, 3), 0)
+
+
+def test_a_suggestion_names_no_leaf_that_is_known():
+    params, known = many_layers(), {"layers/7/odd<>": None, "stem": None, "last": None}
+    lines = str(infer_axes(params, overrides=known)).splitlines()
+    start, end = lines.index("overrides={"), lines.index("}")
+    pasted = eval("\n".join(lines[start : end + 1]).removeprefix("overrides="))
+    settled = infer_axes(params, overrides=known | pasted)
+    assert not settled.unknown
+    assert settled["layers/7/odd<>"] is None
+    assert settled["layers/17/odd<>"] == MatrixAxes(2, 3)
 
 
 def test_many_leaves_read_well_in_a_terminal_and_a_notebook():

@@ -272,12 +272,17 @@ PAIR = {"a": real(8, 4), "b": real(4, 2)}
     ("loss", "examples", "error", "says"),
     [
         (mean_of, (real(3, 7),), ValueError, r"cannot be traced: TypeError.*float32\[3, 7\]"),
-        (mean_of, (), ValueError, r"cannot be traced: TypeError.*examples of these shapes: none"),
+        (mean_of, (), ValueError, r"cannot be traced: TypeError.*Give the batch.*examples: none"),
         (lambda p: float(p["a"][0, 0]), (), ValueError, "cannot be traced: Concretization"),
         (lambda p, x: x @ p["a"], (real(3, 8),), ValueError, r"scalar.*got float32\[3, 4\]"),
         (lambda p: (p["a"], p["b"].sum()), (), ValueError, r"scalar.*got float32\[8, 4\]"),
         (lambda p: p["a"].sum().astype(int), (), ValueError, r"a real scalar.*got int32\[\]"),
-        (lambda p: None, (), ValueError, "scalar.*got None"),
+        (lambda p: None, (), ValueError, "scalar.*got NoneType without any number"),
+        (lambda p: {"loss": p["a"].sum()}, (), ValueError, "got dict with 1 arrays"),
+        (lambda p: jax.grad(lambda p: p["a"].sum())(p), (), ValueError, "not its gradient"),
+        (lambda p, x: x.sum(), (real(3),), ValueError, "does not use its first argument"),
+        (mean_of, ({"a": MatrixAxes(0, 1)},), ValueError, "overrides=..."),
+        (None, (real(3, 8),), TypeError, "a batch and no loss"),
         ({"a": MatrixAxes(0, 1)}, (), TypeError, "Pass your own axes by name: overrides="),
     ],
 )
@@ -285,6 +290,20 @@ def test_what_cannot_be_read_is_an_error_that_says_why(loss, examples, error, sa
     with pytest.raises(error, match=says) as refusal:
         infer_axes(PAIR, loss, *examples)
     assert len(str(refusal.value)) < 600
+
+
+def test_parameters_come_first():
+    with pytest.raises(TypeError, match="takes the parameters first"):
+        infer_axes(mean_of, PAIR, real(3, 8))
+    module = nnx.Linear(8, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="Give infer_axes the model itself"):
+        infer_axes(nnx.state(module), lambda model, x: model(x).mean(), real(4, 8))
+
+
+def test_text_and_flags_among_the_examples_are_constants():
+    batch = {"x": real(3, 8), "names": np.array(["p", "q", "r"]), "train": np.bool_(True)}
+    loss = lambda p, batch: mean_of(p, batch["x"]) if batch["train"] else 0.0  # noqa: E731
+    assert infer_axes(PAIR, loss, batch)["a"] == MatrixAxes(0, 1)
 
 
 def test_own_axes_come_first_and_the_reason_names_the_line():

@@ -9,7 +9,7 @@ from egd_optax._program._values import Value, moved, names, shape_of, union
 
 Run = Callable[[Any, Sequence[Value]], list[Value]]
 Rule = Callable[[Run, Any, list[Value]], list[Value]]
-PASSES = 8  # through a loop, until what is known of its carry settles; two or three do
+PASSES = 8  # through a loop at most, and one for each of its carry's values; two or three do
 
 
 def _call(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
@@ -82,7 +82,7 @@ def _settled(
     step: Callable[[list[Value]], list[Value]], carry: list[Value], variables: Sequence[Any]
 ) -> list[Value]:
     """Repeat a loop's step until what is known of its carry does not change."""
-    for _ in range(PASSES):
+    for _ in range(PASSES + 2 * len(carry)):
         after = _either([carry, step(carry)], variables)
         if after == carry:
             break

@@ -29,8 +29,7 @@ class Factor(NamedTuple):
 class Cut(NamedTuple):
     """Entries of a factor that were taken: from `start` to `stop`.
 
-    Where `start` is None, they are `stop` entries that only a run knows, each in its turn: a loop
-    walks over them, or they are an axis of batch.
+    Where `start` is None, they are `stop` entries that only a run knows: of a loop, or a batch.
     """
 
     factor: Factor
@@ -68,9 +67,14 @@ class Layout:
         """Return the leaf's axes that these axes of the value are made of."""
         return frozenset(factor.axis or 0 for factor in self.at(axes))
 
+    @property
+    def wide_axes(self) -> set[int | None]:
+        """The leaf's axes of which there is more than one entry."""
+        return {factor.axis for factor in self.factors if factor.size > 1}
+
     def is_thin(self) -> bool:
         """Return whether the leaf's entries lie along one of its axes alone."""
-        return len({factor.axis for factor in self.factors if factor.size > 1}) < 2
+        return len(self.wide_axes) < 2
 
     def is_spread(self, axes: Iterable[int] | None = None) -> bool:
         """Return whether the leaf's entries were repeated along one of these axes, or of all."""
@@ -85,18 +89,16 @@ def whole(shape: Shape) -> Layout:
 
 def arranged(layout: Layout, sources: Sequence[int | None], shape: Shape) -> Layout:
     """Return the layout of a value whose axes are these of the old one; None: an axis of data."""
-    axes = [
-        layout.axes[source] if source is not None and _size(layout.axes[source]) == n else _data(n)
-        for source, n in zip(sources, shape, strict=True)
-    ]
+    before = [() if source is None else layout.axes[source] for source in sources]
+    axes = (old if _size(old) == n else _data(n) for old, n in zip(before, shape, strict=True))
     return dataclasses.replace(layout, axes=tuple(axes))
 
 
 def without(layout: Layout, axes: Iterable[int]) -> Layout:
     """Return the layout after a reduction, or squeezing, of these axes."""
     gone = {*axes}
-    kept = tuple(axis for i, axis in enumerate(layout.axes) if i not in gone)
-    return dataclasses.replace(layout, axes=kept)
+    kept = (axis for i, axis in enumerate(layout.axes) if i not in gone)
+    return dataclasses.replace(layout, axes=tuple(kept))
 
 
 def reshaped(layout: Layout, shape: Shape) -> Layout | None:
@@ -129,9 +131,8 @@ def broadcast(layout: Layout, shape: Shape) -> Layout:
 
 def sliced(layout: Layout, axis: int, start: int | None, stop: int, step: int = 1) -> Layout:
     """Return the layout after a slice along an axis; `start` is None where a run decides it."""
-    factors = layout.axes[axis]
-    count, size = -(-(stop - (start or 0)) // step), _size(factors)
-    known = [f for f in factors if f.axis is not None]
+    factors, count = layout.axes[axis], -(-(stop - (start or 0)) // step)
+    size, known = _size(factors), [f for f in factors if f.axis is not None]
     if count == size:
         return layout
     if not known or not count:
@@ -140,7 +141,7 @@ def sliced(layout: Layout, axis: int, start: int | None, stop: int, step: int = 
         outer, inner = _split(factors[0], count)
         return _with_axis(layout, axis, (outer,), _cut(inner, start, (start or 0) + 1))
     major, *minor = factors
-    inside = _size(tuple(minor))
+    inside = size // major.size
     if step > 1 or (start or 0) % inside or count % inside:
         mixed = Factor(size, known[0].axis)
         return _with_axis(layout, axis, (mixed._replace(size=count),), {Cut(mixed, start, stop)})
@@ -176,10 +177,14 @@ def stacked(layout: Layout, length: int, walks: frozenset[Cut]) -> Layout:
 
 
 def together(layouts: Sequence[Layout]) -> Layout:
-    """Return one layout for values of one shape that are mixed entry by entry."""
-    axes = tuple(map(_agreed, zip(*(layout.axes for layout in layouts), strict=True)))
-    cuts = frozenset().union(*(layout.cuts for layout in layouts))
-    return dataclasses.replace(layouts[0], axes=axes, cuts=cuts)
+    """Return one layout for values of one shape that are mixed entry by entry.
+
+    A matrix and its transpose, as in a symmetric sum, count as the first one.
+    """
+    first, cuts = layouts[0], frozenset().union(*(layout.cuts for layout in layouts))
+    turned = len({frozenset(layout.axes) for layout in layouts}) == 1 and not first.is_spread()
+    agreed = map(_agreed, zip(*(layout.axes for layout in layouts), strict=True))
+    return dataclasses.replace(first, axes=first.axes if turned else tuple(agreed), cuts=cuts)
 
 
 def joined(parts: Sequence[Layout | None], axis: int, sizes: Sequence[int]) -> Layout:
@@ -199,8 +204,8 @@ def joined(parts: Sequence[Layout | None], axis: int, sizes: Sequence[int]) -> L
     rest = inside.pop() if len(inside) == 1 else None
     restored = [(f, *rest) for f in back if rest is not None and f.size * _size(rest) == total]
     axes = _merged(restored[0]) if restored else _somewhere(everything, total)
-    kept = frozenset(cut for cut in cuts if cut.factor not in back)
-    return dataclasses.replace(_with_axis(common, axis, axes), cuts=kept)
+    cuts = frozenset(cut for cut in cuts if cut.factor not in back)
+    return dataclasses.replace(_with_axis(common, axis, axes), cuts=cuts)
 
 
 def resized(layout: Layout, shape: Shape) -> Layout:
@@ -221,9 +226,8 @@ def resized(layout: Layout, shape: Shape) -> Layout:
 
 def padded(layout: Layout, shape: Shape) -> Layout:
     """Return the layout in a shape of as many axes, where other sizes leave places unknown."""
-    axes = []
-    for factors, n in zip(layout.axes, shape, strict=True):
-        axes.append(factors if _size(factors) == n else _somewhere(factors, n))
+    pairs = zip(layout.axes, shape, strict=True)
+    axes = (factors if _size(factors) == n else _somewhere(factors, n) for factors, n in pairs)
     return dataclasses.replace(layout, axes=tuple(axes))
 
 

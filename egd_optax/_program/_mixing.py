@@ -14,6 +14,7 @@ from egd_optax._program._values import (
     View,
     bits,
     forgotten,
+    joint_views,
     moved,
     names,
     shape_of,
@@ -57,23 +58,17 @@ def _joined(
     record: Record, equation: Any, operands: Sequence[Value], axis: int, sizes: Sequence[int]
 ) -> Value:
     """Put values side by side; parameters beside data are joined to them."""
-    views: dict[int, View] = {}
     columns: dict[Layout, int] = {}
-    data = any(operand.data for operand in operands)
-    for leaf in {leaf for operand in operands for leaf in operand.views}:
-        found = [operand.views.get(leaf) for operand in operands]
-        if data:
-            for operand in operands:
-                if leaf in operand.views and not operand.views[leaf].met:
-                    record.note("joined", leaf, equation)
-            continue
-        parts = [view.layout if view else None for view in found]
-        met = frozenset().union(*(view.met for view in found if view))
-        views[leaf] = View(layouts.joined(parts, axis, sizes), met)
+    if any(operand.data for operand in operands):
+        for operand in operands:
+            record.note_views("joined", operand, equation)
+        known = forgotten(operands)
+    else:
+        known = joint_views(operands, lambda places: layouts.joined(places, axis, sizes))
     for places, products in _columns_of(operands).items():
         layout = layouts.joined(places, axis, sizes)
         columns[layout] = columns.get(layout, 0) | products
-    return replace(forgotten(operands), views=views, columns=columns)
+    return replace(known, columns=columns)
 
 
 def _columns_of(operands: Sequence[Value]) -> dict[tuple[Layout | None, ...], int]:
@@ -96,6 +91,7 @@ def _write(record: Record, equation: Any, operands: Sequence[Value]) -> list[Val
     kind = "added" if "add" in equation.primitive.name else "joined"
     for other in others:
         record.note_views(kind if into.data or into.given else "unknown", other, equation)
+        record.consume(other)
     if any(other.data for other in others):
         record.note_views(kind, into, equation)
         into = replace(into, views={})

@@ -19,19 +19,11 @@ ALONG = names("cumsum cumprod cummax cummin cumlogsumexp")
 WINDOWS = names("reduce_window_sum reduce_window_max reduce_window_min reduce_window")
 
 
-def carry(record: Record, equation: Any, value: Value, move: Move) -> Value:
-    """Return the value after a move; what it makes None of is a use that is not understood."""
-    for leaf, view in value.views.items():
-        if not view.met and move(view.layout) is None:
-            record.note("unknown", leaf, equation)
-    return moved(value, move)
-
-
 def _moves(move_of: Callable[[Any], Move]) -> Rule:
     """Return the rule of an operation that moves the entries of its first operand."""
 
     def rule(record: Record, equation: Any, operands: Sequence[Value]) -> list[Value]:
-        return [carry(record, equation, operands[0], move_of(equation))]
+        return [moved(operands[0], move_of(equation))]
 
     return rule
 
@@ -97,7 +89,7 @@ def _split(record: Record, equation: Any, operands: Sequence[Value]) -> list[Val
     for size in map(int, equation.params["sizes"]):
         place = [(axis, (start, start + size, 1))]
         move = functools.partial(_sliced, places=place)
-        parts.append(carry(record, equation, operands[0], move))
+        parts.append(moved(operands[0], move))
         start += size
     return parts
 
@@ -128,7 +120,9 @@ def _gather(record: Record, equation: Any, operands: Sequence[Value]) -> list[Va
     record.note_views("unknown", indices, equation)
     lost = {layout: n for layout, n in table.columns.items() if layout.at(chosen)}
     record.consume(replace(table, columns=lost))
-    value = moved(table, move)
+    if not table.data:
+        record.note_tables(lost, {*range(len(before))} - chosen, equation)
+    value = moved(replace(table, views={}), move)
     data = table.data or indices.data or looked_up
     return [replace(value, data=data, given=value.given or indices.given, views=views)]
 
@@ -140,7 +134,7 @@ def _unstack(record: Record, equation: Any, operands: Sequence[Value]) -> list[V
         return layouts.without(layouts.sliced(layout, axis, index, index + 1), [axis])
 
     moves = (functools.partial(entry, index=i) for i in range(len(equation.outvars)))
-    return [carry(record, equation, operands[0], move) for move in moves]
+    return [moved(operands[0], move) for move in moves]
 
 
 def _columns_alone(move_of: Callable[[Any], Move]) -> Rule:
@@ -158,7 +152,7 @@ def _gathered_shards(record: Record, equation: Any, operands: Sequence[Value]) -
     if not equation.params.get("tiled"):
         return record.not_understood(equation, operands)
     shape = shape_of(equation.outvars[0])
-    return [carry(record, equation, operands[0], lambda old: layouts.resized(old, shape))]
+    return [moved(operands[0], lambda old: layouts.resized(old, shape))]
 
 
 MOVES: dict[str, Rule] = {

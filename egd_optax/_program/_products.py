@@ -1,6 +1,8 @@
 """Dot products and convolutions: which axes of a parameter are rows, columns and batch."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -70,13 +72,18 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     tokens = [a.is_token() and bool(b.value.views) for a, b in (sides, sides[::-1])]
     tokens = [False, False] if all(tokens) else tokens
     weights = [s.value.is_weight and not t for s, t in zip(sides, tokens, strict=True)]
+    if all(weights) and not any(side.columns for side in sides):  # a penalty, such as vdot(w, w)
+        for side in sides:
+            record.note_views("number", side.value, equation)
+        return result
     columns: list[Columns] = []
     ways: set[bool] = set()  # forward, or back
     for i, side in enumerate(sides):
         other, beside = sides[1 - i].value, weights[1 - i]
         turned = weights[i] and not beside and bool(side.value.columns)
         columns.append(_used(record, equation, side, bool(other.views) or beside, turned))
-        if turned or (not side.value.returned and sides[1 - i].is_frozen()):
+        meets = any(layout.at(side.rows) for layout in side.value.columns)
+        if turned or (meets and not side.value.returned and sides[1 - i].is_frozen()):
             ways.add(True)
         if tokens[i]:
             record.note_views("token", side.value, equation)
@@ -86,8 +93,11 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
             number, new = _product(record, equation, side, leaf, alone)
             columns.append(new)
             ways.add(record.is_forward(leaf, number))
+    updated = [s.value.views and s.value.data and not t for s, t in zip(sides, tokens, strict=True)]
+    through = [s.value for s, gone in zip(sides, updated, strict=True) if not gone]
+    result = replace(result, passed=forgotten(through).passed)
     if True in ways:
-        record.followed |= result.behind
+        record.followed |= result.passed
     return replace(
         result,
         data=result.data or weights[0] != weights[1],
@@ -160,6 +170,9 @@ def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> li
     if groups > 1 and shape[row] == 1:
         record.note_views("depthwise", kernel, equation)
         sources[0][out_feature] = feature
+        for view in kernel.views.values():  # where it is a batch of kernels, so is the image's
+            batch_of = math.prod(factor.size for factor in view.layout.axes[column][:-1])
+            image = moved(image, functools.partial(in_parts, axis=feature, parts=batch_of))
         kernel = forgotten([kernel])
     elif groups > 1:
         image = moved(image, lambda layout: in_parts(layout, feature, groups, whole_axes=True))

@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
-from jax.interpreters import partial_eval
 
 from egd_optax import _selection as selection
 from egd_optax._decisions import LeafAxes
@@ -17,6 +15,7 @@ from egd_optax._program._mixing import MIXES
 from egd_optax._program._moves import MOVES
 from egd_optax._program._products import PRODUCTS
 from egd_optax._program._record import Record, is_real
+from egd_optax._program._trace import is_array, traced
 from egd_optax._program._values import CONSTANT, DATA, GIVEN, Value, View, without_gradient
 
 READINGS = 5  # of a loss at most; two do, or three
@@ -28,73 +27,37 @@ def read_program(loss: Callable, params: Any, examples: Sequence[Any]) -> dict[s
     It is traced on shapes: nothing is computed, nothing is allocated.
 
     Raises:
-        ValueError: the loss cannot be traced, or is no scalar.
+        ValueError: the loss cannot be traced, is no scalar, or does not use the parameters.
     """
-    program = _traced(loss, params, examples)
+    program = traced(loss, params, examples)
     leaves = selection.leaves_by_path(params)
-    arrays = [(path, leaf) for path, leaf in leaves.items() if _is_array(leaf)]
-    values = [_parameter(number, leaf) for number, (_, leaf) in enumerate(arrays)]
+    arrays = [(path, leaf) for path, leaf in leaves.items() if is_array(leaf)]
+    record = Record()
+    values = [_parameter(record, number, leaf) for number, (_, leaf) in enumerate(arrays)]
     examples_given = len(program.jaxpr.invars) - len(values)
     values += [DATA] * examples_given
-    record = Record()
     reader = Reader(record, GIVEN if examples_given else DATA)
+    (value,) = reader.run(program.jaxpr, values)
     for _ in range(READINGS):
-        (value,) = reader.run(program.jaxpr, values)
         if not record.again(value.behind):
             break
+        (value,) = reader.run(program.jaxpr, values)
+    if not any(value.behind & record.source(number) for number in range(len(arrays))):
+        raise ValueError(
+            "The loss does not use its first argument, the parameters: no gradient reaches any of "
+            f"{selection.listed([path for path, _ in arrays], 5)}. Is it called as loss(params, "
+            "*examples)?"
+        )
     return {
         path: record.decision(number, path, tuple(leaf.shape))
         for number, (path, leaf) in enumerate(arrays)
     }
 
 
-def _parameter(number: int, leaf: Any) -> Value:
-    trained = jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return Value(views={number: View(whole(tuple(leaf.shape)))}) if trained else CONSTANT
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
-
-
-def _text(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if _is_array(leaf) else repr(leaf)[:40]
-
-
-def _traced(loss: Callable, params: Any, examples: Sequence[Any]) -> ClosedJaxpr:
-    """Return the program of the loss alone: what it does not depend on is left out."""
-    leaves, structure = jax.tree.flatten((params, tuple(examples)))
-    arrays = [leaf for leaf in leaves if _is_array(leaf)]
-
-    def of_arrays(*given):
-        rest = iter(given)
-        filled = [next(rest) if _is_array(leaf) else leaf for leaf in leaves]
-        tree, others = jax.tree.unflatten(structure, filled)
-        value = loss(tree, *others)
-        while isinstance(value, tuple | list) and value:
-            value = value[0]  # the rest are auxiliary outputs
-        return value
-
-    try:
-        program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    except Exception as error:
-        raise ValueError(
-            f"loss(params, *examples) cannot be traced: {_first_line(error)}. It is called as in "
-            "jax.grad, with the parameters first and examples of these shapes: "
-            f"{', '.join(map(_text, jax.tree.leaves(examples))) or 'none'}."
-        ) from error
-    if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.inexact):
-        raise ValueError(
-            "loss must return a real scalar, or a tuple that begins with one, got "
-            f"{_text(shape)}. Take the mean over the batch."
-        )
-    live, _ = partial_eval.dce_jaxpr(program.jaxpr, [True], instantiate=True)
-    return ClosedJaxpr(live, program.consts)
+def _parameter(record: Record, number: int, leaf: Any) -> Value:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return CONSTANT
+    return Value(behind=record.source(number), views={number: View(whole(tuple(leaf.shape)))})
 
 
 RULES = MOVES | MIXES | PRODUCTS
@@ -114,6 +77,8 @@ class Reader:
     def run(self, program: Jaxpr | ClosedJaxpr, values: Sequence[Value]) -> list[Value]:
         """Return what is known of a program's outputs."""
         jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+        for call in self.record.calls[-1:]:
+            values = [self.record.note_lost(value, call) for value in values]
         known = dict.fromkeys(jaxpr.constvars, self.given)
         known |= zip(jaxpr.invars, values, strict=True)
 
@@ -124,9 +89,16 @@ class Reader:
 
         for equation in jaxpr.eqns:
             outputs = self.outputs(equation, [read(atom) for atom in equation.invars])
+            outputs = [self.record.note_lost(value, equation) for value in outputs]
             fresh, self.record.fresh = self.record.fresh, 0
+            returned = self.record.is_of_gradient([equation])
             for variable, value in zip(equation.outvars, outputs, strict=True):
-                after = replace(value, behind=value.behind | fresh) if fresh else value
+                after = replace(
+                    value,
+                    returned=value.returned or returned,
+                    behind=value.behind | fresh,
+                    passed=value.passed | fresh,
+                )
                 known[variable] = after if is_real(variable) else without_gradient(value)
         return [read(atom) for atom in jaxpr.outvars]
 

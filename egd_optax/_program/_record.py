@@ -1,6 +1,7 @@
 """What a reader of a loss writes down: the uses of each parameter."""
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from egd_optax._decisions import LeafAxes
 from egd_optax._program._layouts import Shape
 from egd_optax._program._parts import Take
 from egd_optax._program._uses import Product, Use, decision
-from egd_optax._program._values import Value, View, bits, forgotten
+from egd_optax._program._values import Columns, Value, View, bits, forgotten
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class Record:
         self.products: dict[int, Product] = {}
         self._numbers: dict[Any, int] = {}
         self._of_leaf: dict[int, list[int]] = collections.defaultdict(list)
+        self._explained: frozenset[int] = frozenset()
 
     def again(self, live: int) -> bool:
         """Get ready to read once more, unless nothing new was read.
@@ -59,6 +61,22 @@ class Record:
         number = self._number(leaf, kind, id(equation))
         self._uses[number] = Use(kind, self._place(equation))
         return number
+
+    def note_lost(self, value: Value, equation: Any) -> Value:
+        """Write down the parameters whose axes an operation lost; return the value without them."""
+        for leaf, (kind, met) in value.lost.items():
+            if kind == "number":  # whatever it met by the way: a penalty's distance, for example
+                self._explained |= met
+            if kind == "number" or not met:
+                self.note(kind, leaf, equation)
+        return dataclasses.replace(value, lost={}) if value.lost else value
+
+    def note_tables(self, columns: Columns, rest: Iterable[int], equation: Any) -> None:
+        """Write down a lookup in a product of parameters alone: those that lie on no other axis."""
+        rows = (products for layout, products in columns.items() if not layout.at(rest))
+        for number in bits(functools.reduce(int.__or__, rows, 0)):
+            if self.products[number].alone:
+                self.note("table", self.products[number].leaf, equation)
 
     def note_views(self, kind: str, value: Value, equation: Any) -> None:
         """Write down a use of all parameters in a value, but for those lost in data before."""
@@ -87,16 +105,15 @@ class Record:
         number = self._number(leaf, *axes, layout.cuts, id(equation))
         if number not in self.products:
             place, extent = self._place(equation), layout.extent
-            self.products[number] = Product(place, rows, window, columns, extent, layout.cuts)
+            self.products[number] = Product(leaf, place, rows, window, columns, extent, layout.cuts)
         self.products[number].explains |= view.met
         return number
 
     def is_forward(self, leaf: int, number: int) -> bool:
-        """Return whether data pass through a product as through the leaf's first one.
-
-        A gradient passes through its transpose.
-        """
+        """Return whether data pass through a product, and no gradient through its transpose."""
         product, products = self.products[number], self._live_of(leaf, self.products).values()
+        if not self.is_of_gradient(product.place):
+            return True
         return product.rows == min(products, key=lambda p: p.alone, default=product).rows
 
     def consume(self, value: Value, each: Iterable[int] = (), turned: Iterable[int] = ()) -> None:
@@ -118,19 +135,25 @@ class Record:
 
         A gradient begins with a product of the head's parameters alone, where it is its only use.
         """
-        behind = functools.reduce(int.__or__, (value.behind for value in values), 0)
+        passed = functools.reduce(int.__or__, (value.passed for value in values), 0)
         products = functools.reduce(int.__or__, (p for v in values for p in v.columns.values()), 0)
         alone = sum(1 << n for n in bits(products) if self.products[n].alone)
-        self.followed |= behind & ~alone if alone else 0
+        self.followed |= passed & ~alone if alone else 0
 
     def decision(self, leaf: int, path: str, shape: Shape) -> LeafAxes:
         """Return what the uses of a leaf say."""
         products = self._live_of(leaf, self.products)
-        explained = frozenset().union(*(product.explains for product in products.values()))
+        explained = self._explained.union(*(product.explains for product in products.values()))
         uses = [u for n, u in self._live_of(leaf, self._uses).items() if n not in explained]
         forward = [number for number in products if self.is_forward(leaf, number)]
         last = not any(self.followed >> number & 1 for number in forward)
-        return decision(path, shape, uses, [*products.values()], last)
+        live = bool(self._live & self.source(leaf))
+        return decision(path, shape, uses, [*products.values()], live, last)
+
+    def source(self, leaf: int) -> int:
+        """Return the bit that stands for a parameter itself: all that is made of it has it."""
+        number, self.fresh = self._number(leaf), 0
+        return 1 << number
 
     def _live_of(self, leaf: int, uses: Mapping[int, T]) -> dict[int, T]:
         """Return the uses of a leaf that a gradient flows through, by number."""
@@ -144,8 +167,18 @@ class Record:
         self.fresh |= 1 << number
         return number
 
+    @staticmethod
+    def is_of_gradient(place: Iterable[Any]) -> bool:
+        """Return whether JAX made an operation, or a call around it, as a transpose."""
+        return any(map(_is_transpose, place))
+
     def _place(self, equation: Any) -> tuple[Any, ...]:
         return equation, *reversed(self.calls)
+
+
+def _is_transpose(equation: Any) -> bool:
+    stack = equation.source_info.name_stack.stack
+    return any(type(part).__name__ == "Transform" and part.name == "transpose" for part in stack)
 
 
 def is_real(variable: Any) -> bool:

@@ -25,8 +25,10 @@ NO_MATRIX = {
     "joined": "joined to the data",
     "multiplied": "scale: multiplied entry by entry",
     "added": "bias: added entry by entry",
+    "number": "numbers: its entries are summed up, or used one by one",
 }
 UNUSED = "unused: no gradient of the loss reaches it"
+LOST = "the loss depends on it in a way that is not understood"
 HEAD = "output head: no matrix behind it"
 HOW = "make each part a leaf, or an axis of its own"
 
@@ -44,6 +46,7 @@ class Product:
     """A parameter as operand of a dot product or a convolution.
 
     Attributes:
+        leaf: number of the parameter.
         place: the operation, and the calls that it stands in.
         rows: the leaf's axes that are contracted.
         window: those that a convolution's window slides along.
@@ -57,6 +60,7 @@ class Product:
         turned: the leaf's axes that are contracted with data later, so that they are the rows.
     """
 
+    leaf: int
     place: Place
     rows: frozenset[int]
     window: frozenset[int]
@@ -87,9 +91,25 @@ class Unclear(Exception):
 
 
 def decision(
-    path: str, shape: Shape, uses: Sequence[Use], products: Sequence[Product], last: bool
+    path: str,
+    shape: Shape,
+    uses: Sequence[Use],
+    products: Sequence[Product],
+    live: bool,
+    last: bool,
 ) -> LeafAxes:
-    """Return what all uses of a leaf say; `last`: no product lies between it and the loss."""
+    """Return what all uses of a leaf say.
+
+    Args:
+        path: the leaf's path.
+        shape: its shape.
+        uses: those that are no products.
+        products: those that are some.
+        live: whether a gradient of the loss flows to it.
+        last: whether no product lies between it and the loss.
+    """
+    if not live:
+        return LeafAxes(path, shape, None, UNUSED)
     try:
         axes, reason = _verdict(shape, uses, products, last)
     except Unclear as problem:
@@ -100,9 +120,20 @@ def decision(
 def where(use: Use | Product) -> str:
     """Return the operation of a use, and the line of the user's code that it stands in."""
     lines = [line for equation in use.place for line in _lines(equation)]
-    own = [line for line in lines if not line[0].startswith(LIBRARIES)] or lines
-    line = f", {Path(own[0][0]).name}:{own[0][1]}" if own else ""
+    own = [line for line in lines if not is_library(line[0])] or lines
+    line = f", {shown_line(*own[0])}" if own else ""
     return f"{use.place[0].primitive.name}{line}"
+
+
+def is_library(file: str) -> bool:
+    """Return whether a file is not the user's."""
+    return file.startswith(LIBRARIES)
+
+
+def shown_line(file: str, line: Any) -> str:
+    """Return a line as tables and errors show it; a notebook's cells have files without a name."""
+    cell = re.search(r"ipykernel_\d+[/\\]", file)
+    return f"notebook cell, line {line}" if cell else f"{Path(file).name}:{line}"
 
 
 def _lines(equation: Any) -> list[tuple[str, str]]:
@@ -119,12 +150,12 @@ def _verdict(
     if unknown := kinds.get("unknown"):
         raise Unclear(f"{where(unknown)} is not understood")
     kind = next((kind for kind in NO_MATRIX if kind in kinds), None)
-    if kind and products and kind != "table":
+    if kind and products and kind not in ("table", "number"):
         raise Unclear(f"two uses, {kind} by {where(kinds[kind])} and {where(products[0])}")
-    if kind:
+    if kind and not (kind == "number" and products):
         return None, f"{NO_MATRIX[kind]}: {where(kinds[kind])}"
     if not products:
-        return None, UNUSED
+        raise Unclear(LOST)
     first = min(products, key=lambda product: product.alone)
     for other in products:
         if not first.is_alike(other):
@@ -138,10 +169,13 @@ def _matrix(
     """Return the axes of products that agree, and why."""
     rows, window, columns = first.roles
     parts = _parts(shape, first, products)
+    if not any(parts[axis] for axis in columns):  # each one has a product of its own: no batch
+        parts |= dict.fromkeys(columns, 1)
     inputs = tuple(axis for axis in sorted(rows | window) if parts[axis])
     outputs = sorted((axis for axis in columns if parts[axis]), key=lambda a: (parts[a] == 1, a))
     if not (inputs and outputs):
-        return None, f"{NO_MATRIX['table' if first.picked else 'vector']}: {where(first)}"
+        kind = "table" if first.picked else "vector" if rows | window else "multiplied"
+        return None, f"{NO_MATRIX[kind]}: {where(first)}"
     if last:
         return None, f"{HEAD}: {where(first)}"
     kind = "convolution" if window else "matrix"

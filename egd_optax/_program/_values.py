@@ -22,6 +22,13 @@ class View(NamedTuple):
     met: frozenset[int] = frozenset()
 
 
+class Lost(NamedTuple):
+    """A parameter whose axes an operation lost: as a use, "number" or "unknown"; what it met."""
+
+    kind: str
+    met: frozenset[int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     """What is known of a value.
@@ -29,18 +36,22 @@ class Value:
     Attributes:
         data: whether examples or activations are in it; constants and parameters are none.
         given: whether arrays from outside are in it: examples, or what the loss closes over.
-        returned: whether it went through a transpose of an earlier product, as in a gradient.
-        behind: products that it went through, as bits.
+        returned: whether it is a gradient, or went through a transpose of an earlier product.
+        behind: uses that it depends on, as bits.
+        passed: those of them that data went through, and not the update of a parameter.
         views: the parameters that it is made of, by number of the leaf.
         columns: products whose columns are axes of it, as bits, by where these columns are.
+        lost: parameters that the last operation lost, by number: how, and the view before it.
     """
 
     data: bool = False
     given: bool = False
     returned: bool = False
     behind: int = 0
+    passed: int = 0
     views: Mapping[int, View] = dataclasses.field(default_factory=dict)
     columns: Columns = dataclasses.field(default_factory=dict)
+    lost: Mapping[int, Lost] = dataclasses.field(default_factory=dict)
 
     @property
     def is_weight(self) -> bool:
@@ -62,13 +73,16 @@ def shape_of(variable: Any) -> Shape:
 
 
 def moved(value: Value, move: Callable[[Layout], Layout | None]) -> Value:
-    """Return the value after its axes were moved; what `move` makes None of is forgotten."""
-    views = {
-        leaf: View(layout, view.met)
-        for leaf, view in value.views.items()
-        if (layout := move(view.layout)) is not None and layout.factors
-    }
-    return dataclasses.replace(value, views=views, columns=moved_columns(value.columns, move))
+    """Return the value after its axes were moved; what `move` makes None of is lost."""
+    views, lost = {}, dict(value.lost)
+    for leaf, view in value.views.items():
+        layout = move(view.layout)
+        if layout is not None and layout.factors:
+            views[leaf] = View(layout, view.met)
+        else:
+            lost[leaf] = Lost("unknown" if layout is None else "number", view.met)
+    columns = moved_columns(value.columns, move)
+    return dataclasses.replace(value, views=views, columns=columns, lost=lost)
 
 
 def moved_columns(columns: Columns, move: Callable[[Layout], Layout | None]) -> dict[Layout, int]:
@@ -85,12 +99,32 @@ def union(values: Sequence[Value], shape: Shape) -> Value:
     if len(values) == 1:
         return values[0]
     values = [moved(value, lambda layout: broadcast(layout, shape)) for value in values]
-    views: dict[int, View] = {}
-    for leaf, view in (item for value in values for item in value.views.items()):
-        same = views.get(leaf, view)
-        views[leaf] = View(together([same.layout, view.layout]), same.met | view.met)
+    known = joint_views(values, lambda places: together([p for p in places if p is not None]))
     columns = mixed(value.columns for value in values)
-    return dataclasses.replace(forgotten(values), views=views, columns=columns)
+    return dataclasses.replace(known, columns=columns)
+
+
+def joint_views(
+    values: Sequence[Value], join: Callable[[Sequence[Layout | None]], Layout]
+) -> Value:
+    """Return what is known of values that are brought together, without their columns.
+
+    Args:
+        values: these values.
+        join: makes one layout of those that a parameter has in each value, None where it has none.
+    """
+    views: dict[int, View] = {}
+    lost = {leaf: how for value in values for leaf, how in value.lost.items()}
+    for leaf in dict.fromkeys(leaf for value in values for leaf in value.views):
+        found = [value.views.get(leaf) for value in values]
+        places = [view.layout if view else None for view in found]
+        met = frozenset().union(*(view.met for view in found if view))
+        layout = join(places)
+        if all(place is None or place.wide_axes <= layout.wide_axes for place in places):
+            views[leaf] = View(layout, met)
+        else:
+            lost[leaf] = Lost("unknown", met)
+    return dataclasses.replace(forgotten(values), views=views, lost=lost)
 
 
 def forgotten(values: Iterable[Value]) -> Value:
@@ -101,6 +135,7 @@ def forgotten(values: Iterable[Value]) -> Value:
         given=any(value.given for value in values),
         returned=any(value.returned for value in values),
         behind=functools.reduce(int.__or__, (value.behind for value in values), 0),
+        passed=functools.reduce(int.__or__, (value.passed for value in values), 0),
     )
 
 
