@@ -134,7 +134,7 @@ def all_one_step_ahead(p, x):
     """Sharpness-aware: each gradient is divided by the length of all."""
 
     def loss(p):
-        return end(p, x @ p["w"] + p["bias"])
+        return end(p, x @ p["w"] + p["bias"]) ** 2
 
     step = jax.grad(loss)(p)
     length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(step)))
@@ -222,6 +222,20 @@ def product_and_bias(p, x):
 @reads(w=((8, 8, 8), UNKNOWN))
 def two_products(p, x):
     return end(p, jnp.einsum("td,def->tf", x, p["w"]) + jnp.einsum("te,def->tf", x, p["w"]))
+
+
+def shuffled_sum(w):
+    return w.reshape(8, 8) + w.swapaxes(0, 1).reshape(8, 8)
+
+
+@reads(w=((4, 2, 8), UNKNOWN))
+def summed_in_two_orders(p, x):
+    return end(p, x @ shuffled_sum(p["w"]))
+
+
+@reads(w=((4, 2, 8), UNKNOWN))
+def matrix_and_summed_in_two_orders(p, x):
+    return end(p, x @ p["w"].reshape(8, 8) + x @ shuffled_sum(p["w"]))
 
 
 @reads(w=((8, 8), UNKNOWN))

@@ -23,7 +23,7 @@ FOLDERS = {"polar": ("polar",), "_program": ("test_program.py",)}
 TESTS = {
     "_alias": ("test_alias.py",),
     "_axes": ("test_axes.py",),
-    "_decisions": ("test_decisions.py",),
+    "_decisions": ("test_decisions.py", "test_axes.py"),
     "_layers": ("test_infer_axes.py",),
     "_siblings": ("test_infer_axes.py",),
     "_buckets": ("test_buckets.py",),
@@ -111,7 +111,7 @@ MUTATIONS = [
     Mutation("_program/_products", "in_turn(layout, self.batch)", "layout", "batch axis lost"),
     Mutation("_program/_products", "groups > 1 and shape[row] == 1", "False", "depthwise a matrix"),
     Mutation(
-        "_program/_products", "record.followed |= result.behind", "pass", "all matrices are heads"
+        "_program/_products", "record.followed |= result.passed", "pass", "all matrices are heads"
     ),
     Mutation(
         "_program/_record",
@@ -120,7 +120,7 @@ MUTATIONS = [
         "unknown operations in silence",
     ),
     Mutation(
-        "_program/_record", "self.followed |= behind", "_ = behind", "heads by their gradient alone"
+        "_program/_record", "self.followed |= passed", "_ = passed", "heads by their gradient alone"
     ),
     Mutation(
         "_program/_uses",
@@ -128,10 +128,34 @@ MUTATIONS = [
         "MatrixAxes(tuple(outputs), inputs",
         "rows for columns",
     ),
+    Mutation(
+        "_program/_values", 'lost[leaf] = Lost("unknown", met)', "pass", "axes lost in silence"
+    ),
+    Mutation(
+        "_program/_values", "place.wide_axes <= layout.wide_axes", "True", "axes lost by mixing"
+    ),
+    Mutation("_program/_layouts", "first.axes if turned else", "", "a symmetric sum is no matrix"),
+    Mutation("_program/_calls", "PASSES + 2 * len(carry)", "PASSES", "long loops cut off"),
+    Mutation("_program/_record", "self._explained |= met", "pass", "a penalty refused"),
+    Mutation(
+        "_program/_record", 'part.name == "transpose"', "False", "a gradient's way back is a way on"
+    ),
+    Mutation("_program/_record", "self.products[number].alone:", "False:", "a wide table whitened"),
+    Mutation("_program/_products", "meets and not", "not", "a graph behind the head"),
+    Mutation("_program/_mixing", "if value.views or not", "if True or", "head behind an update"),
+    Mutation("_program/_uses", "if not live:", "if False:", "unused is not said"),
+    Mutation("_program/_uses", "parts |= dict.fromkeys(columns, 1)", "pass", "a layer a vector"),
     Mutation("_program/_uses", "parts[outputs[0]])", "1)", "groups lost"),
+    Mutation("_axes", "if path not in table:", "if False:", "a table of another tree"),
+    Mutation(
+        "_decisions",
+        "if not leaf.known:\n            raise",
+        "if False:\n            raise",
+        "unknown left out",
+    ),
     Mutation("_program/_uses", "if last:", "if False:", "head rule off"),
     Mutation("_program/_uses", "if not first.is_alike(other)", "if False", "two uses not refused"),
-    Mutation("_program/_uses", ' and kind != "table"', "", "a tied table refused"),
+    Mutation("_program/_uses", ' and kind not in ("table", "number")', "", "a tied table refused"),
     Mutation("_scaling", "max(1.0, n / m)", "max(1.0, m / n)", "fan-in for fan-out"),
     Mutation("_selection", "and not any(p.search(name) for p in unwanted)", "", "no exclusion"),
     Mutation("_selection", "if not is_partial(tree):", "if True:", "a masked part must match"),

@@ -110,6 +110,9 @@ def _entry_by_entry(record: Record, equation: Any, operands: Sequence[Value]) ->
             kept[place] = _meeting(record, equation, value, others, shape)
     record.mix(operands)
     mixed = union(kept, shape)
+    if any(value.views for value in operands):  # a gradient updates it, and data pass elsewhere
+        through = [value for value in operands if value.views or not value.returned]
+        mixed = replace(mixed, passed=forgotten(through).passed)
     if mixed.data and any(_is_update(value, shape) for value in operands):
         raw = all(_is_update(v, shape) or not (v.behind or v.columns or v.views) for v in operands)
         mixed = replace(mixed, data=not raw)

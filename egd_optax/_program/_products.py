@@ -93,9 +93,6 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
             number, new = _product(record, equation, side, leaf, alone)
             columns.append(new)
             ways.add(record.is_forward(leaf, number))
-    updated = [s.value.views and s.value.data and not t for s, t in zip(sides, tokens, strict=True)]
-    through = [s.value for s, gone in zip(sides, updated, strict=True) if not gone]
-    result = replace(result, passed=forgotten(through).passed)
     if True in ways:
         record.followed |= result.passed
     return replace(
