@@ -51,8 +51,9 @@ bench: $(VENV)/.dev  ## time the polar methods and their peers, alone and in tra
 paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from nothing), then make the pages
 	$(RUN) examples/grokking paper
 
-pages: $(VENV)/.dev  ## make docs/grokking and docs/figures/demo.png from the logs, guides/models.md from the tests
+pages: $(VENV)/.dev  ## make docs/grokking, docs/arena and docs/figures from the logs, guides/models.md from the tests
 	$(RUN) examples/grokking pages
+	$(RUN) examples/arena pages
 	$(RUN) docs/hooks/models_page.py
 
 docs: $(VENV)/.docs  ## build the site strictly into site/

@@ -1,0 +1,1 @@
+"""Every optimizer tuned alike: which one needs the fewest steps."""

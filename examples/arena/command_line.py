@@ -1,0 +1,223 @@
+"""The command line: `python examples/arena --help`."""
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from arena import estimates, pages, session, tables
+from arena.checks import check_field
+from arena.field import Field, check_known, load
+from arena.record import Record, read
+from arena.workers import WorkerFailed
+
+LISTED = ("tasks", "optimizers")
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+LOGS = Path(__file__).resolve().parent / "logs"
+Name = Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="TASK")]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnTask:
+    task: Name = None
+    """A name of `list`, or a Python file that defines `task`."""
+    task_file: Path | None = None
+    """The file, said as an option."""
+    out: Path = LOGS
+    """Folder of the log, TASK.jsonl; the pages are made from the repository's own alone."""
+    trials: int | None = None
+    """Trials of each optimizer; left out, the task's own number."""
+
+    def load(self) -> tuple[str, Field]:
+        """Return where the task comes from, and the field.
+
+        Raises:
+            ValueError: no task, two, or an unknown one.
+        """
+        if (self.task is None) == (self.task_file is None):
+            raise ValueError(
+                f"a command needs one task, got TASK={self.task} and --task-file={self.task_file}; "
+                "see `list`"
+            )
+        source = self.task or os.path.join(".", str(self.task_file))
+        if self.task_file is not None:
+            source = str(self.task_file.resolve())
+        return source, load(source, self.trials)
+
+    def existing(self, field: Field) -> Path:
+        """Return the path of the task's log.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        path = self.log(field)
+        if not path.exists():
+            raise ValueError(f"this needs a log, and there is no {path}; `run` makes it")
+        return path
+
+    def log(self, field: Field) -> Path:
+        """Return the path of the task's log."""
+        return self.out / f"{field.task.name}.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(_OnTask):
+    """Tune every optimizer alike, run the bests on fresh seeds, time them, print the table.
+
+    A run that was killed goes on where it was, by the same command.
+    """
+
+    workers: int = 2
+    """Processes at once, each with one core."""
+    only: tuple[str, ...] = ()
+    """Names of optimizers; left out, all of them."""
+    anew: tuple[str, ...] = ()
+    """Names of optimizers that start anew: their lines so far no longer count."""
+    times: bool = True
+    """Time the bests at the end; `time` does it later, when nothing else runs."""
+
+    def run(self) -> None:
+        source, field = self.load()
+        for name in self.anew:
+            check_known("an optimizer", name, field.optimizers)
+        check_field(field.only(self.only))
+        log = self.log(field)
+        estimates.say(field.only(self.only))
+        names = self.only, self.anew
+        record = session.run(field, source, log, self.workers, *names, timing=self.times)
+        _show(record)
+        _say(f"log: {log}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune(_OnTask):
+    """Tune one optimizer on a task, without fresh seeds and times; `run` goes on from there."""
+
+    optimizer: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OPTIMIZER")] = ""
+    """A name of `list`."""
+    workers: int = 2
+    """Processes at once, each with one core."""
+
+    def run(self) -> None:
+        source, field = self.load()
+        check_field(field.only([self.optimizer]))
+        only = (self.optimizer,)
+        record = session.run(
+            field, source, self.log(field), self.workers, only, counting=False, timing=False
+        )
+        _show(record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Time(_OnTask):
+    """Time the bests of a log side by side, again if need be; nothing else should be running."""
+
+    def run(self) -> None:
+        source, field = self.load()
+        _show(session.time_again(field, source, self.existing(field)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(_OnTask):
+    """Say what will be run, from which ranges, and about how long it takes; nothing is logged."""
+
+    workers: int = 2
+    """Processes at once."""
+    only: tuple[str, ...] = ()
+    """Names of optimizers; left out, all of them."""
+
+    def run(self) -> None:
+        source, field = self.load()
+        chosen = field.only(self.only)
+        check_field(chosen)
+        estimates.say(chosen, ranges=True)
+        path = self.log(field)
+        record = read(path) if path.exists() else None
+        print(estimates.time_needed(chosen, source, record, self.workers))
+
+
+@dataclasses.dataclass(frozen=True)
+class Show(_OnTask):
+    """Print the table of a task's log, however far it is."""
+
+    def run(self) -> None:
+        path = self.out / f"{self.task}.jsonl"
+        if not path.exists():
+            path = self.existing(self.load()[1])
+        _show(read(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List the tasks and the optimizers."""
+
+    def run(self) -> None:
+        found = [getattr(importlib.import_module(f"arena.{name}"), name.upper()) for name in LISTED]
+        print(tables.list_all(*found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Make docs/arena anew from the logs; nothing is trained."""
+
+    docs: Path = pages.DOCS
+    """Folder to write into."""
+    logs: Path = LOGS
+    """Folder of the logs."""
+
+    def run(self) -> None:
+        _say(pages.render(self.docs, self.logs))
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    command.__name__.lower(): command for command in (Run, Tune, Time, Plan, Show, List, Pages)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 failed, 2 bad input, 130 interrupted.
+
+    Raises:
+        SystemExit: with code 2, the arguments do not parse; with code 0, help was asked for.
+    """
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        args=sys.argv[1:] if arguments is None else arguments,
+        prog="python examples/arena",
+        description="The arena: every optimizer tuned alike, and who needs the fewest steps.",
+    )
+    try:
+        command.run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ImportError) as error:
+        _complain(f"error: {error}")
+        return BAD_INPUT
+    except WorkerFailed as error:
+        _complain(f"error: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        _complain("interrupted; what was logged is kept, the same command goes on")
+        return INTERRUPTED
+    return 0
+
+
+def _show(record: Record) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(tables.console_table(record), tables.console_settings(record), sep="\n\n")
+
+
+def _say(message: str) -> None:
+    """Print one line, unwrapped so that a path can be copied."""
+    Console().print(message, soft_wrap=True, highlight=False)
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"{message}\n")

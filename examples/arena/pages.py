@@ -1,0 +1,108 @@
+"""The pages of docs/arena from their templates, with tables and figures made from the logs."""
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tabulate import tabulate
+
+from arena import tables
+from arena.estimates import range_of
+from arena.field import FIRST_FRESH_SEED
+from arena.figures import draw
+from arena.record import Record, read
+from arena.results import is_finished, rows, task_of
+
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parents[1] / "docs"
+HOLD = 20
+SOURCE = """---
+made: by `python examples/arena pages`, from examples/arena/templates/{name} and examples/arena/logs
+---
+"""
+
+
+def render(docs: Path, logs: Path) -> str:
+    """Write `docs`/arena: a page and a figure a finished log, an index; return what was done."""
+    paths = sorted(logs.glob("*.jsonl"))
+    records = [record for record in map(read, paths) if is_finished(record)]
+    if not records:
+        return f"no finished logs yet in {logs}; `run` makes them"
+    folder = docs / "arena"
+    folder.mkdir(parents=True, exist_ok=True)
+    records.sort(key=lambda record: _place(record.header["task"]["name"]))
+    titles = {name: one.title for name, one in _known("optimizers").items()}
+    _write(folder, "index.md", "index.md", _overall(records, titles))
+    for record in records:
+        name = record.header["task"]["name"]
+        _write(folder, f"{name}.md", "task.md", _of_task(record, titles, folder))
+    return f"written: {folder}"
+
+
+def _overall(records: Sequence[Record], titles: dict[str, str]) -> dict[str, Any]:
+    """Return what the index may use."""
+
+    def task_list() -> str:
+        tasks = map(task_of, records)
+        return "\n".join(f"- [{task.title}]({task.name}.md)" for task in tasks)
+
+    return {
+        "first_fresh_seed": FIRST_FRESH_SEED,
+        "hold": HOLD,
+        "overall_table": functools.partial(tables.overall_table, records, titles),
+        "task_list": task_list,
+    }
+
+
+def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Return what a task's page may use; its figure is drawn into `folder`."""
+    task = task_of(record)
+
+    def figure() -> str:
+        draw(record, titles, folder / f"{task.name}.png")
+        alt = f"{task.title}: steps of the best after so many trials, and by batch size"
+        return f"![{alt}]({task.name}.png)"
+
+    def ranges() -> str:
+        found = [
+            (titles.get(row.optimizer, row.optimizer), ", ".join(map(range_of, row.last.knobs)))
+            for row in rows(record)
+        ]
+        return tabulate(found, ("optimizer", "ranges"), tablefmt="github", disable_numparse=True)
+
+    functions: dict[str, Callable[..., str]] = {
+        "note": lambda: task.note,
+        "goal": lambda: f"{'at most' if task.lower else 'at least'} {task.target:g}",
+        "steps": lambda every: "step" if every == 1 else f"{every} steps",
+        "seeds": lambda: " and ".join(map(str, task.tuning_seeds)),
+        "batches": lambda: ", ".join(map(str, task.batches)),
+        "table": lambda: tables.task_table(record, titles),
+        "settings": lambda: tables.settings_table(record, titles),
+        "figure": figure,
+        "ranges": ranges,
+    }
+    return {"task": task, **functions}
+
+
+def _write(folder: Path, page: str, template: str, names: dict[str, Any]) -> None:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    text = environment.get_template(template).render(names)
+    (folder / page).write_text(SOURCE.format(name=template) + text, encoding="utf-8")
+
+
+def _place(task: str) -> tuple[int, str]:
+    """Return what orders tasks as they are listed; a user's own come last."""
+    names = list(_known("tasks"))
+    return (names.index(task) if task in names else len(names)), task
+
+
+def _known(module: str) -> dict[str, Any]:
+    return getattr(importlib.import_module(f"arena.{module}"), module.upper())

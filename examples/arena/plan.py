@@ -1,0 +1,224 @@
+"""What a log asks for next: rounds of trials, their bests, and the jobs that are still to do.
+
+All of it follows from the log's lines, so a command that was killed goes on where it was.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+
+from arena.contract import Knob, Task
+from arena.field import Field
+from arena.record import COUNT, ROUND, TRIAL, Line, Record
+from arena.space import (
+    BATCH,
+    Settings,
+    closer,
+    edges,
+    from_json,
+    points,
+    stages,
+    to_json,
+    widened,
+)
+
+WIDENINGS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Trials with one batch size, or the runs that count, of one optimizer: one program's work.
+
+    Args:
+        kind: TRIAL or COUNT.
+        optimizer: its name.
+        number: the round.
+        todo: number and settings of each trial; of what counts, only the best one's.
+        seeds: to run each of them on.
+        bound: sum of the steps of the best trial before with this batch size; None without one.
+    """
+
+    kind: str
+    optimizer: str
+    number: int
+    todo: tuple[tuple[int, Settings], ...]
+    seeds: tuple[int, ...]
+    bound: int | None = None
+
+    @property
+    def batch(self) -> int:
+        return self.todo[0][1][BATCH]
+
+    @property
+    def key(self) -> tuple:
+        """What no two workers have at once."""
+        return self.kind, self.optimizer, self.number, self.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """The trials of an optimizer in one set of ranges."""
+
+    task: Task
+    optimizer: str
+    number: int
+    knobs: tuple[Knob, ...]
+    trials: tuple[Line, ...]
+
+    @functools.cached_property
+    def points(self) -> list[Settings]:
+        """The settings of its trials, as far as they are known.
+
+        Those of a stage lie around the best of the stages before it.
+        """
+        task = self.task
+        arguments = (self.optimizer, self.number, self.knobs, task.batches)
+        first, *later = stages(task.trials)
+        found = points(*arguments, first)
+        for stage, count in enumerate(later, 1):
+            before = [trial for trial in self.trials if trial["trial"] < len(found)]
+            if len(before) < len(found):
+                break
+            best = min(before, key=functools.partial(rank, task))
+            found += closer(*arguments, count, best["settings"], stage) if count else []
+        return found
+
+    @property
+    def complete(self) -> bool:
+        return len(self.trials) == self.task.trials
+
+    @property
+    def best(self) -> Line:
+        """The best trial so far."""
+        return min(self.trials, key=functools.partial(rank, self.task))
+
+    @property
+    def edges(self) -> dict[str, str]:
+        """The knobs whose best value is at an edge of its range, and the side."""
+        return edges(self.knobs, self.best["settings"], self.points)
+
+    @property
+    def missing(self) -> dict[int, Settings]:
+        """Number and settings of the trials that are known and still to run."""
+        done = {trial["trial"] for trial in self.trials}
+        return {i: settings for i, settings in enumerate(self.points) if i not in done}
+
+    def total(self, batch: int) -> int | None:
+        """Return the least sum of steps with this batch size; None without a trial."""
+        sums = (
+            steps_sum(self.task, trial)
+            for trial in self.trials
+            if trial["settings"][BATCH] == batch
+        )
+        return min(sums, default=None)
+
+    def best_after(self, count: int) -> float:
+        """Return the mean steps of the best of the first `count` trials; infinite if none is in."""
+        values = (value(self.task, trial) for trial in self.trials if trial["trial"] < count)
+        return min(values, default=math.inf)
+
+
+def last_round(record: Record, task: Task, optimizer: str) -> Round | None:
+    """Return the round that counts: the one with the widest ranges; None before the first."""
+    return next(rounds(record, task, optimizer), None)
+
+
+def rounds(record: Record, task: Task, optimizer: str) -> Iterator[Round]:
+    """Yield an optimizer's rounds, the last one first."""
+    for line in reversed(record.of(ROUND, optimizer)):
+        trials = record.of(TRIAL, optimizer, line["round"])
+        trials.sort(key=lambda trial: trial["trial"])
+        knobs = tuple(from_json(knob) for knob in line["knobs"])
+        yield Round(task, optimizer, line["round"], knobs, tuple(trials))
+
+
+def steps_sum(task: Task, trial: Line) -> int:
+    """Return the sum of a trial's steps over the tuning seeds, a miss counted at the budget.
+
+    A trial that missed the target or was given up has no run on the other seeds: they count as
+    missed, too.
+    """
+    steps = [task.steps if run["steps"] is None else run["steps"] for run in trial["runs"]]
+    return sum(steps) + task.steps * (len(task.tuning_seeds) - len(steps))
+
+
+def value(task: Task, trial: Line) -> float:
+    """Return the mean of a trial's steps, what tuning makes small."""
+    return steps_sum(task, trial) / len(task.tuning_seeds)
+
+
+def rank(task: Task, trial: Line) -> tuple[float, float, int]:
+    """Return what orders trials: steps, then the score at the end, then who came first."""
+    sign = 1.0 if task.lower else -1.0
+    scores = [run["score"] for run in trial["runs"]]
+    worst = math.inf if None in scores else statistics.fmean(sign * score for score in scores)
+    return value(task, trial), worst, trial["trial"]
+
+
+def new_rounds(record: Record, field: Field) -> Iterator[Line]:
+    """Yield the line of each round that is due: the first, or one in wider ranges."""
+    for name, optimizer in field.optimizers.items():
+        last = last_round(record, field.task, name)
+        if last is None:
+            yield _round_line(field.task, name, 0, optimizer.knobs, {})
+        elif last.complete and last.edges and last.number < WIDENINGS:
+            knobs = widened(last.knobs, last.edges)
+            yield _round_line(field.task, name, last.number + 1, knobs, last.edges)
+
+
+def _round_line(
+    task: Task, name: str, number: int, knobs: Sequence[Knob], sides: dict[str, str]
+) -> Line:
+    line = {"kind": ROUND, "optimizer": name, "round": number, "trials": task.trials}
+    return line | {"widened": sides, "knobs": [to_json(knob) for knob in knobs]}
+
+
+def jobs(record: Record, field: Field, counting: bool = True) -> list[Job]:
+    """Return all that can be worked on now, what matters most first.
+
+    First one trial of each optimizer, for an estimate of the time; then the bests that are known,
+    then trials, the largest batches first.
+    """
+    first, rest, counts = list[Job](), list[Job](), list[Job]()
+    for name in field.optimizers:
+        last = last_round(record, field.task, name)
+        if last is None:
+            continue
+        todo = list(_trials(last))
+        if not last.trials and last.number == 0:
+            first.append(_alone(todo, 0))
+        rest += todo
+        if last.complete and counting:
+            counts += _counts(record, field, last)
+    return first + counts + sorted(rest, key=lambda job: -job.batch)
+
+
+def _trials(last: Round) -> Iterator[Job]:
+    """Yield a job for each batch size with trials to run."""
+    for batch in last.task.batches:
+        todo = tuple(one for one in last.missing.items() if one[1][BATCH] == batch)
+        if todo:
+            seeds, bound = last.task.tuning_seeds, last.total(batch)
+            yield Job(TRIAL, last.optimizer, last.number, todo, seeds, bound)
+
+
+def _alone(todo: Iterable[Job], trial: int) -> Job:
+    """Return the job that has a trial, without the others."""
+    job = next(job for job in todo if job.todo[0][0] == trial)
+    return dataclasses.replace(job, todo=job.todo[:1])
+
+
+def _counts(record: Record, field: Field, last: Round) -> Iterator[Job]:
+    """Yield the job of the fresh seeds that are still to run, if any."""
+    done = {line["seed"] for line in counted(record, last)}
+    seeds = tuple(seed for seed in field.fresh_seeds if seed not in done)
+    if seeds and not (last.edges and last.number < WIDENINGS):
+        todo = ((last.best["trial"], last.best["settings"]),)
+        yield Job(COUNT, last.optimizer, last.number, todo, seeds)
+
+
+def counted(record: Record, last: Round) -> list[Line]:
+    """Return the runs on fresh seeds of a round's best."""
+    return record.of(COUNT, last.optimizer, last.number) if last.trials else []

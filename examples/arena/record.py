@@ -1,0 +1,174 @@
+"""The log of a task: one line for all that was settled, tried, counted or timed, in that order.
+
+The first line has the task, the ranges, versions and hardware. A line is written when its trial has
+ended, and nothing else is kept anywhere: whoever reads the log knows what is still to do.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from grokking.log import check_writable, environment
+
+HEADER, ROUND, TRIAL, COUNT, TIMES, ANEW = "arena", "round", "trial", "count", "times", "anew"
+Line: TypeAlias = dict[str, Any]
+
+
+class LogError(ValueError):
+    """A file is no log of the arena, or one of something else."""
+
+
+class Record:
+    """The lines of a log, those that a later line takes back left out."""
+
+    def __init__(self, header: Line):
+        self.header, self.lines = header, list[Line]()
+
+    def add(self, line: Line) -> None:
+        """Add a line; one of kind `anew` takes back all of its optimizer, and the times."""
+        if line["kind"] == ANEW:
+            name = line["optimizer"]
+            self.lines = [
+                one for one in self.lines if one.get("optimizer") != name and one["kind"] != TIMES
+            ]
+            return
+        self.lines.append(line)
+
+    def of(self, kind: str, optimizer: str, number: int | None = None) -> list[Line]:
+        """Return the lines of a kind on an optimizer, and of a round of its trials."""
+        return [
+            line
+            for line in self.lines
+            if line["kind"] == kind
+            and line["optimizer"] == optimizer
+            and number in (None, line.get("round"))
+        ]
+
+    @property
+    def optimizers(self) -> list[str]:
+        """The optimizers with a round, in the order in which they appear."""
+        rounds = (line["optimizer"] for line in self.lines if line["kind"] == ROUND)
+        return list(dict.fromkeys(rounds))
+
+    @property
+    def times(self) -> Line:
+        """The last line of times; empty if there is none."""
+        return next((line for line in reversed(self.lines) if line["kind"] == TIMES), {})
+
+
+class Log:
+    """A log that grows, for one command at a time; an old one goes on, its cut-off line mended.
+
+    Args:
+        path: file to create or to go on with; missing folders are made.
+        config: what decides the results; an old log must have been made with the same.
+        anew: optimizers whose lines so far are taken back.
+
+    Raises:
+        LogError: the file is no log, or was made with another config.
+        OSError: the file cannot be written, or another command writes to it.
+    """
+
+    def __init__(self, path: Path, config: Line, anew: Iterable[str] = ()):
+        check_writable(path)
+        self.path = path
+        self._file = path.open("a+b")
+        try:
+            self._open(config, anew)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, config: Line, anew: Iterable[str]) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"one command at a time may write a log, and another writes {self.path}; wait for "
+                "it, or choose another folder with --out"
+            ) from error
+        _mend(self.path, self._file.fileno())
+        if self.path.stat().st_size == 0:
+            self._write({"kind": HEADER, **config, **environment()})
+        self.record = read(self.path)
+        for name in anew:
+            self.add({"kind": ANEW, "optimizer": name})
+        _check_same(self.path, self.record, config)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, line: Line) -> None:
+        """Append a line, on disk when this returns."""
+        self._write(line)
+        self.record.add(json.loads(json.dumps(line)))
+
+    def _write(self, line: Line) -> None:
+        self._file.write((json.dumps(line) + "\n").encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read(path: Path) -> Record:
+    """Read a log; a cut-off last line is left out.
+
+    Raises:
+        LogError: the file is no log, or a line cannot be read.
+        OSError: the file cannot be opened.
+    """
+    lines = _lines(path)
+    header = next(lines, {})
+    if header.get("kind") != HEADER:
+        raise LogError(f"a log of the arena begins with its header, and {path} does not")
+    record = Record(header)
+    for line in lines:
+        record.add(line)
+    return record
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    *whole, _ = path.read_bytes().split(b"\n")
+    for number, text in enumerate(whole, 1):
+        try:
+            line = json.loads(text)
+            line["kind"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise LogError(
+                f"line {number} of {path} is no line of a log; was it altered?"
+            ) from error
+        yield line
+
+
+def _mend(path: Path, descriptor: int) -> None:
+    """Cut off what follows the last line's end, in a log and nothing else."""
+    data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    begin = json.dumps({"kind": HEADER}).encode()[:-1]
+    if data[: len(begin)] != begin[: len(data)]:
+        raise LogError(
+            f"a log of the arena begins with its header, and {path} does not; name another"
+        )
+    os.ftruncate(descriptor, data.rfind(b"\n") + 1)
+
+
+def _check_same(path: Path, record: Record, config: Line) -> None:
+    """Refuse another task, or other ranges of an optimizer that is in the log."""
+    remedy = "move it away, or choose another folder with --out"
+    for name, value in config["task"].items():
+        old = record.header["task"].get(name)
+        if old != value and name not in ("title", "note"):
+            raise LogError(
+                f"a log has one task, and {path} was made with {name}={old}, not {value}; {remedy}"
+            )
+    for name, ranges in config["ranges"].items():
+        first = record.of(ROUND, name, 0)
+        if first and first[0]["knobs"] != ranges:
+            raise LogError(
+                f"ranges stay as they were written down, and those of {name} in {path} are others; "
+                f"{remedy}, or tune it anew with --anew {name}"
+            )

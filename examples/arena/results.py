@@ -1,0 +1,171 @@
+"""What a log says: medians and ranges, shares with intervals, ratios and sign tests over tasks."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from scipy import stats
+
+from arena.contract import Task
+from arena.field import PLAIN
+from arena.plan import Round, counted, rounds, value
+from arena.record import TRIAL, Record
+from arena.space import BATCH
+
+AFTER = (8, 16, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one optimizer came to on one task; None or empty where the log is not that far.
+
+    `last` is the last round that has a trial.
+    """
+
+    optimizer: str
+    last: Round
+    steps: dict[int, int | None]
+    """Steps to the target by fresh seed; None: missed."""
+    step_seconds: float | None
+    compile_seconds: float | None
+
+    @property
+    def task(self) -> Task:
+        return self.last.task
+
+    @property
+    def counted(self) -> list[int]:
+        """Steps by seed, a miss counted at the budget."""
+        return [self.task.steps if one is None else one for one in self.steps.values()]
+
+    @property
+    def median(self) -> float:
+        """Median of the steps; not a number without a run."""
+        return statistics.median(self.counted) if self.steps else math.nan
+
+    @property
+    def reached(self) -> int:
+        """Number of fresh seeds that reach the target."""
+        return sum(one is not None for one in self.steps.values())
+
+    @property
+    def missed(self) -> bool:
+        """Whether the median is that of seeds without the target."""
+        return 2 * self.reached <= len(self.steps)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of the share that reaches the target, 95 %."""
+        test = stats.binomtest(self.reached, len(self.steps))
+        found = test.proportion_ci(method="wilson")
+        return found.low, found.high
+
+    @property
+    def batch(self) -> int:
+        return self.last.best["settings"][BATCH]
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training to the target, without looks and compilation."""
+        return None if self.step_seconds is None else self.step_seconds * self.median
+
+    @property
+    def best_after(self) -> list[float]:
+        """Mean steps of the best of the first trials, on the tuning seeds."""
+        return [self.last.best_after(count) for count in after(self.task)]
+
+
+def after(task: Task) -> list[int]:
+    """Return the numbers of trials after which the best so far is told."""
+    return [count for count in AFTER if count < task.trials] + [task.trials]
+
+
+def task_of(record: Record) -> Task:
+    """Return the task of a log's header, good for all but training."""
+    values: dict[str, Any] = dict(record.header["task"])
+    tuples = {name: tuple(values[name]) for name in ("batches", "tuning_seeds")}
+
+    def untold(*_: Any) -> Any:
+        raise NotImplementedError("a log does not say how to train")
+
+    plain = {name: values[name] for name in (*PLAIN, "title", "note")} | tuples
+    return Task(init=untold, loss=untold, data=untold, score=untold, **plain)
+
+
+def rows(record: Record) -> list[Row]:
+    """Return what is known of each optimizer, fewest steps first."""
+    task = task_of(record)
+    found = [_row(record, task, name) for name in record.optimizers]
+    return sorted((row for row in found if row is not None), key=_order)
+
+
+def _order(row: Row) -> tuple[float, float]:
+    tuned = value(row.task, row.last.best)
+    return (row.median if row.steps else math.inf), tuned
+
+
+def _row(record: Record, task: Task, name: str) -> Row | None:
+    last = next((one for one in rounds(record, task, name) if one.trials), None)
+    if last is None:
+        return None
+    steps = {line["seed"]: line["steps"] for line in counted(record, last)}
+    timed = record.times.get("rows", {}).get(name)
+    if timed is None or timed["settings"] != last.best["settings"]:
+        return Row(name, last, steps, None, None)
+    step_seconds = statistics.median(timed["seconds"]) / timed["steps"]
+    return Row(name, last, steps, step_seconds, statistics.median(timed["compile"]))
+
+
+def is_finished(record: Record) -> bool:
+    """Return whether every optimizer of the header was tuned and counted."""
+    found = {row.optimizer: row for row in rows(record)}
+    seeds = len(record.header["fresh_seeds"])
+    return all(
+        name in found and found[name].last.complete and len(found[name].steps) == seeds
+        for name in record.header["ranges"]
+    )
+
+
+def median_steps(record: Record, last: Round) -> int:
+    """Return the median steps of a round's best on the fresh seeds, a miss at the budget."""
+    lines = counted(record, last)
+    return int(statistics.median_high(line["steps"] or last.task.steps for line in lines))
+
+
+def by_batch(record: Record, name: str) -> dict[int, float]:
+    """Return the fewest mean steps of any trial, in whatever round, by batch size."""
+    task = task_of(record)
+    best: dict[int, float] = {}
+    for trial in record.of(TRIAL, name):
+        batch = trial["settings"][BATCH]
+        best[batch] = min(best.get(batch, math.inf), value(task, trial))
+    return dict(sorted(best.items()))
+
+
+def ratio_to(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[float, int]:
+    """Return the geometric mean over tasks of the ratio of median steps, and how many tasks."""
+    ratios = []
+    for found in rows_by_task:
+        medians = {row.optimizer: row.median for row in found if row.steps}
+        if name in medians and other in medians:
+            ratios.append(medians[name] / medians[other])
+    return (float(stats.gmean(ratios)) if ratios else math.nan), len(ratios)
+
+
+def sign_test(
+    rows_by_task: Sequence[Sequence[Row]], name: str, other: str
+) -> tuple[int, int, float]:
+    """Return wins and losses against another on equal seeds of all tasks, and the test's p."""
+    wins = losses = 0
+    for found in rows_by_task:
+        one, two = ({r.optimizer: r for r in found}.get(which) for which in (name, other))
+        if one is None or two is None:
+            continue
+        pairs = {seed: (a, two.steps[seed]) for seed, a in one.steps.items() if seed in two.steps}
+        for a, b in pairs.values():
+            left, right = a or math.inf, b or math.inf
+            wins, losses = wins + (left < right), losses + (left > right)
+    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return wins, losses, float(p)

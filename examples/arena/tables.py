@@ -1,0 +1,149 @@
+"""Tables of a log, for the console and for the pages."""
+
+import math
+from collections.abc import Sequence
+
+from rich.table import Column
+from rich.table import Table as ConsoleTable
+from tabulate import tabulate
+
+from arena.contract import Optimizer
+from arena.plan import WIDENINGS, value
+from arena.record import Record
+from arena.results import Row, after, ratio_to, rows, sign_test, task_of
+from arena.space import BATCH
+
+NONE = "-"
+YARDSTICK = "adamw"
+
+
+def console_table(record: Record) -> ConsoleTable:
+    """Return the table of a log, also of one that is not finished; settings are in another."""
+    right = ["steps", "examples", "seconds", "reached", "batch", f"tuned after {_after(record)}"]
+    columns = [Column(name, justify="right", no_wrap=True) for name in right]
+    table = ConsoleTable(Column("optimizer", no_wrap=True), *columns, box=None, pad_edge=False)
+    for row in rows(record):
+        table.add_row(row.optimizer, *cells_of(row)[:-1])
+    return table
+
+
+def console_settings(record: Record) -> ConsoleTable:
+    """Return the best settings of each optimizer."""
+    table = ConsoleTable("", "best settings", box=None, pad_edge=False)
+    for row in rows(record):
+        table.add_row(row.optimizer, cells_of(row)[-1])
+    return table
+
+
+def task_table(record: Record, titles: dict[str, str]) -> str:
+    """Return the table of a log in Markdown."""
+    task = task_of(record)
+    headings = [
+        "optimizer",
+        "steps, median (range)",
+        "examples",
+        "seconds without / with compiling",
+    ]
+    headings += [
+        f"reaches {task.target:g} (95 % interval)",
+        "batch",
+        f"tuned after {_after(record)}",
+    ]
+    found = [[titles.get(r.optimizer, r.optimizer), *cells_of(r)[:-1]] for r in rows(record)]
+    return tabulate(found, headings, tablefmt="github", disable_numparse=True)
+
+
+def settings_table(record: Record, titles: dict[str, str]) -> str:
+    """Return the best settings of each optimizer in Markdown."""
+    found = [(titles.get(r.optimizer, r.optimizer), cells_of(r)[-1]) for r in rows(record)]
+    return tabulate(found, ("optimizer", "settings"), tablefmt="github", disable_numparse=True)
+
+
+def overall_table(records: Sequence[Record], titles: dict[str, str]) -> str:
+    """Return ratios to the yardstick over all tasks, and the sign test on equal seeds."""
+    by_task = [rows(record) for record in records]
+    names = dict.fromkeys(row.optimizer for found in by_task for row in found if row.steps)
+    ratios = {name: ratio_to(by_task, name, YARDSTICK) for name in names}
+    table = []
+    for name in sorted(names, key=lambda name: ratios[name][0]):
+        ratio, tasks = ratios[name]
+        wins, losses, p = sign_test(by_task, name, YARDSTICK)
+        test = NONE if name == YARDSTICK else f"{wins} : {losses} (p = {p:.2g})"
+        table.append([titles.get(name, name), f"{ratio:.2f}", tasks, test])
+    headings = ["optimizer", "steps / AdamW's", "tasks", "seeds won : lost against AdamW"]
+    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
+def cells_of(row: Row) -> list[str]:
+    """Return a row's cells after its name."""
+    best = row.last.best
+    settings = {name: one for name, one in best["settings"].items() if name != BATCH}
+    told = ", ".join(f"{name} {_number(one)}" for name, one in settings.items())
+    return [
+        steps_of(row),
+        f"{row.median * row.batch:,.0f}" if row.steps else NONE,
+        _seconds(row),
+        _share(row),
+        str(row.batch),
+        " / ".join(_mean_steps(row, one) for one in row.best_after),
+        told + _remark(row),
+    ]
+
+
+def steps_of(row: Row) -> str:
+    """Return median and range of the steps; on the tuning seeds as long as no other was run."""
+    if not row.steps:
+        mean = value(row.task, row.last.best)
+        return f"({mean:g} tuning)" if mean < row.task.steps else f"(> {mean:g} tuning)"
+    low, high = min(row.counted), max(row.counted)
+    median = f"> {row.task.steps}" if row.missed else f"{row.median:g}"
+    over = ">" if row.reached < len(row.steps) else ""
+    return median if low == high else f"{median} ({low} to {over}{high})"
+
+
+def _seconds(row: Row) -> str:
+    if row.seconds is None or row.compile_seconds is None:
+        return NONE
+    over = "> " if row.missed else ""
+    return f"{over}{row.seconds:.2f} / {row.seconds + row.compile_seconds:.2f}"
+
+
+def _share(row: Row) -> str:
+    if not row.steps:
+        return NONE
+    low, high = row.interval
+    return f"{row.reached} of {len(row.steps)} ({low:.0%} to {high:.0%})"
+
+
+def _mean_steps(row: Row, steps: float) -> str:
+    if math.isinf(steps):
+        return NONE
+    return f"> {row.task.steps}" if steps >= row.task.steps else f"{steps:g}"
+
+
+def _remark(row: Row) -> str:
+    """Return what a reader must know: a round in progress, wider ranges, a best at an edge."""
+    last = row.last
+    remarks = [f"{len(last.trials)} of {row.task.trials} trials"] if not last.complete else []
+    if last.number:
+        remarks.append(f"ranges widened {last.number} x")
+    if last.complete and last.edges:
+        still = "still at" if last.number == WIDENINGS else "to be widened: at"
+        remarks.append(f"{still} the edge of {', '.join(last.edges)}")
+    return f" [{'; '.join(remarks)}]" if remarks else ""
+
+
+def list_all(tasks: dict, optimizers: dict[str, Optimizer]) -> str:
+    """Return names and titles of tasks and optimizers."""
+    lines = ["tasks:", *(f"  {name:20} {task.title}" for name, task in tasks.items())]
+    lines += ["", "optimizers:"]
+    lines += [f"  {name:20} {one.title} ({one.source})" for name, one in optimizers.items()]
+    return "\n".join(lines)
+
+
+def _after(record: Record) -> str:
+    return " / ".join(map(str, after(task_of(record))))
+
+
+def _number(one: object) -> str:
+    return f"{one:g}" if isinstance(one, float) else str(one)

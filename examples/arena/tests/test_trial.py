@@ -1,0 +1,143 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from arena import trial
+from arena.contract import Knob, Optimizer, Task
+from arena.execute import trial_runs
+from arena.trial import Program
+
+# A clock: its only parameter counts steps, and the score of each is written down in the test data.
+CLOCK = Optimizer(
+    "clock",
+    "A clock",
+    "here",
+    (Knob("pace", 0.5, 2.0),),
+    lambda values, *_: optax.sgd(-values["pace"]),
+)
+
+
+def clock(scores, hold=2, **fields):
+    scores = np.array([0.0, *scores], "float32")
+
+    def loss(params, batch):
+        return jnp.mean(batch) * params["t"]
+
+    def score(params, table):
+        return table[jnp.round(params["t"]).astype(jnp.int32)]
+
+    task = Task(
+        name="clock",
+        title="A clock",
+        init=lambda key: {"t": jnp.zeros(())},
+        loss=loss,
+        data=lambda seed: (np.ones(4, "float32"), scores),
+        score=score,
+        target=0.5,
+        steps=len(scores) - 1,
+        batches=(4,),
+        hold=hold,
+    )
+    return dataclasses.replace(task, **fields)
+
+
+def several(tables, hold):
+    """Return the clock whose scores the seed chooses."""
+    tables = [np.array([0.0, *scores], "float32") for scores in tables]
+    data = lambda seed: (np.ones(4, "float32"), tables[seed])  # noqa: E731
+    return clock(tables[0][1:], hold=hold, data=data)
+
+
+def run(task, limit=None, pace=1.0):
+    return Program(task, CLOCK, 4).run({"pace": pace}, 0, limit)
+
+
+HELD = [
+    ([0, 1, 1, 1, 0], 2, 3),  # the first look of a run that is held
+    ([1, 0, 0, 1, 1], 4, 5),  # a run that is not held does not count
+    ([0, 0, 0, 0, 1], 5, 5),  # all looks that remain
+    ([0, 1, 0, 1, 0], None, 5),
+    ([0, 0.5, 0.5, 0, 0], 2, 3),  # the target itself counts
+    ([0, np.nan, 0, 0, 0], None, 5),
+]
+
+
+def test_the_target_counts_where_it_is_held():
+    program = Program(several([scores for scores, _, _ in HELD], hold=2), CLOCK, 4)
+    found = [program.run({"pace": 1.0}, seed) for seed in range(len(HELD))]
+    assert [(one["steps"], one["ran"]) for one in found] == [(steps, ran) for _, steps, ran in HELD]
+
+
+def test_less_is_better_if_lower():
+    found = run(clock([1, 0.2, 0.4, 1, 1], lower=True))
+    assert (found["steps"], found["best"], found["score"]) == (2, pytest.approx(0.2), 0.4)
+
+
+def test_looks_come_every_so_many_steps():
+    found = run(clock([1, 1, 0, 1, 1, 1, 0], every=2))
+    assert (found["steps"], found["ran"]) == (2, 4)
+
+
+def test_a_run_past_its_limit_ends_unless_it_is_at_the_target():
+    task = clock([0, 0, 0, 1, 1, 0, 0])
+    assert run(task, limit=2)["ran"] == 2
+    assert run(task, limit=3)["ran"] == 3
+    found = run(task, limit=4)
+    assert (found["steps"], found["ran"]) == (4, 5)
+
+
+def test_looks_that_are_left_out_change_nothing(monkeypatch):
+    random = np.random.default_rng(0)
+    task = several((random.random((20, 40)) < 0.8).astype("float32"), hold=8)
+    found = []
+    for jump in (1, 4, 8):
+        monkeypatch.setattr(trial, "JUMP", jump)
+        program = Program(task, CLOCK, 4)
+        found.append([program.run({"pace": 1.0}, seed)["steps"] for seed in range(20)])
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) > 5
+
+
+def test_a_trial_is_given_up_once_it_cannot_be_the_best():
+    task = clock([0, 0, 0, 1, 1, 0, 0, 0, 0, 0])
+    program = Program(task, CLOCK, 4)
+    assert [one["steps"] for one in trial_runs(task, program, {"pace": 1.0}, (0, 1), 8)] == [4, 4]
+    given_up = trial_runs(task, program, {"pace": 1.0}, (0, 1), 4)
+    assert [(one["steps"], one["ran"]) for one in given_up] == [(None, 3)]
+
+
+def test_a_run_whose_loss_is_not_finite_ends_without_the_target():
+    def loss(params, batch):
+        return jnp.mean(batch) * jnp.where(params["t"] > 1.5, jnp.inf, params["t"])
+
+    found = run(clock([0, 0, 1, 1, 1, 1], loss=loss))
+    assert found["steps"] is None
+    assert found["ran"] <= 4
+
+
+def test_settings_share_one_compilation():
+    program = Program(clock([0] * 8), CLOCK, 4)
+    slow, fast = (program.run({"pace": pace}, 0) for pace in (0.5, 1.0))
+    assert slow["ran"] == fast["ran"]
+    assert program.take_compile_seconds() > 0
+    program.run({"pace": 0.75}, 1)
+    assert program.take_compile_seconds() == 0
+
+
+def test_an_epoch_has_every_example_once_in_a_new_order():
+    train = jnp.arange(7.0)
+    program = Program(clock([0], data=lambda seed: (train, train)), CLOCK, 3)
+    state = program._start(optax.identity(), {}, train)
+    next_batch = jax.jit(functools.partial(program._next_batch, jax.random.key(0), train))
+    seen = []
+    for step in range(4):
+        order, batch = next_batch(state._replace(step=jnp.int32(step)))
+        state = state._replace(order=order)
+        seen.append(batch.tolist())
+    assert len({*seen[0], *seen[1]}) == len({*seen[2], *seen[3]}) == 6
+    assert seen[:2] != seen[2:]
