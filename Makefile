@@ -14,8 +14,8 @@ PARALLEL := -n $(JOBS) --dist loadfile
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.dev  ## train on modular addition with SGD and with EGD, print a table, draw a figure
-	$(RUN) examples/grokking demo
+demo: $(VENV)/.dev  ## train on modular addition: SGD, the paper's EGD, AdamW and EGD tuned; a table, a figure
+	$(RUN) examples/arena demo
 
 test: lint  ## lint, types and the tests that take seconds
 	$(RUN) -m pytest $(PARALLEL)

@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from tabulate import tabulate
 
-from arena import estimates, pages, session, tables
+from arena import demo, estimates, pages, session, tables, why
 from arena.checks import check_field
-from arena.field import Field, check_known, load
+from arena.field import FIRST_FRESH_SEED, Field, check_known, load
+from arena.figures import draw
 from arena.record import Record, read
 from arena.workers import WorkerFailed
 
@@ -67,6 +69,26 @@ class _OnTask:
 
 
 @dataclasses.dataclass(frozen=True)
+class Demo:
+    """Watch SGD wait and EGD grok, beside a tuned AdamW: four runs, a table, a figure."""
+
+    out: Path = Path("runs")
+    """Folder of demo/, for log and figure; a run that was killed goes on there."""
+    seed: int = FIRST_FRESH_SEED
+    """Decides the split, the initial values and the order of the batches."""
+
+    def run(self) -> None:
+        log = demo.log_of(self.out, self.seed)
+        figure = log.parent / "accuracy.png"
+        lines = demo.run(log, demo.tuned_log(LOGS), self.seed)
+        found = demo.rows(lines)
+        headings = ("addition modulo 97", "steps to 95 %", "test", "seconds")
+        print(tabulate(found, headings, disable_numparse=True))
+        demo.draw(lines, figure)
+        _say(f"log: {log}\nfigure: {figure}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Run(_OnTask):
     """Tune every optimizer alike, run the bests on fresh seeds, time them, print the table.
 
@@ -92,7 +114,9 @@ class Run(_OnTask):
         names = self.only, self.anew
         record = session.run(field, source, log, self.workers, *names, timing=self.times)
         _show(record)
-        _say(f"log: {log}")
+        figure = log.with_suffix(".png")
+        draw(record, {name: one.title for name, one in field.optimizers.items()}, figure)
+        _say(f"log: {log}\nfigure: {figure}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +145,24 @@ class Time(_OnTask):
     def run(self) -> None:
         source, field = self.load()
         _show(session.time_again(field, source, self.existing(field)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Why(_OnTask):
+    """Log the course of the bests' runs, norms and ranks, and their steps with less data.
+
+    The log is why/TASK.jsonl beside the task's own. A run that was killed goes on where it was.
+    """
+
+    only: tuple[str, ...] = ()
+    """Names of optimizers; left out, all of them."""
+
+    def run(self) -> None:
+        _, field = self.load()
+        chosen = why.study(field, read(self.existing(field)), self.only)
+        path = self.out / "why" / f"{field.task.name}.jsonl"
+        why.run(chosen, path)
+        _say(f"log: {path}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +218,8 @@ class Pages:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command for command in (Run, Tune, Time, Plan, Show, List, Pages)
+    command.__name__.lower(): command
+    for command in (Demo, Run, Tune, Time, Why, Plan, Show, List, Pages)
 }
 
 

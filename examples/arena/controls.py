@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from egd_optax.polar import polar_factor
+
 Number = jax.Array | float
 TINY = 1e-30
 
@@ -77,6 +79,48 @@ def clip_columns(longest: Number, chosen: Any) -> optax.GradientTransformation:
             lambda u, w, wanted: clip(u, w) if wanted else u, updates, params, chosen
         )
         return clipped, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def hold_norms(ratio: Number, chosen: Any) -> optax.GradientTransformation:
+    """Scale, after the step, each matrix to this multiple of its initial norm: last in a chain.
+
+    Args:
+        ratio: the norm that is held, relative to the initial one.
+        chosen: tree of bools, the matrices to hold.
+    """
+
+    def init(params):
+        return jax.tree.map(jnp.linalg.norm, params)
+
+    def hold(update: jax.Array, weights: jax.Array, first: jax.Array) -> jax.Array:
+        new = weights + update
+        return new * (ratio * first / (jnp.linalg.norm(new) + TINY)) - weights
+
+    def update(updates, state, params):
+        held = jax.tree.map(
+            lambda u, w, n, wanted: hold(u, w, n) if wanted else u, updates, params, state, chosen
+        )
+        return held, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def add_nuclear_decay(decay: Number) -> optax.GradientTransformation:
+    """Add the polar factor of the weights: all singular values shrink by the same length.
+
+    It is the subgradient of the nuclear norm, the sum of the singular values.
+
+    References:
+        Low-Rank Decay, 2026, arXiv 2606.04405, where it is approximated by a polynomial.
+    """
+
+    def add(update: jax.Array, weights: jax.Array) -> jax.Array:
+        return update + decay * polar_factor(weights)
+
+    def update(updates, state, params):
+        return jax.tree.map(add, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

@@ -114,31 +114,39 @@ def lion(values: Values, task: Task, params: Params) -> optax.GradientTransforma
 
 def shampoo(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
     change = controls.shampoo(_beta(values["memory"]))
-    return _changed(values, task, params, change)
+    return changed(values, task, params, change)
 
 
 def column_norm(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
-    return _changed(values, task, params, normalize_columns(controls.TINY))
+    return changed(values, task, params, normalize_columns(controls.TINY))
 
 
 def scaled(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
-    return _changed(values, task, params, controls.scale_to_whitened())
+    return changed(values, task, params, controls.scale_to_whitened())
 
 
 def weighted(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
     weigh = controls.weigh_rows(values["power"])
-    return _changed(values, task, params, optax.chain(weigh, scale_by_egd()))
+    return changed(values, task, params, optax.chain(weigh, scale_by_egd()))
 
 
 def egd(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
     """Return `egd_optax.egd`, whose decay's kind and look-ahead are no numbers, as a chain."""
-    return _changed(values, task, params, scale_by_egd())
+    return changed(values, task, params, scale_by_egd())
 
 
-def _changed(
+def changed(
     values: Values, task: Task, params: Params, change: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Return decay, average, change and step of the matrices, and AdamW for the rest."""
+    """Return decay, average, change and step of the matrices, and AdamW for the rest.
+
+    Args:
+        values: `learning_rate`, `decay`, `others`, `reach`; where they are tuned, `kind` and
+            `lookahead`, which are decoupled and Nesterov's otherwise.
+        task: says which leaves are matrices.
+        params: the parameters.
+        change: what becomes of the averaged gradient of a matrix.
+    """
     coupled = jnp.asarray(values.get("kind", 0), jnp.float32)
     decay = values["decay"]
     whole = optax.chain(

@@ -9,10 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
-from arena import tables
+from arena import demo, tables
 from arena.estimates import range_of
 from arena.field import FIRST_FRESH_SEED
 from arena.figures import draw
+from arena.recipes import optimizers as RECIPES
 from arena.record import Record, read
 from arena.results import is_finished, rows, task_of
 
@@ -26,7 +27,11 @@ made: by `python examples/arena pages`, from examples/arena/templates/{name} and
 
 
 def render(docs: Path, logs: Path) -> str:
-    """Write `docs`/arena: a page and a figure a finished log, an index; return what was done."""
+    """Write `docs`/arena: a page and a figure a finished log, an index; and figures/demo.png.
+
+    Returns:
+        A line that says where.
+    """
     paths = sorted(logs.glob("*.jsonl"))
     records = [record for record in map(read, paths) if is_finished(record)]
     if not records:
@@ -34,11 +39,16 @@ def render(docs: Path, logs: Path) -> str:
     folder = docs / "arena"
     folder.mkdir(parents=True, exist_ok=True)
     records.sort(key=lambda record: _place(record.header["task"]["name"]))
-    titles = {name: one.title for name, one in _known("optimizers").items()}
+    titles = {one.name: one.title for one in (*_known("optimizers").values(), *RECIPES)}
     _write(folder, "index.md", "index.md", _overall(records, titles))
     for record in records:
         name = record.header["task"]["name"]
-        _write(folder, f"{name}.md", "task.md", _of_task(record, titles, folder))
+        own = (HERE / "templates" / f"{name}.md").exists()
+        template = f"{name}.md" if own else "task.md"
+        _write(folder, f"{name}.md", template, _of_task(record, titles, folder))
+    if (log := demo.log_of(logs)).exists():
+        (docs / "figures").mkdir(exist_ok=True)
+        demo.draw(read(log).lines, docs / "figures" / "demo.png")
     return f"written: {folder}"
 
 
@@ -46,13 +56,16 @@ def _overall(records: Sequence[Record], titles: dict[str, str]) -> dict[str, Any
     """Return what the index may use."""
 
     def task_list() -> str:
-        tasks = map(task_of, records)
+        tasks = [task_of(record) for record in records]
         return "\n".join(f"- [{task.title}]({task.name}.md)" for task in tasks)
+
+    known = _known("tasks")
+    compared = [one for one in records if one.header["task"]["name"] in known]
 
     return {
         "first_fresh_seed": FIRST_FRESH_SEED,
         "hold": HOLD,
-        "overall_table": functools.partial(tables.overall_table, records, titles),
+        "overall_table": functools.partial(tables.overall_table, compared, titles),
         "task_list": task_list,
     }
 
@@ -82,6 +95,7 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, 
         "table": lambda: tables.task_table(record, titles),
         "settings": lambda: tables.settings_table(record, titles),
         "figure": figure,
+        "source": lambda name: (HERE / name).read_text(encoding="utf-8").rstrip(),
         "ranges": ranges,
     }
     return {"task": task, **functions}

@@ -179,18 +179,34 @@ def _of(config: Config) -> Parts:
     return Parts(config.task, config.width, config.init_scale)
 
 
-def _modular(operation: str, p: int) -> Task:
+def _modular(operation: str, p: int, fraction: float = 0.5) -> Task:
     config = PAPER[f"{operation}-{p}"]
-    size = config.task.train_size
+    whole: Any = config.task
+    problem = dataclasses.replace(whole, train_fraction=fraction)
+    size = problem.train_size
     return _task(
         f"{operation}-{p}",
         f"{operation.capitalize()} modulo {p}",
-        _of(config),
+        Parts(problem, config.width, config.init_scale),
         (512, size // 4, size // 2, size),
         target=0.95,
         steps=MODULAR_STEPS,
         note="The paper's network and data: a two-layer ReLU network, half of the table.",
     )
+
+
+def with_fraction(name: str, fraction: float) -> Task:
+    """Return a modular table's task with another share of the table to train on.
+
+    Raises:
+        ValueError: the task is no modular table.
+    """
+    operation, _, p = name.partition("-")
+    if operation not in OPERATIONS or not p.isdigit():
+        raise ValueError(
+            f"only modular tables have a share to train on, such as addition-97, got {name}"
+        )
+    return _modular(operation, int(p), fraction)
 
 
 def _parity(k: int) -> Task:

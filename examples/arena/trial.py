@@ -102,7 +102,7 @@ class Program:
     ) -> tuple[State, Watch]:
         task, sign = self.task, -1.0 if self.task.lower else 1.0
         transform = self.optimizer.make(values, task, params)
-        step = functools.partial(self._step, transform, key, train)
+        step = functools.partial(self.step, transform, key, train)
 
         def look(carry: tuple[State, State, Watch]) -> tuple[State, State, Watch]:
             before, _, watch = carry
@@ -127,7 +127,7 @@ class Program:
             within &= (state.step < last_step(task)) & (watch.held < task.hold)
             return within & after.finite
 
-        state = self._start(transform, params, train)
+        state = self.start(transform, params, train)
         none, number = jnp.int32(0), jnp.float32(jnp.nan)
         nothing = Watch(none, none, number, number, jnp.bool_(False), none)
         _, state, watch = jax.lax.while_loop(goes_on, look, (state, state, nothing))
@@ -138,15 +138,15 @@ class Program:
     ) -> Params:
         """Return the parameters after so many steps without a look, to be timed."""
         transform = self.optimizer.make(values, self.task, params)
-        step = functools.partial(self._step, transform, key, train)
-        state = self._start(transform, params, train)
+        step = functools.partial(self.step, transform, key, train)
+        state = self.start(transform, params, train)
         return jax.lax.fori_loop(0, steps, lambda _, state: step(state), state).params
 
-    def _start(self, transform: optax.GradientTransformation, params: Params, train: Batch) -> Any:
+    def start(self, transform: optax.GradientTransformation, params: Params, train: Batch) -> Any:
         order = jnp.arange(size(train), dtype=jnp.int32)
         return State(params, transform.init(params), order, jnp.int32(0), jnp.bool_(True))
 
-    def _step(
+    def step(
         self, transform: optax.GradientTransformation, key: jax.Array, train: Batch, state: State
     ) -> State:
         order, batch = self._next_batch(key, train, state)

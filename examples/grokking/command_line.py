@@ -20,35 +20,13 @@ from grokking.figures import check_figure, draw_runs
 from grokking.log import Run, read_runs
 from grokking.paper import run_missing
 from grokking.questions import EXPERIMENTS
-from grokking.session import demo_runs, train_logged
+from grokking.session import train_logged
 from grokking.tables import console_table
 from grokking.tasks import nearest
 from grokking.training import TrainingDiverged, check_fit
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 Paths = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="LOG ...")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Demo:
-    """Watch SGD wait and EGD grok: three runs on addition modulo 97, a table, a figure."""
-
-    out: Path | None = None
-    """Folder for log and figure; left out, runs/demo or the next free runs/demo-2, ..."""
-    seed: int = 0
-    """Decides the split, the initial values and the order of the batches."""
-
-    def run(self) -> None:
-        runs = demo_runs(self.seed)
-        folder = self.out or _free(Path("runs/demo"))
-        log, figure = folder / "demo.jsonl", folder / "accuracy.png"
-        _refuse_to_overwrite(log)
-        check_figure(figure)
-        for name, (label, config) in runs.items():
-            Console().print(f"{label}: at most {config.epochs} epochs ...", highlight=False)
-            train_logged(log, name, config, label)
-        _show(read_runs(log), figure)
-        _say(f"log: {log}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +124,7 @@ class Paper:
 
 @dataclasses.dataclass(frozen=True)
 class Pages:
-    """Make docs/grokking and docs/figures/demo.png anew from the logs; nothing is trained."""
+    """Make docs/grokking anew from the logs; nothing is trained."""
 
     docs: Path = pages.DOCS
     """Folder to write into."""
@@ -157,7 +135,7 @@ class Pages:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command for command in (Demo, Train, Show, List, Paper, Pages)
+    command.__name__.lower(): command for command in (Train, Show, List, Paper, Pages)
 }
 
 

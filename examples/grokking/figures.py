@@ -1,4 +1,4 @@
-"""The figures of the demonstration and of the pages, drawn from logs."""
+"""The figures of the pages, drawn from logs."""
 
 import functools
 import itertools

@@ -10,9 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grokking import claims, tables, toy_experiment
-from grokking.experiments import HERE, LOGS
-from grokking.figures import FIGURES, draw_runs
-from grokking.log import read_runs
+from grokking.experiments import HERE
+from grokking.figures import FIGURES
 from grokking.outcomes import outcomes
 from grokking.questions import EXPERIMENTS
 
@@ -25,10 +24,9 @@ made: by `make pages`, from examples/grokking/templates/{name} and examples/grok
 
 
 def render(docs: Path = DOCS) -> None:
-    """Write every page and figure into `docs`/grokking, and `docs`/figures/demo.png."""
+    """Write every page and figure into `docs`/grokking."""
     folder = docs / "grokking"
-    for each in (folder, docs / "figures"):
-        each.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -40,7 +38,6 @@ def render(docs: Path = DOCS) -> None:
         text = environment.get_template(template.name).render()
         source = SOURCE.format(name=template.name)
         (folder / template.name).write_text(source + text, encoding="utf-8")
-    draw_runs(read_runs(LOGS / "demo.jsonl"), docs / "figures" / "demo.png")
 
 
 def globals_of(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run with its log and its progress bar, and the demonstration: three such runs."""
+"""A run with its log and its progress bar."""
 
 import contextlib
 from pathlib import Path
@@ -8,7 +8,6 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from grokking.config import Config
-from grokking.experiments import PAPER
 from grokking.log import Writer
 from grokking.training import Epoch, Result, train
 
@@ -48,17 +47,3 @@ def one_blas_thread() -> contextlib.AbstractContextManager:
     an epoch with a decomposition in it gets several times slower, at random.
     """
     return threadpool_limits(limits=1, user_api="blas")
-
-
-def demo_runs(seed: int = 0) -> dict[str, tuple[str, Config]]:
-    """Return label and config of the demonstration's runs on addition modulo 97, by name."""
-    paper = PAPER["addition-97"].changed(seed=seed)
-    both = {"matrices": "all", "method": "auto", "switch_off": None}
-    return {
-        f"sgd-seed{seed}": ("SGD", paper.changed(optimizer="plain", epochs=400)),
-        f"egd-seed{seed}": ("EGD, first matrix (paper)", paper.changed(epochs=200)),
-        f"egd-both-seed{seed}": (
-            "EGD, both matrices",
-            paper.changed(epochs=60, epochs_after_target=20, **both),
-        ),
-    }

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from arena import pages, plan
+from arena import demo, pages, plan
 from arena.command_line import LOGS
 from arena.record import COUNT, TRIAL, read
-from arena.results import is_finished, task_of
+from arena.results import is_finished, rows, task_of
 
 FINISHED = [path for path in sorted(LOGS.glob("*.jsonl")) if is_finished(read(path))]
 
@@ -44,3 +44,18 @@ def test_the_pages_are_those_of_the_logs(tmp_path, monkeypatch):
     assert made == kept, "run `make pages`"
     prose = [line for text in made.values() for line in text.splitlines()]
     assert not [line for line in prose if len(line) > 120 and not re.match(r"\||!\[", line)]
+
+
+def test_the_readme_says_what_the_logs_say():
+    readme = " ".join((pages.DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    medians = {row.optimizer: f"{row.median:g}" for row in rows(read(LOGS / "addition-97.jsonl"))}
+    told = (
+        "EGD {egd} steps (median of 10 fresh seeds), Muon {muon}, Shampoo {shampoo}, AdamW {adamw}"
+    )
+    assert told.format(**medians) in readme
+    sgd, paper, adamw, egd = (row[1] for row in demo.rows(read(demo.log_of(LOGS)).lines))
+    assert sgd == "> 3,600"
+    assert (
+        f"the paper's EGD at 95 % after {paper}, AdamW tuned after {adamw}, EGD tuned after {egd}"
+        in readme
+    )

@@ -132,7 +132,7 @@ def test_settings_share_one_compilation():
 def test_an_epoch_has_every_example_once_in_a_new_order():
     train = jnp.arange(7.0)
     program = Program(clock([0], data=lambda seed: (train, train)), CLOCK, 3)
-    state = program._start(optax.identity(), {}, train)
+    state = program.start(optax.identity(), {}, train)
     next_batch = jax.jit(functools.partial(program._next_batch, jax.random.key(0), train))
     seen = []
     for step in range(4):

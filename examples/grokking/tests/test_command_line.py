@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from grokking import command_line, session
+from grokking import session
 from grokking.changes import with_changes
 from grokking.command_line import COMMANDS, main
 from grokking.experiments import PAPER
@@ -77,23 +77,18 @@ def test_train_without_a_log_takes_a_free_name(tmp_path):
         (["show", "folder"], "folder is not (Is a directory)"),
         (["show", "file"], "a log holds at least one run"),
         (["show"], "at least one log"),
-        (["demo", "--seed", "-1"], "seed must be at least 0"),
-        (["demo", "--out", "logs"], "never overwritten"),
-        (["demo", "--out", "file"], "file cannot be (File exists)"),
         (["paper", "parity"], "got parity; did you mean parity-seeds? none means all"),
         (["pages", "--docs", "file"], "file/grokking is not (Not a directory)"),
         (["paper", "--processes", "0"], "processes must be at least 1, got 0"),
         (["paper", "--logs", "file"], "logs must be a folder"),
         (["train"], "required"),
-        (["learn"], "Available subcommands: demo, train, show"),
+        (["learn"], "Available subcommands: train, show"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, capsys, monkeypatch, arguments, message):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "demo.jsonl").touch()
     monkeypatch.setattr(session, "train", lambda *_: pytest.fail("training was started"))
     before = sorted(tmp_path.rglob("*"))
     assert exit_code(*arguments) == 2
@@ -198,21 +193,3 @@ def test_a_reader_that_stops_early_is_no_error(capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdout", stdout)
         assert exit_code("list") == 0
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.usefixtures("untrained")
-def test_demo_writes_a_log_and_a_figure_into_a_free_folder(tiny, tmp_path, capsys, monkeypatch):
-    runs = {"sgd-seed0": ("SGD", tiny.changed(optimizer="plain")), "egd-seed0": ("EGD", tiny)}
-    monkeypatch.setattr(command_line, "demo_runs", lambda seed: runs)
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert exit_code("demo") == 0
-    folder = tmp_path / "runs" / "demo-2"
-    assert sorted(path.name for path in folder.iterdir()) == ["accuracy.png", "demo.jsonl"]
-    assert [run.label for run in read_runs(folder / "demo.jsonl")] == ["SGD", "EGD"]
-    assert "> 3" in capsys.readouterr().out
-
-
-def test_the_demo_has_three_runs_of_one_seed():
-    runs = session.demo_runs(seed=2)
-    assert [config.seed for _, config in runs.values()] == [2, 2, 2]
-    assert list(runs) == ["sgd-seed2", "egd-seed2", "egd-both-seed2"]

@@ -32,10 +32,7 @@ def test_pages_and_figures_are_made_from_the_logs_alone(tmp_path, monkeypatch):
     assert made == kept, "run `make pages`"
     assert all("made: by `make pages`, from examples/grokking/" in page for page in made.values())
     figures = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")}
-    assert figures == {
-        path.relative_to(pages.DOCS)
-        for path in [*pages.DOCS.glob("grokking/*.png"), pages.DOCS / "figures" / "demo.png"]
-    }
+    assert figures == {path.relative_to(pages.DOCS) for path in pages.DOCS.glob("grokking/*.png")}
     assert all(b"make pages" in (tmp_path / path).read_bytes() for path in figures)
 
 
