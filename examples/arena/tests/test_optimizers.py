@@ -13,8 +13,10 @@ import egd_optax
 from arena import controls
 from arena.contract import Knob, Task
 from arena.optimizers import COUPLED, OPTIMIZERS, matrices_of
+from arena.recipes import optimizers as RECIPES
 from arena.tasks import Parts
 
+EVERY = {entry.name: entry for entry in (*OPTIMIZERS.values(), *RECIPES)}
 RANDOM = np.random.default_rng(0)
 GRADIENTS = RANDOM.standard_normal((5, 4, 6)).astype(np.float32)
 MATRIX = RANDOM.standard_normal((4, 6)).astype(np.float32)
@@ -64,17 +66,17 @@ def descend(optimizer):
 
 @functools.partial(jax.jit, static_argnums=0)
 def train(name, values):
-    return descend(OPTIMIZERS[name].make(values, SMALL, PARAMS))
+    return descend(EVERY[name].make(values, SMALL, PARAMS))
 
 
 def settings(name, **changes):
-    return {knob.name: middle(knob) for knob in OPTIMIZERS[name].knobs} | {
+    return {knob.name: middle(knob) for knob in EVERY[name].knobs} | {
         key: np.int32(value) if isinstance(value, int) else np.float32(value)
         for key, value in changes.items()
     }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_an_entry_takes_traced_values(name):
     params, _ = jax.eval_shape(functools.partial(train, name), settings(name))
     like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), PARAMS)
@@ -186,3 +188,31 @@ def test_a_leaf_of_three_axes_is_no_matrix():
     task = Task(**{**vars(SMALL), "hidden": lambda params: {"kernel": True}})
     with pytest.raises(ValueError, match=r"matrices of small must .* got \[\(2, 3, 4\)\]"):
         matrices_of(task, {"kernel": jnp.ones((2, 3, 4))})
+
+
+def test_norms_are_held_at_a_multiple_of_the_first():
+    hold = controls.hold_norms(1.5, True)
+    held = MATRIX + np.asarray(hold.update(GRADIENTS[0], hold.init(MATRIX), MATRIX)[0])
+    np.testing.assert_allclose(np.linalg.norm(held), 1.5 * np.linalg.norm(MATRIX), rtol=1e-6)
+    along = held / 1.5 * np.linalg.norm(MATRIX + GRADIENTS[0]) / np.linalg.norm(MATRIX)
+    np.testing.assert_allclose(along, MATRIX + GRADIENTS[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_nuclear_decay_takes_the_same_from_each_singular_value():
+    change = optax.chain(controls.add_nuclear_decay(0.3), optax.scale_by_learning_rate(0.5))
+    update, _ = change.update(jnp.zeros((4, 6)), change.init(MATRIX), MATRIX)
+    before, after = (np.linalg.svd(np.float64(w))[1] for w in (MATRIX, MATRIX + update))
+    np.testing.assert_allclose(after, before - 0.15, atol=1e-5)  # the exact factor's promise
+
+
+def test_a_recipe_fixes_its_choice_alone():
+    """With the choice made, EGD of the arena makes the same steps."""
+    for name, changes in {
+        "decoupled": {"kind": 0},
+        "coupled": {"kind": 1},
+        "raw": {"reach": 1.0, "lookahead": 0},
+    }.items():
+        values = settings("egd", **changes)
+        ours = {knob.name: values[knob.name] for knob in EVERY[name].knobs}
+        expected, made = train("egd", values)[0], train(name, ours)[0]
+        jax.tree.map(np.testing.assert_array_equal, made, expected)
