@@ -86,6 +86,16 @@ class InferredAxes(Mapping[str, MatrixAxes | None]):
     def __contains__(self, path: object) -> bool:
         return path in self._by_path
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, InferredAxes):
+            return self._decided() == other._decided()
+        return not self.unknown and dict(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _decided(self) -> dict[str, tuple[MatrixAxes | None, bool]]:
+        return {leaf.path: (leaf.axes, leaf.known) for leaf in self.leaves}
+
     def __repr__(self) -> str:
         table = aligned([COLUMNS, *map(_row, self._alike())])
         return "\n".join(filter(None, [*self._first(), *table, LEGEND, self.note]))

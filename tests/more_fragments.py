@@ -109,6 +109,23 @@ def waiting(p, x):
     return end(p, lax.scan(step, (jnp.zeros(8),) * 12, x)[1])
 
 
+@reads(u=((8,), None), w=((8, 8), IN_OUT), v=((8,), None))
+def product_to_a_number(p, x):
+    """A number made of parameters alone, which scales data, is no penalty."""
+    return end(p, x * (p["u"] @ p["w"] @ p["v"]))
+
+
+@reads(real(2, 8, 8, 3), w=((3, 8), IN_OUT), filters=((5, 2), "depthwise"))
+def light(p, x):
+    """One filter for several channels."""
+    kernel = jnp.repeat(p["filters"], 4, axis=-1)[:, None, None, :]
+    numbers = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(
+        x @ p["w"], kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=8
+    )
+    return end(p, y)
+
+
 @reads(real(4, 8), real(4, 4), w=((8, 8), IN_OUT))
 def graph(p, x, neighbors):
     """Neighbors are averaged after the head, along no axis of it."""
@@ -141,6 +158,24 @@ def all_one_step_ahead(p, x):
     return loss(jax.tree.map(lambda p, g: p + 0.1 * g / length, p, step))
 
 
+@reads(a=((8, 8), IN_OUT), w=((8, 8), IN_OUT), bias=((8,), None))
+def all_two_steps_ahead(p, x):
+    def loss(p):
+        return end(p, jnp.tanh(x @ p["a"] + p["bias"]) @ p["w"]) ** 2
+
+    ahead = p
+    for _ in range(2):
+        ahead = jax.tree.map(lambda p, g: p - 0.1 * g, ahead, jax.grad(loss)(ahead))
+    return loss(ahead)
+
+
+@reads(a=((8, 8), IN_OUT), w=((8, 8), IN_OUT), bias=((8,), None), scale=((8,), None))
+def gradient_before_the_model(p, x):
+    """As of adversarial examples: the network comes after it and hands data on."""
+    x = x + 0.1 * jax.grad(lambda x: jnp.sum(jnp.sin(x) ** 2))(x)
+    return end(p, jnp.tanh(p["scale"] * (x @ p["a"]) + p["bias"]) @ p["w"])
+
+
 @reads(w=((8, 8), IN_OUT), v=((8, 8), IN_OUT), bias=((8,), None))
 def gradient_of_inputs_alone(p, x):
     """As in a network of energies that is trained on forces: the head is nowhere used forward."""
@@ -159,6 +194,19 @@ def own_gradient(p, x):
 
     product.defvjp(lambda w, x: (x @ w, (w, x)), lambda kept, t: (kept[1].T @ t, t @ kept[0].T))
     return end(p, product(p["w"], x))
+
+
+@jax.custom_vjp
+def spike(x):
+    return jnp.where(x > 0, 1.0, 0.0)
+
+
+spike.defvjp(lambda x: (spike(x), x), lambda x, t: (t / (1 + x**2),))
+
+
+@reads(w=((8, 8), IN_OUT), binary=((8, 8), UNKNOWN))
+def gradient_around_a_step(p, x):
+    return end(p, spike(x @ p["w"]) @ spike(p["binary"]))
 
 
 # No matrices.
@@ -226,6 +274,11 @@ def two_products(p, x):
 
 def shuffled_sum(w):
     return w.reshape(8, 8) + w.swapaxes(0, 1).reshape(8, 8)
+
+
+@reads(w=((8, 8, 8), UNKNOWN))
+def layers_mixed_with_rows(p, x):
+    return end(p, lax.scan(lambda x, w: (x @ w, None), x, p["w"] + p["w"].swapaxes(0, 1))[0])
 
 
 @reads(w=((4, 2, 8), UNKNOWN))

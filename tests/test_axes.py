@@ -130,6 +130,8 @@ def test_inferred_axes_are_a_mapping_of_what_is_known():
     assert list(inferred) == ["a/kernel", "x"]
     assert len(inferred) == 2
     assert jax.tree.leaves(inferred) == [inferred]
+    assert inferred == infer_axes({"a": {"kernel": jnp.ones((2, 3))}, "x": jnp.ones((2, 3, 4))})
+    assert inferred != infer_axes({"a": {"kernel": jnp.ones((2, 3))}})
     for use in (lambda: {**inferred}, lambda: inferred["x"], lambda: inferred.get("x")):
         with pytest.raises(ValueError, match=r"'x' of shape \(2, 3, 4\) is unknown.*overrides="):
             use()

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 import sys
 
 import jax
@@ -14,5 +15,8 @@ models_page = importlib.import_module("models_page")
 def test_the_page_of_models_is_made_by_its_script(strict):
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         page = models_page.page()
-    assert page == models_page.PAGE.read_text(), "run `make pages`"
+    kept = models_page.PAGE.read_text()
+    if jax.__version_info__ < (0, 10):  # older versions name other lines of an expression
+        page, kept = (re.sub(r"\.py:\d+", ".py", text) for text in (page, kept))
+    assert page == kept, "run `make pages`"
     assert page.count("\nleaf ") == len(programs.PROGRAMS) == 12

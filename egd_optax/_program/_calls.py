@@ -12,10 +12,16 @@ Rule = Callable[[Run, Any, list[Value]], list[Value]]
 PASSES = 8  # through a loop at most, and one for each of its carry's values; two or three do
 
 
-def _call(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
+def program_of(equation: Any) -> Any:
+    """Return the program that a call runs."""
     keys = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
     inner = next(equation.params[key] for key in keys if key in equation.params)
-    return run(inner, operands[len(operands) - len(getattr(inner, "jaxpr", inner).invars) :])
+    return getattr(inner, "jaxpr", inner)
+
+
+def _call(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
+    inner = program_of(equation)
+    return run(inner, operands[len(operands) - len(inner.invars) :])
 
 
 def _cond(run: Run, equation: Any, operands: list[Value]) -> list[Value]:

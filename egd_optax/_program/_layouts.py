@@ -152,8 +152,7 @@ def sliced(layout: Layout, axis: int, start: int | None, stop: int, step: int = 
 
 def in_turn(layout: Layout, axes: Iterable[int]) -> Layout:
     """Return the layout where each entry along these axes is used by itself."""
-    cuts = layout.cuts | {Cut(factor, None, 1) for factor in layout.at(axes)}
-    return dataclasses.replace(layout, cuts=cuts)
+    return dataclasses.replace(layout, cuts=layout.cuts | {Cut(f, None, 1) for f in layout.at(axes)})
 
 
 def in_parts(layout: Layout, axis: int, parts: int, whole_axes: bool = False) -> Layout:
@@ -182,7 +181,8 @@ def together(layouts: Sequence[Layout]) -> Layout:
     A matrix and its transpose, as in a symmetric sum, count as the first one.
     """
     first, cuts = layouts[0], frozenset().union(*(layout.cuts for layout in layouts))
-    turned = len({frozenset(layout.axes) for layout in layouts}) == 1 and not first.is_spread()
+    both = {first.axes, (*first.axes[:-2], *first.axes[:-3:-1])}
+    turned = {layout.axes for layout in layouts} == both and not first.is_spread()
     agreed = map(_agreed, zip(*(layout.axes for layout in layouts), strict=True))
     return dataclasses.replace(first, axes=first.axes if turned else tuple(agreed), cuts=cuts)
 

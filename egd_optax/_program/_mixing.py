@@ -110,13 +110,27 @@ def _entry_by_entry(record: Record, equation: Any, operands: Sequence[Value]) ->
             kept[place] = _meeting(record, equation, value, others, shape)
     record.mix(operands)
     mixed = union(kept, shape)
-    if any(value.views for value in operands):  # a gradient updates it, and data pass elsewhere
-        through = [value for value in operands if value.views or not value.returned]
-        mixed = replace(mixed, passed=forgotten(through).passed)
+    mixed = _updated(mixed, operands)
     if mixed.data and any(_is_update(value, shape) for value in operands):
         raw = all(_is_update(v, shape) or not (v.behind or v.columns or v.views) for v in operands)
         mixed = replace(mixed, data=not raw)
     return [mixed]
+
+
+def _updated(mixed: Value, operands: Sequence[Value]) -> Value:
+    """Return what operands come to, where a gradient may update a parameter: it hands on no data.
+
+    What is mixed with data that went forward is no gradient any more.
+    """
+    data = [value for value in operands if value.data]
+    own = [value for value in operands if value.views or value.updated]
+    forward = any(not value.returned and not value.updated for value in data if not value.views)
+    if own:
+        through = [
+            value for value in operands if value.views or value.updated or not value.returned
+        ]
+        mixed = replace(mixed, passed=forgotten(through).passed, updated=not forward)
+    return replace(mixed, returned=mixed.returned and all(value.returned for value in data))
 
 
 def _meeting(

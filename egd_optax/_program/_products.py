@@ -72,7 +72,8 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     tokens = [a.is_token() and bool(b.value.views) for a, b in (sides, sides[::-1])]
     tokens = [False, False] if all(tokens) else tokens
     weights = [s.value.is_weight and not t for s, t in zip(sides, tokens, strict=True)]
-    if all(weights) and not any(side.columns for side in sides):  # a penalty, such as vdot(w, w)
+    alone = not any(side.columns or side.value.columns for side in sides)
+    if all(weights) and alone:  # a penalty, such as vdot(w, w)
         for side in sides:
             record.note_views("number", side.value, equation)
         return result
@@ -98,7 +99,7 @@ def contract(record: Record, equation: Any, sides: tuple[Side, Side]) -> Value:
     return replace(
         result,
         data=result.data or weights[0] != weights[1],
-        returned=result.returned or ways == {False},
+        returned=ways == {False} or (result.returned and True not in ways),
         columns=mixed(columns),
     )
 
@@ -169,7 +170,7 @@ def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> li
         sources[0][out_feature] = feature
         for view in kernel.views.values():  # where it is a batch of kernels, so is the image's
             batch_of = math.prod(factor.size for factor in view.layout.axes[column][:-1])
-            image = moved(image, functools.partial(in_parts, axis=feature, parts=batch_of))
+            image = moved(image, functools.partial(_apart, axis=feature, parts=batch_of))
         kernel = forgotten([kernel])
     elif groups > 1:
         image = moved(image, lambda layout: in_parts(layout, feature, groups, whole_axes=True))
@@ -177,6 +178,12 @@ def _convolution(record: Record, equation: Any, operands: Sequence[Value]) -> li
     left = Side(image, image_shape, (feature,), (), (), tuple(sources[0]))
     right = Side(kernel, shape, (row,), tuple(window), (), tuple(sources[1]))
     return [contract(record, equation, (left, right))]
+
+
+def _apart(layout: Layout, axis: int, parts: int) -> Layout:
+    """Return the layout of parts of an axis, each used apart, where it has several of a leaf's."""
+    several = len({factor.axis for factor in layout.axes[axis]}) > 1
+    return in_parts(layout, axis, parts) if several else layout
 
 
 PRODUCTS = {

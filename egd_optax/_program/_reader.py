@@ -9,14 +9,22 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from egd_optax import _selection as selection
 from egd_optax._decisions import LeafAxes
-from egd_optax._program._calls import CALLS
+from egd_optax._program._calls import CALLS, program_of
 from egd_optax._program._layouts import whole
 from egd_optax._program._mixing import MIXES
 from egd_optax._program._moves import MOVES
 from egd_optax._program._products import PRODUCTS
 from egd_optax._program._record import Record, is_real
 from egd_optax._program._trace import is_array, traced
-from egd_optax._program._values import CONSTANT, DATA, GIVEN, Value, View, without_gradient
+from egd_optax._program._values import (
+    CONSTANT,
+    DATA,
+    GIVEN,
+    Value,
+    View,
+    forgotten,
+    without_gradient,
+)
 
 READINGS = 5  # of a loss at most; two do, or three
 
@@ -58,6 +66,21 @@ def _parameter(record: Record, number: int, leaf: Any) -> Value:
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return CONSTANT
     return Value(behind=record.source(number), views={number: View(whole(tuple(leaf.shape)))})
+
+
+def _is_whole(equation: Any, operands: Sequence[Value], results: Sequence[Value]) -> bool:
+    """Return whether a call hands on the gradients of all that it reads.
+
+    A function with a derivative of its own may not: its program rounds, say, and its gradient is
+    handed on all the same.
+    """
+    if not equation.primitive.name.startswith("custom_"):
+        return True
+    inner = program_of(equation)
+    used = {atom for one in inner.eqns for atom in one.invars if not isinstance(atom, Literal)}
+    pairs = zip(inner.invars, operands[len(operands) - len(inner.invars) :], strict=True)
+    read = forgotten([value for variable, value in pairs if variable in used])
+    return not read.behind & ~forgotten(results).behind
 
 
 RULES = MOVES | MIXES | PRODUCTS
@@ -109,6 +132,8 @@ class Reader:
             self.record.calls.append(equation)
             results = CALLS[name](self.run, equation, operands)
             self.record.calls.pop()
+            if not _is_whole(equation, operands, results):
+                return self.record.not_understood(equation, operands)
             return results
         rule = RULES.get(name, Record.not_understood)
         return rule(self.record, equation, operands)

@@ -39,6 +39,7 @@ class Value:
         returned: whether it is a gradient, or went through a transpose of an earlier product.
         behind: uses that it depends on, as bits.
         passed: those of them that data went through, and not the update of a parameter.
+        updated: whether it is a parameter that met nothing but gradients.
         views: the parameters that it is made of, by number of the leaf.
         columns: products whose columns are axes of it, as bits, by where these columns are.
         lost: parameters that the last operation lost, by number: how, and the view before it.
@@ -49,6 +50,7 @@ class Value:
     returned: bool = False
     behind: int = 0
     passed: int = 0
+    updated: bool = False
     views: Mapping[int, View] = dataclasses.field(default_factory=dict)
     columns: Columns = dataclasses.field(default_factory=dict)
     lost: Mapping[int, Lost] = dataclasses.field(default_factory=dict)
