@@ -140,8 +140,7 @@ def sliced(layout: Layout, axis: int, start: int | None, stop: int, step: int = 
     if step > 1 and len(factors) == 1 and size % step == 0 and count == size // step:
         outer, inner = _split(factors[0], count)
         return _with_axis(layout, axis, (outer,), _cut(inner, start, (start or 0) + 1))
-    major, *minor = factors
-    inside = size // major.size
+    (major, *minor), inside = factors, size // factors[0].size
     if step > 1 or (start or 0) % inside or count % inside:
         mixed = Factor(size, known[0].axis)
         return _with_axis(layout, axis, (mixed._replace(size=count),), {Cut(mixed, start, stop)})
@@ -152,7 +151,8 @@ def sliced(layout: Layout, axis: int, start: int | None, stop: int, step: int = 
 
 def in_turn(layout: Layout, axes: Iterable[int]) -> Layout:
     """Return the layout where each entry along these axes is used by itself."""
-    return dataclasses.replace(layout, cuts=layout.cuts | {Cut(f, None, 1) for f in layout.at(axes)})
+    new = {Cut(factor, None, 1) for factor in layout.at(axes)}
+    return dataclasses.replace(layout, cuts=layout.cuts | new)
 
 
 def in_parts(layout: Layout, axis: int, parts: int, whole_axes: bool = False) -> Layout:
@@ -169,8 +169,8 @@ def in_parts(layout: Layout, axis: int, parts: int, whole_axes: bool = False) ->
 def stacked(layout: Layout, length: int, walks: frozenset[Cut]) -> Layout:
     """Return the layout of what a scan stacks, some of it walked over before."""
     again = sorted(layout.cuts & walks, key=lambda cut: -(cut.factor.stride or 0))
-    first = tuple(cut.factor for cut in again)
-    first = first if again and _size(first) == length else _data(length)
+    walked = tuple(cut.factor for cut in again)
+    first = walked if again and _size(walked) == length else _data(length)
     cuts = layout.cuts - walks if first != _data(length) else layout.cuts
     return dataclasses.replace(layout, axes=(_merged(first), *layout.axes), cuts=cuts)
 
