@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
-from arena import demo, tables
+from arena import demo, tables, why
 from arena.estimates import range_of
 from arena.field import FIRST_FRESH_SEED
-from arena.figures import draw
+from arena.figures import draw, draw_course, draw_less
 from arena.recipes import optimizers as RECIPES
 from arena.record import Record, read
 from arena.results import is_finished, rows, task_of
@@ -46,6 +47,10 @@ def render(docs: Path, logs: Path) -> str:
         own = (HERE / "templates" / f"{name}.md").exists()
         template = f"{name}.md" if own else "task.md"
         _write(folder, f"{name}.md", template, _of_task(record, titles, folder))
+    if (log := logs / "why" / f"{demo.TASK}.jsonl").exists():
+        found = why.Found(read(log))
+        if found.is_finished:
+            _write(folder, "why.md", "why.md", _of_why(found, titles, folder))
     if (log := demo.log_of(logs)).exists():
         (docs / "figures").mkdir(exist_ok=True)
         demo.draw(read(log).lines, docs / "figures" / "demo.png")
@@ -99,6 +104,33 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, 
         "ranges": ranges,
     }
     return {"task": task, **functions}
+
+
+def _of_why(found: why.Found, titles: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Return what the page of reasons may use; its figures are drawn into `folder`."""
+    norms = [found.at_target(name, "norm") for name in found.names]
+    steps = [found.reached(name) for name in found.names]
+
+    def course_figure() -> str:
+        draw_course(found.courses, titles, folder / "why-course.png")
+        return "![Score, norm and rank of the matrices against steps](why-course.png)"
+
+    def less_figure() -> str:
+        draw_less(found.less, titles, found.budget, folder / "why-less.png")
+        return "![Steps to the target against the share of the table](why-less.png)"
+
+    return {
+        "seeds": lambda: len(found.seeds),
+        "budget": lambda: found.budget,
+        "norm_spread": lambda: f"a factor of {math.ceil(10 * max(norms) / min(norms)) / 10:g}",
+        "step_spread": lambda: f"a factor of {max(steps) / min(steps):.1f}",
+        "scaled_steps": lambda: found.reached("scaled"),
+        "egd_steps": lambda: found.reached("egd"),
+        "course_table": lambda: tables.course_table(found, titles),
+        "less_table": lambda: tables.less_table(found, titles),
+        "course_figure": course_figure,
+        "less_figure": less_figure,
+    }
 
 
 def _write(folder: Path, page: str, template: str, names: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from arena.plan import WIDENINGS, value
 from arena.record import Record
 from arena.results import Row, after, ratio_to, rows, sign_test, task_of
 from arena.space import BATCH
+from arena.why import Found
 
 NONE = "-"
 YARDSTICK = "adamw"
@@ -131,6 +132,32 @@ def _remark(row: Row) -> str:
         still = "still at" if last.number == WIDENINGS else "to be widened: at"
         remarks.append(f"{still} the edge of {', '.join(last.edges)}")
     return f" [{'; '.join(remarks)}]" if remarks else ""
+
+
+def course_table(found: Found, titles: dict[str, str]) -> str:
+    """Return norms and ranks after the first step and at the target, in Markdown."""
+    measures = ("norm", "nuclear", "rank")
+    table = []
+    for name in sorted(found.names, key=found.reached):
+        pairs = [(found.course(name, m)[0], found.at_target(name, m)) for m in measures]
+        cells = (f"{first:.0f} to {last:.0f}" for first, last in pairs)
+        table.append((titles.get(name, name), found.reached(name), *cells))
+    headings = ("optimizer", "steps", "norm, first step to target", "nuclear norm", "rank")
+    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
+def less_table(found: Found, titles: dict[str, str]) -> str:
+    """Return the median steps by share of the data, and the seeds that got there, in Markdown."""
+    table = []
+    for name in sorted(found.names, key=lambda name: found.steps(name, found.fractions[-1])):
+        cells = []
+        for fraction in found.fractions:
+            steps, reached = found.steps(name, fraction)
+            few = 2 * reached <= len(found.seeds)
+            cells.append(f"{'> ' * few}{steps:g} ({reached} of {len(found.seeds)})")
+        table.append((titles.get(name, name), *cells))
+    headings = ("optimizer", *(f"{fraction:.0%} of the table" for fraction in found.fractions))
+    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 
 def list_all(tasks: dict, optimizers: dict[str, Optimizer]) -> str:

@@ -159,3 +159,43 @@ def _program(task: Task, optimizer: Optimizer, batch: int) -> Program:
 def _short(numbers: jax.Array) -> list[float | None]:
     values = (float(f"{number:.5g}") for number in np.asarray(numbers))
     return [value if math.isfinite(value) else None for value in values]
+
+
+class Found:
+    """What a log of this kind says; medians are over seeds."""
+
+    def __init__(self, record: Record):
+        plan = record.header["why"]
+        self.budget, self.seeds, self.fractions = plan["budget"], plan["seeds"], plan["fractions"]
+        self.target = record.header["task"]["target"]
+        self.courses = [line for line in record.lines if line["kind"] == COURSE]
+        self.less = [line for line in record.lines if line["kind"] == LESS]
+        self.names = list(dict.fromkeys(line["optimizer"] for line in self.courses))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all runs of its optimizers are there."""
+        runs = len(self.names) * len(self.seeds)
+        return len(self.courses) == runs and len(self.less) == runs * len(self.fractions)
+
+    def course(self, name: str, measure: str) -> np.ndarray:
+        """Return a measure's median after each step."""
+        runs = [line[measure] for line in self.courses if line["optimizer"] == name]
+        return np.median(np.array(runs, float), axis=0)
+
+    def reached(self, name: str) -> int:
+        """Return the first step after which the median score stays at the target."""
+        below = np.flatnonzero(self.course(name, "score") < self.target)
+        return int(below[-1]) + 2 if len(below) else 1
+
+    def at_target(self, name: str, measure: str) -> float:
+        """Return a measure's median at the target; not a number if the course ends before it."""
+        course, step = self.course(name, measure), self.reached(name)
+        return float(course[step - 1]) if step <= len(course) else math.nan
+
+    def steps(self, name: str, fraction: float) -> tuple[float, int]:
+        """Return the median steps with a share of the data, and how many seeds got there."""
+        lines = [line for line in self.less if line["optimizer"] == name]
+        steps = [line["steps"] for line in lines if line["fraction"] == fraction]
+        found = sum(one is not None for one in steps)
+        return float(np.median([self.budget if one is None else one for one in steps])), found
