@@ -38,10 +38,13 @@ def _while(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
 
 
 def _scan(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
-    """Walk over the scanned inputs: their first axis is one of batch."""
-    params, body = equation.params, equation.params["jaxpr"]
-    first, length = params["num_consts"], params["length"]
-    last = first + params["num_carry"]
+    """Walk over the scanned inputs: their first axis is one of batch.
+
+    Constants, carry, scanned inputs: JAX's versions say their numbers in different ways, shapes do.
+    """
+    length, body = equation.params["length"], program_of(equation)
+    last = len(operands) - _longer(equation.invars, body.invars)
+    first = last - len(equation.outvars) + _longer(equation.outvars, body.outvars)
     fixed, carry, scanned = operands[:first], operands[first:last], operands[last:]
     entries = [moved(value, _first_entry) for value in scanned]
     walks = frozenset(
@@ -62,6 +65,12 @@ def _scan(run: Run, equation: Any, operands: list[Value]) -> list[Value]:
         for value in outputs[last - first :]
     ]
     return [*carry, *stack]
+
+
+def _longer(whole: Sequence[Any], entries: Sequence[Any]) -> int:
+    """Return how many values have an axis more outside of a loop's body than in it."""
+    pairs = zip(whole, entries, strict=True)
+    return sum(len(shape_of(one)) > len(shape_of(entry)) for one, entry in pairs)
 
 
 def _first_entry(layout: Layout) -> Layout:
