@@ -29,12 +29,12 @@ def test_stacks_are_decomposed_in_time(devices, names):
     Other processes may take the cores meanwhile. So the times of a second try count, if need be; a
     standstill does not go away.
     """
-    if not is_quick(devices, names):
-        assert is_quick(devices, names)
+    if slowest(devices, names) >= 10:
+        assert slowest(devices, names) < 10
 
 
-def is_quick(devices, names):
-    """Return whether each takes less than ten seconds, compilation aside."""
+def slowest(devices, names):
+    """Return the most seconds that one of them takes, compilation aside."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     run = subprocess.run(
         [sys.executable, SCRIPT, *names],
@@ -46,5 +46,4 @@ def is_quick(devices, names):
     assert run.returncode == 0, run.stderr
     seconds = dict(line.split(": ") for line in run.stdout.splitlines())
     assert list(seconds) == names
-    print(seconds)
-    return all(float(value) < 10 for value in seconds.values())
+    return max(map(float, seconds.values()))
