@@ -142,7 +142,9 @@ MUTATIONS = [
     ),
     Mutation("_program/_record", "self.products[number].alone:", "False:", "a wide table whitened"),
     Mutation("_program/_products", "meets and not", "not", "a graph behind the head"),
-    Mutation("_program/_mixing", "if value.views or not", "if True or", "head behind an update"),
+    Mutation(
+        "_program/_mixing", "value.updated or not value.returned", "True", "head behind an update"
+    ),
     Mutation("_program/_uses", "if not live:", "if False:", "unused is not said"),
     Mutation("_program/_uses", "parts |= dict.fromkeys(columns, 1)", "pass", "a layer a vector"),
     Mutation("_program/_uses", "parts[outputs[0]])", "1)", "groups lost"),
