@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 
+import jax
+import programs
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -98,3 +100,17 @@ def test_what_a_page_tells_to_type_exists(command):
         assert command[:2] == ("pip", "install")
         extras = re.findall(r"\[(.*)\]", arguments[1])
         assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
+
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "docs" / "hooks"))
+models_page = importlib.import_module("models_page")
+
+
+def test_the_page_of_models_is_made_by_its_script(strict):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        page = models_page.page()
+    kept = models_page.PAGE.read_text()
+    if jax.__version_info__ < (0, 10):  # older versions name other lines of an expression
+        page, kept = (re.sub(r"\.py:\d+", ".py", text) for text in (page, kept))
+    assert page == kept, "run `make pages`"
+    assert page.count("\nleaf ") == len(programs.PROGRAMS) == 12

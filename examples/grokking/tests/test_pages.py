@@ -8,6 +8,7 @@ import json
 
 import chex
 import jax
+import numpy as np
 import optax
 import pytest
 
@@ -18,7 +19,7 @@ from grokking.log import read_runs
 from grokking.outcomes import epoch_times, outcomes
 from grokking.questions import EXPERIMENTS
 from grokking.toy_experiment import read_toy, slope, worst_gap
-from grokking.training import Program
+from grokking.training import Program, train
 
 
 def test_pages_and_figures_are_made_from_the_logs_alone(tmp_path, monkeypatch):
@@ -122,3 +123,52 @@ def test_column_normalization_is_a_hundredfold_learning_rate_in_modular_arithmet
     chex.assert_trees_all_close(one.params, other.params, rtol=0, atol=1e-4)
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), one.params, state.params)
     assert moved["hidden"]["kernel"] > 0.1
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Override the others': long runs take all optimizations."""
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "T4/k4-egd_svd",
+        *(
+            pytest.param(row, marks=pytest.mark.slow)
+            for row in (
+                "T2/p79-egd_rsvd64",
+                "T4/k4-sgd",
+                "T4/k4-column_norm",
+                "T6/adamw-lr0.001-wd2",
+                "T6/grokfast-lr0.001-wd2",
+                "T6/muon-lr0.001-wd2",
+                "T7/grokfast_ma",
+                "T8/1-radam-egd",
+                "T8/4-rmsprop-plain",
+                "length/scaled-0.7",
+                "methods/blend400",
+                "parity-seeds/k4-egd-average",
+            )
+        ),
+    ],
+)
+def test_settings_still_give_the_numbers_of_the_logs(row, optax_promotes):
+    """A setting that got lost on the way would show in the first measurement."""
+    table, name = row.split("/")
+    outcome = outcomes(table)[name]
+    program = Program(outcome.row.config)
+    _, metrics = jax.jit(program.advance)(*program.start())
+    logged = outcome.runs[0].epochs[0]
+    # Round-off moves these by 2e-4 at most, a learning rate off by a tenth by 2e-3 at least.
+    np.testing.assert_allclose(metrics["train_loss"], logged.train_loss, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_papers_setting_groks_addition(seed):
+    paper = PAPER["addition-97"].changed(seed=seed, epochs=160)
+    assert 95 <= train(paper).epochs_to_target <= 140
+    both = train(paper.changed(matrices="all", method="auto", switch_off=None, epochs=20))
+    assert both.epochs_to_target <= 14
+    assert train(paper.changed(optimizer="plain", epochs=140)).test_accuracy < 0.2
