@@ -1,10 +1,11 @@
-"""Trees of gradients, and what an optimizer makes of them."""
+"""Trees of gradients, the methods under test, and naive float64 NumPy to measure them against."""
 
 import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
 
+from egd_optax import polar
 from egd_optax._selection import leaf_path
 
 
@@ -33,3 +34,42 @@ def moved(optimizer, params):
     """Paths of the leaves that an optimizer updates."""
     leaves = jax.tree_util.tree_leaves_with_path(updates_of(optimizer, params))
     return {leaf_path(path) for path, leaf in leaves if np.any(leaf)}
+
+
+EXACT = [polar.SVD(), polar.Halley(), polar.Auto()]
+POLYNOMIAL = [polar.NewtonSchulz()]
+SKETCHES = [polar.Randomized(8, residual="keep"), polar.SubspaceIteration(8)]
+METHODS = [*EXACT, *POLYNOMIAL, *SKETCHES]
+# Auto is one of the others, and every method compiles anew for each shape.
+DISTINCT = [method for method in METHODS if method != polar.Auto()]
+
+_factor = jax.jit(polar.polar_factor, static_argnums=1)
+
+
+def factor(matrix, method):
+    """The polar factor, compiled once a method and shape for all tests of a process."""
+    return _factor(jnp.asarray(matrix), method)
+
+
+def polar64(matrix, rtol=1e-5):
+    """U V^H over the singular values above rtol * sigma_1, straight from the definition."""
+    u, s, vh = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+    keep = s > rtol * s.max(initial=0)
+    return u[:, keep] @ vh[keep]
+
+
+def gain_matrix(matrix, factor):
+    """U^T P V and the relative singular values, with U, s, V of `matrix` in float64."""
+    u, s, vh = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+    return u.T @ np.asarray(factor, np.float64) @ vh.T, s / s.max()
+
+
+def composed(rows, x):
+    """The composed polynomial at `x`: gain times x of exact arithmetic."""
+    for a, b, c in rows:
+        x = a * x + b * x**3 + c * x**5
+    return x
+
+
+def relative_error(actual, expected):
+    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)

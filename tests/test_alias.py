@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import moved, normal, updates_of
-from reference import polar64
+from helpers import moved, normal, polar64, updates_of
 
 from egd_optax import MatrixAxes, diagnostics, egd, infer_axes, matching, polar, scale_by_egd
 

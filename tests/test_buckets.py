@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import gradient
+from helpers import gradient, polar64
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from reference import polar64
 
 from egd_optax import MatrixAxes, polar, scale_by_egd
 from egd_optax._buckets import plan_buckets

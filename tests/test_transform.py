@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import gradient, normal
-from reference import polar64
+from helpers import gradient, normal, polar64
 
 from egd_optax import MatrixAxes, diagnostics, egd, matching, polar, scale_by_egd
 from egd_optax.models import TwoLayerMLP

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from tabulate import tabulate
 
-from arena import demo, estimates, pages, session, tables, why
+from arena import demo, pages, session, tables, why
 from arena.checks import check_field
 from arena.field import FIRST_FRESH_SEED, Field, check_known, load
 from arena.figures import draw
@@ -110,7 +110,7 @@ class Run(_OnTask):
             check_known("an optimizer", name, field.optimizers)
         check_field(field.only(self.only))
         log = self.log(field)
-        estimates.say(field.only(self.only))
+        session.say(field.only(self.only))
         names = self.only, self.anew
         record = session.run(field, source, log, self.workers, *names, timing=self.times)
         _show(record)
@@ -178,10 +178,10 @@ class Plan(_OnTask):
         source, field = self.load()
         chosen = field.only(self.only)
         check_field(chosen)
-        estimates.say(chosen, ranges=True)
+        session.say(chosen, ranges=True)
         path = self.log(field)
         record = read(path) if path.exists() else None
-        print(estimates.time_needed(chosen, source, record, self.workers))
+        print(session.time_needed(chosen, source, record, self.workers))
 
 
 @dataclasses.dataclass(frozen=True)

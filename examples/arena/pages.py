@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
 from arena import demo, tables, why
-from arena.estimates import range_of
 from arena.field import FIRST_FRESH_SEED
 from arena.figures import draw, draw_course, draw_less
 from arena.recipes import optimizers as RECIPES
 from arena.record import Record, read
 from arena.results import is_finished, rows, task_of
+from arena.session import range_of
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"

@@ -33,7 +33,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks import records
-from benchmarks.show import draw, table
+from benchmarks.records import draw, table
 from egd_optax import polar
 
 try:

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
 from benchmarks import records
-from benchmarks.show import draw
+from benchmarks.records import draw
 
 HERE = Path(__file__).parent
 LOGS = HERE / "logs"

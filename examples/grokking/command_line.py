@@ -13,8 +13,7 @@ import tyro
 from rich.console import Console
 
 from grokking import pages
-from grokking.changes import option_hint, with_changes
-from grokking.config import Config
+from grokking.config import Config, option_hint, with_changes
 from grokking.experiments import LOGS, PAPER
 from grokking.figures import check_figure, draw_runs
 from grokking.log import Run, read_runs

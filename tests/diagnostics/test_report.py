@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import polar64
+from helpers import polar64
 
 from egd_optax import polar
 from egd_optax.diagnostics import polar_report

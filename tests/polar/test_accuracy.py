@@ -1,18 +1,18 @@
 """The exact class: every singular direction of every matrix of the zoo, against float64."""
 
 import captured
+import helpers
 import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
 import pytest
-import reference
 import threadpoolctl
+from helpers import EXACT
+from helpers import factor as factor_on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import experimental
-from methods import EXACT
-from methods import factor as factor_on_device
 
 from egd_optax import polar
 from egd_optax.polar._linalg import resolve_rtol
@@ -61,7 +61,7 @@ def results(case, method):
         if "zero" in part.tags:
             np.testing.assert_array_equal(actual, part.matrix)
         else:
-            yield part, actual, *reference.gain_matrix(part.matrix, actual)
+            yield part, actual, *helpers.gain_matrix(part.matrix, actual)
 
 
 def assert_exact(matrix, actual, name="", rounding=0.0):
@@ -189,16 +189,16 @@ def test_layers_of_the_modular_network(method, shape):
     """Random matrices of its shapes, condition 1e3: 1e-3 in Frobenius norm, on the range if low."""
     matrix = matrices.with_spectrum(shape, np.logspace(0, -3, min(shape)))
     actual = factor(matrix, method)
-    assert reference.relative_error(actual, reference.polar64(matrix)) <= 1e-3
+    assert helpers.relative_error(actual, helpers.polar64(matrix)) <= 1e-3
     low = matrices.product(shape, rank=20)
     u, _, vh = np.linalg.svd(low.astype(np.float64), full_matrices=False)
-    assert reference.relative_error(factor(low, method), u[:, :20] @ vh[:20]) <= 1e-3
+    assert helpers.relative_error(factor(low, method), u[:, :20] @ vh[:20]) <= 1e-3
 
 
 def test_rtol_cuts_directions(method):
     spectrum = np.r_[np.ones(8), np.full(8, 3e-2), np.full(48, 1e-4)]
     matrix = matrices.with_spectrum((64, 64), spectrum)
-    gains, _ = reference.gain_matrix(matrix, factor(matrix, type(method)(rtol=1e-2)))
+    gains, _ = helpers.gain_matrix(matrix, factor(matrix, type(method)(rtol=1e-2)))
     np.testing.assert_allclose(np.diag(gains)[:16], 1, rtol=0, atol=1e-5)
     assert np.linalg.norm(gains[16:, 16:], 2) <= 1e-2
 

@@ -1,10 +1,10 @@
 """Coefficient tables are what their sources say, and keep what they promise."""
 
+import helpers
 import matrices
 import numpy as np
 import pytest
-import reference
-from methods import factor
+from helpers import factor
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
@@ -31,13 +31,13 @@ def test_polynomial_gains_lie_in_the_tables_interval(name):
     table, (low, high) = PROMISES[name]
     method = polar.NewtonSchulz(table)
     x = np.concatenate([np.logspace(-3, 0, 100_001), np.linspace(1, 1.01, 10_001)])
-    gains = reference.composed(method.rows, x)
+    gains = helpers.composed(method.rows, x)
     assert low <= gains.min()
     assert gains.max() <= high
     spectrum = np.logspace(0, -1.5, 48)
     matrix = matrices.with_spectrum((48, 160), spectrum)
-    gains, _ = reference.gain_matrix(matrix, factor(matrix, method))
-    expected = reference.composed(method.rows, spectrum / np.linalg.norm(spectrum))
+    gains, _ = helpers.gain_matrix(matrix, factor(matrix, method))
+    expected = helpers.composed(method.rows, spectrum / np.linalg.norm(spectrum))
     np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3)
 
 
@@ -77,6 +77,4 @@ def test_without_a_cushion_five_rows_are_those_of_cans():
 @pytest.mark.parametrize(("steps", "lower"), [(7, 1e-3), (9, 1e-4), (12, 1e-6)])
 def test_generated_tables_reach_1e_6(steps, lower):
     rows = polar.polar_express_coefficients(steps, lower=lower)
-    assert (
-        np.abs(reference.composed(rows, np.logspace(np.log10(lower), 0, 10_001)) - 1).max() < 1e-6
-    )
+    assert np.abs(helpers.composed(rows, np.logspace(np.log10(lower), 0, 10_001)) - 1).max() < 1e-6

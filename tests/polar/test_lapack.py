@@ -1,4 +1,4 @@
-"""No program on CPU hands LAPACK a batch: two such calls at a time can hang for ever. Tolerances."""
+"""No program on CPU hands LAPACK a batch: two of them can hang for ever. Tolerances."""
 
 import functools
 import os
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import matrices
 import numpy as np
 import pytest
+from helpers import METHODS
 from jax.sharding import PartitionSpec
-from methods import METHODS
 
 from egd_optax import polar
 from egd_optax.polar import _lapack

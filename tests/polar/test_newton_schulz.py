@@ -1,12 +1,12 @@
 """The polynomial class: gains of the composed polynomial, whatever the runs."""
 
+import helpers
 import jax.numpy as jnp
 import matrices
 import numpy as np
 import optax
 import pytest
-import reference
-from methods import factor
+from helpers import factor
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
@@ -43,7 +43,7 @@ def test_an_iteration_in_a_short_dtype_is_as_good_as_plain_steps(name, dtype):
     matrix = matrices.with_spectrum((194, 512), np.geomspace(1, 1e-3, 194))
     rows = coefficients.TABLES[name]
     u, s, vh = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    expected = (u * reference.composed(rows, s / np.linalg.norm(s))) @ vh
+    expected = (u * helpers.composed(rows, s / np.linalg.norm(s))) @ vh
     plain = jnp.asarray(matrix / np.linalg.norm(matrix), dtype)
     for row in rows:
         a, b, c = (jnp.asarray(number, dtype) for number in row)
@@ -68,7 +68,7 @@ def test_eight_steps_of_polar_express_are_within_1e_6_of_one_in_float32(shape, l
     spectrum = np.geomspace(1, least, shape[0])
     matrix = matrices.with_spectrum(shape, spectrum)
     assert spectrum[-1] >= 1e-3 * np.linalg.norm(matrix)
-    gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz()))
+    gains, _ = helpers.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz()))
     np.testing.assert_allclose(np.diag(gains), 1, rtol=0, atol=1e-6)
 
 
@@ -83,8 +83,8 @@ def test_any_number_of_steps_is_the_composed_polynomial(shape, counts):
     matrix, relative = matrices.with_spectrum(shape, spectrum), spectrum / np.linalg.norm(spectrum)
     rows = coefficients.TABLES["polar_express"]
     for steps in counts:
-        gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(steps=steps)))
-        expected = reference.composed((*rows, *rows[-1:] * 9)[:steps], relative)
+        gains, _ = helpers.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(steps=steps)))
+        expected = helpers.composed((*rows, *rows[-1:] * 9)[:steps], relative)
         message = f"{steps} steps"
         np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-4, err_msg=message)
 
@@ -94,8 +94,8 @@ def test_rows_that_shrink_small_values_do_not_lengthen_a_run():
     spectrum = np.r_[1, 0.5, 0.3, np.geomspace(0.1, 1e-3, 45)]
     matrix = matrices.with_spectrum((48, 160), spectrum)
     rows = ((1.0, 0.0, 0.0), (0.0, 1.5, -0.5), *polar.polar_express_coefficients(8, lower=1e-9))
-    gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(rows)))
-    expected = reference.composed(rows, spectrum / np.linalg.norm(spectrum))
+    gains, _ = helpers.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(rows)))
+    expected = helpers.composed(rows, spectrum / np.linalg.norm(spectrum))
     # 4e-4 by single steps: the rows amplify round-off themselves. One run of all: 4e4.
     np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=5e-3)
 
@@ -115,7 +115,7 @@ def test_five_steps_are_nearer_to_one_than_five_of_optax(kind):
         matrix = matrices.with_spectrum(shape, spectrum)
         assert spectrum[-1] >= 1e-3 * np.linalg.norm(matrix)
         ours, theirs = (
-            np.abs(np.diag(reference.gain_matrix(matrix, result)[0]) - 1)
+            np.abs(np.diag(helpers.gain_matrix(matrix, result)[0]) - 1)
             for result in (factor(matrix, polar.NewtonSchulz(steps=5)), optax_five_steps(matrix))
         )
         assert ours.max() <= min(theirs.max(), 0.16)  # the composed quintics: .154 against .529

@@ -3,14 +3,14 @@
 import dataclasses
 
 import captured
+import helpers
 import jax
 import matrices
 import numpy as np
 import pytest
-import reference
 import threadpoolctl
+from helpers import factor as factor_on_device
 from jax import experimental
-from methods import factor as factor_on_device
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
@@ -44,8 +44,8 @@ def assert_polynomial(table, matrix, actual, name):
     Known limit, held as such: no rank tolerance, so what round-off leaves in a null direction is
     lifted by up to the polynomial's slope at zero, 1e4 for eight rows of Polar Express.
     """
-    gains, s = reference.gain_matrix(matrix, actual)
-    expected = reference.composed(coefficients.TABLES[table], s / np.linalg.norm(s))
+    gains, s = helpers.gain_matrix(matrix, actual)
+    expected = helpers.composed(coefficients.TABLES[table], s / np.linalg.norm(s))
     np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-3, err_msg=name)
     # The whole factor: round-off of some eps is amplified by up to the polynomial's slope at zero.
     u, _, vh = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
@@ -63,7 +63,7 @@ def assert_sketch(method, matrix, name):
     kept = factor(matrix, method)
     dropped = factor(matrix, dataclasses.replace(method, residual="drop"))
     for actual in (kept, dropped):
-        gains, s = reference.gain_matrix(matrix, actual)
+        gains, s = helpers.gain_matrix(matrix, actual)
         leading = min(method.rank, np.sum(s >= matrices.RESOLVED))
         values = np.linalg.svd(actual.astype(np.float64), compute_uv=False)
         assert np.isfinite(actual).all(), name
@@ -150,6 +150,6 @@ def test_float64_is_tighter_in_the_polynomial_class_too():
         spectrum = np.geomspace(1, 1e-5, 48)
         matrix = (u * spectrum) @ v.T
         rows = polar.polar_express_coefficients(12, lower=1e-6)
-        gains, _ = reference.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(rows)))
-        expected = reference.composed(rows, spectrum / np.linalg.norm(spectrum))
+        gains, _ = helpers.gain_matrix(matrix, factor(matrix, polar.NewtonSchulz(rows)))
+        expected = helpers.composed(rows, spectrum / np.linalg.norm(spectrum))
         np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-11)

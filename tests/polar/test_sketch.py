@@ -1,12 +1,12 @@
 """The sketches: the leading directions, and what becomes of the rest."""
 
+import helpers
 import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
 import pytest
-import reference
-from methods import factor
+from helpers import factor
 
 from egd_optax import polar
 
@@ -14,10 +14,10 @@ from egd_optax import polar
 def test_randomized_whitens_the_leading_directions():
     spectrum = np.r_[np.logspace(0, -1, 8), np.full(40, 1e-2)]
     matrix = matrices.with_spectrum((48, 160), spectrum)
-    dropped, _ = reference.gain_matrix(matrix, factor(matrix, polar.Randomized(8)))
+    dropped, _ = helpers.gain_matrix(matrix, factor(matrix, polar.Randomized(8)))
     expected = np.diag(np.r_[np.ones(8), np.zeros(40)])
     np.testing.assert_allclose(dropped, expected, rtol=0, atol=1e-2)
-    kept, _ = reference.gain_matrix(matrix, factor(matrix, polar.Randomized(8, residual="keep")))
+    kept, _ = helpers.gain_matrix(matrix, factor(matrix, polar.Randomized(8, residual="keep")))
     expected = np.diag(np.r_[np.ones(8), spectrum[8:] / spectrum[7]])
     np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-2)
 
@@ -29,7 +29,7 @@ def test_the_residual_continues_a_steep_spectrum(method):
     matrix = matrices.with_spectrum((48, 160), spectrum)
     update = jax.jit(method(40, oversample=8, residual="keep").update)
     actual, _ = update(matrix, method(40).init(jnp.asarray(matrix)))
-    gains, _ = reference.gain_matrix(matrix, actual)
+    gains, _ = helpers.gain_matrix(matrix, actual)
     expected = np.r_[np.ones(40), spectrum[40:] / spectrum[39]]
     np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-2)
 
@@ -37,7 +37,7 @@ def test_the_residual_continues_a_steep_spectrum(method):
 def test_randomized_rank_beyond_the_matrix_is_exact():
     matrix = matrices.with_spectrum((48, 160), np.logspace(0, -2, 48))
     actual = factor(matrix, polar.Randomized(1000))
-    assert reference.relative_error(actual, reference.polar64(matrix)) <= 1e-3
+    assert helpers.relative_error(actual, helpers.polar64(matrix)) <= 1e-3
 
 
 def test_randomized_draws_a_fresh_sketch_each_step():
@@ -70,7 +70,7 @@ def test_subspace_iteration_follows_a_turning_subspace():
         matrix = turning(step)
         actual, state = update(matrix, state)
         if step >= 5:
-            gains, _ = reference.gain_matrix(matrix, actual)
+            gains, _ = helpers.gain_matrix(matrix, actual)
             np.testing.assert_allclose(np.diag(gains)[:8], 1, rtol=0, atol=1e-2)
             assert np.linalg.norm(gains[8:, 8:], 2) <= 0.1
 
@@ -85,7 +85,7 @@ def test_subspace_iteration_finds_directions_that_its_basis_has_never_seen():
         matrix[rows] = matrices.with_spectrum((48, 160), np.ones(48))[rows]
         for _ in range(4):
             actual, state = update(matrix, state)
-    gains, _ = reference.gain_matrix(matrix, actual)
+    gains, _ = helpers.gain_matrix(matrix, actual)
     np.testing.assert_allclose(np.diag(gains)[:8], 1, rtol=0, atol=1e-2)
 
 
@@ -105,7 +105,7 @@ def test_rtol_cuts_directions(kind):
     matrix = matrices.with_spectrum((48, 160), spectrum)
     for residual in ("drop", "keep"):
         method = kind(8, residual=residual, rtol=0.05)
-        gains, _ = reference.gain_matrix(matrix, factor(matrix, method))
+        gains, _ = helpers.gain_matrix(matrix, factor(matrix, method))
         np.testing.assert_allclose(np.diag(gains)[:5], 1, rtol=0, atol=1e-3)
         # The filter of `Halley` leaves 1e-2 below rtol / 10.
         assert np.linalg.norm(gains[5:, 5:], 2) <= 1e-2

@@ -5,17 +5,17 @@ import functools
 import inspect
 import re
 
+import helpers
 import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
 import optax
 import pytest
-import reference
+from helpers import DISTINCT, METHODS, SKETCHES, factor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
-from methods import DISTINCT, METHODS, SKETCHES, factor
 
 from egd_optax import diagnostics, polar, scale_by_egd
 from egd_optax.polar._stacks import init_stack, update_stack
@@ -110,7 +110,7 @@ def test_a_method_of_ones_own_keeps_its_state_over_steps_in_float32(dtype):
     assert actual.dtype == dtype
     both = [np.float64(x.astype(jnp.float32)) for x in (first, second)]
     rounding = 0 if dtype == jnp.float32 else float(jnp.finfo(dtype).eps)
-    expected = reference.polar64(both[0] / 4 + both[1] / 2)
+    expected = helpers.polar64(both[0] / 4 + both[1] / 2)
     np.testing.assert_allclose(np.float64(actual), expected, rtol=0, atol=1e-4 + rounding)
 
 

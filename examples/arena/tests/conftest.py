@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from arena import plan
-from arena.execute import execute
 from arena.field import load
 from arena.record import Log
+from arena.workers import execute
 
 TOY = Path(__file__).parent / "toy.py"
 

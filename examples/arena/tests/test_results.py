@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from arena import demo, execute, pages, plan, tables
+from arena import demo, pages, plan, tables, workers
 from arena.command_line import LOGS
 from arena.record import COUNT, TIMES, TRIAL, Record, read
 from arena.results import by_batch, is_finished, ratio_to, rows, sign_test, task_of
@@ -63,9 +63,9 @@ def test_the_task_of_a_log_is_the_task(record, toy):
 
 
 def test_times_are_of_the_bests_side_by_side(record, toy, monkeypatch):
-    monkeypatch.setattr(execute, "COMPILES", 1)
+    monkeypatch.setattr(workers, "COMPILES", 1)
     bests = {row.optimizer: (row.last.best["settings"], 10) for row in rows(record)}
-    (line,) = execute.execute(toy, execute.TimeJob(bests, 100))
+    (line,) = workers.execute(toy, workers.TimeJob(bests, 100))
     assert line["kind"] == TIMES
     assert {len(row["seconds"]) for row in line["rows"].values()} == {5}
     record.add(json.loads(json.dumps(line)))

@@ -11,12 +11,12 @@ import pytest
 
 from arena import demo, trial, why
 from arena.contract import Knob, Optimizer, Task
-from arena.execute import trial_runs
 from arena.field import Field
 from arena.optimizers import OPTIMIZERS
 from arena.record import read
 from arena.tasks import TASKS, with_fraction
 from arena.trial import Program
+from arena.workers import trial_runs
 
 # A clock: its only parameter counts steps, and the score of each is written down in the test data.
 CLOCK = Optimizer(

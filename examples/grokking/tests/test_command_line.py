@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from grokking import session
-from grokking.changes import with_changes
 from grokking.command_line import COMMANDS, main
+from grokking.config import with_changes
 from grokking.experiments import PAPER
 from grokking.log import Writer, read_runs
 
