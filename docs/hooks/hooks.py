@@ -4,6 +4,8 @@ import functools
 import logging
 import os
 import re
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +25,7 @@ log = logging.getLogger("mkdocs.hooks")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the tutorials, run, and two pages from the repository's root."""
+    """Add the tutorials, run, two pages from the repository's root, and the logs' figures."""
     paths = sorted([*TUTORIALS.glob("*.py"), *TUTORIALS.glob("*.ipynb")])
     log.info("Running %d tutorials", len(paths))
     with ThreadPoolExecutor(2) as pool:  # each has a process of its own
@@ -36,7 +38,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f"tutorials/{path.name}", abs_src_path=str(path)))
     for page, name in FROM_ROOT.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
+    for name, content in _drawn().items():
+        if old := files.get_file_from_path(name):  # `make pages` leaves it there
+            files.remove(old)
+        files.append(File.generated(config, name, content=content))
     return files
+
+
+def _drawn() -> dict[str, bytes]:
+    """Return the figures of the experiments' pages by path, drawn from their logs."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from arena import pages as arena
+    from grokking import pages as grokking
+
+    with tempfile.TemporaryDirectory() as folder:
+        docs = Path(folder)
+        grokking.render(docs)
+        arena.render(docs, ROOT / "examples" / "arena" / "logs")
+        found = [*docs.glob("grokking/*.png"), *docs.glob("arena/*.png")]
+        return {str(path.relative_to(docs)): path.read_bytes() for path in found}
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
