@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from benchmarks import modular
+from benchmarks import training
 from flax import nnx
 
 from egd_optax import polar, scale_by_egd
 from egd_optax.models import DecoderTransformer
 
 EPOCHS = (1, 10, 50)
-SMALL = modular.Addition(p=31, width=128, batch_size=120)
-PAPER = modular.Addition(p=97)
+SMALL = training.Addition(p=31, width=128, batch_size=120)
+PAPER = training.Addition(p=97)
 
 
 def modular_network():
@@ -28,17 +28,17 @@ def recipe():
 
 
 @functools.cache
-def gradients(task, decay=modular.WEIGHT_DECAY):
+def gradients(task, decay=training.WEIGHT_DECAY):
     """The first matrix's gradient by epoch; without the decay term of rank 2 p - 1.
 
     For the two one-hot numbers of an input each sum to 1.
     """
-    optimizer = modular.sgd(scale_by_egd(polar.SVD()))
+    optimizer = training.sgd(scale_by_egd(polar.SVD()))
     graph, _ = task.network()
     train, _ = task.data()
-    step = jax.jit(functools.partial(modular.epoch, task, optimizer))
-    slope = jax.jit(jax.grad(functools.partial(modular.loss, graph)))
-    state = modular.start(task, optimizer)
+    step = jax.jit(functools.partial(training.epoch, task, optimizer))
+    slope = jax.jit(jax.grad(functools.partial(training.loss, graph)))
+    state = training.start(task, optimizer)
     found = {}
     for epoch in range(1, max(EPOCHS) + 1):
         state, _ = step(state)

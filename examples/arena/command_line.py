@@ -13,8 +13,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from arena import demo, pages, session, tables, why
-from arena.checks import check_field
-from arena.field import FIRST_FRESH_SEED, Field, check_known, load
+from arena.field import FIRST_FRESH_SEED, Field, check_field, check_known, load
 from arena.figures import draw
 from arena.record import Record, read
 from arena.workers import WorkerFailed

@@ -24,9 +24,8 @@ from grokking.experiments import Experiment
 from grokking.log import LogError, append, locked, read_runs
 from grokking.outcomes import finished_runs
 from grokking.questions import EXPERIMENTS
-from grokking.session import train_logged
+from grokking.session import run_timing, train_logged
 from grokking.tasks import nearest
-from grokking.timing import run_timing
 from grokking.toy_experiment import run_toy
 from grokking.training import TrainingDiverged
 

@@ -151,7 +151,7 @@ def test_captured_gradients(method, source):
 @pytest.mark.parametrize("task", [captured.SMALL, captured.PAPER], ids=repr)
 @pytest.mark.usefixtures("optax_promotes")
 def test_the_default_tolerance_lies_between_directions_and_round_off_of_real_gradients(task):
-    """Above 2 rtol they are kept, below rtol / 10 null; see docs/primers/rank-and-noise.md."""
+    """Above 2 rtol they are kept, below rtol / 10 null; see docs/primers.md."""
     rtol = resolve_rtol(None, np.float32)
     rank = 2 * task.p - 1
     for matrix in captured.gradients(task, decay=0.0).values():

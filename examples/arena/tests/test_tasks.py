@@ -14,9 +14,9 @@ from grokking.experiments import PAPER
 from grokking.training import Program
 
 from arena import tasks
-from arena.checks import check_field
 from arena.command_line import main
 from arena.contract import Knob
+from arena.field import check_field
 from arena.optimizers import matrices_of
 from arena.tasks import TASKS
 from arena.tests.conftest import TOY
