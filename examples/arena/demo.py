@@ -67,7 +67,17 @@ def _paper(values: Values, task: Task, params: Params) -> optax.GradientTransfor
 
 
 def run(log_path: Path, tuned: Record, seed: int) -> list[Line]:
-    """Train what the log lacks, with a progress bar, and return the lines of all runs."""
+    """Train what the log lacks, with a progress bar, and return the lines of all runs.
+
+    Raises:
+        ValueError: the seed is negative, or one of the tuning.
+    """
+    tuning = TASKS[TASK].tuning_seeds
+    if seed < 0 or seed in tuning:
+        raise ValueError(
+            f"the demo's seed is at least 0 and none of the tuning's {tuning}, got {seed}; "
+            f"{FIRST_FRESH_SEED} will do"
+        )
     field = load(TASK)
     with Log(log_path, {**field.config(), "seed": seed}) as log:
         done = {line["name"] for line in log.record.lines}

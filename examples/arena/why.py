@@ -52,8 +52,9 @@ def study(field: Field, record: Record, only: Iterable[str] = ()) -> Study:
     """Return the study of a log's bests, of some optimizers or of all.
 
     Raises:
-        ValueError: an unknown optimizer, or one that has no best yet.
+        ValueError: an unknown optimizer, one that has no best yet, or no modular table.
     """
+    with_fraction(field.task.name, FRACTIONS[0])
     names = field.only(only).optimizers
     found = {name: last_round(record, task_of(record), name) for name in names}
     missing = [name for name, last in found.items() if last is None or not last.complete]

@@ -209,3 +209,12 @@ def test_the_target_is_held_to_the_end():
     line = {"steps": [1, 2, 3, 4], "test": [0.2, 0.96, 0.9, 0.97]}
     assert demo.reached(line, 0.95) == 4
     assert demo.reached(line, 0.98) is None
+
+
+def test_a_bad_seed_or_task_is_refused_before_a_run(tmp_path):
+    for seed in (-5, 1):
+        with pytest.raises(ValueError, match=f"the demo's seed is at least 0 .* got {seed}; 100"):
+            demo.run(tmp_path / "log.jsonl", None, seed)
+    with pytest.raises(ValueError, match="only modular tables .* got line"):
+        why.study(Field(LINE, {"sgd": OPTIMIZERS["sgd"]}), None)
+    assert not list(tmp_path.iterdir())
