@@ -215,6 +215,6 @@ def test_a_bad_seed_or_task_is_refused_before_a_run(tmp_path):
     for seed in (-5, 1):
         with pytest.raises(ValueError, match=f"the demo's seed is at least 0 .* got {seed}; 100"):
             demo.run(tmp_path / "log.jsonl", None, seed)
-    with pytest.raises(ValueError, match="only modular tables .* got line"):
+    with pytest.raises(ValueError, match=r"only modular tables .* got line"):
         why.study(Field(LINE, {"sgd": OPTIMIZERS["sgd"]}), None)
     assert not list(tmp_path.iterdir())
