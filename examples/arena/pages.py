@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,9 @@ def _of_why(found: why.Found, titles: dict[str, str], folder: Path) -> dict[str,
     return {
         "seeds": lambda: len(found.seeds),
         "budget": lambda: found.budget,
-        "norm_spread": lambda: f"a factor of {math.ceil(10 * max(norms) / min(norms)) / 10:g}",
+        "norm_least": lambda: f"{min(norms):.0f}",
+        "norm_most": lambda: f"{max(norms):.0f}",
+        "seeds_at": lambda name: found.steps(name, 0.3)[1],
         "step_spread": lambda: f"a factor of {max(steps) / min(steps):.1f}",
         "scaled_steps": lambda: found.reached("scaled"),
         "egd_steps": lambda: found.reached("egd"),
