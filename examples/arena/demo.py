@@ -51,7 +51,7 @@ def entries(record: Record) -> dict[str, Entry]:
         return Entry(title, last.best["settings"], steps, 1, optimizer.make, optimizer.knobs)
 
     return {
-        "sgd": Entry("SGD", {BATCH: 512}, 3_600, 9, _sgd),
+        "sgd": Entry("SGD, not tuned", {BATCH: 512}, 3_600, 9, _sgd),
         "paper": Entry("EGD, first matrix (paper)", {BATCH: 512}, 1_800, 9, _paper),
         "adamw": tuned("adamw", "AdamW, tuned", 100),
         "egd": tuned("egd", "EGD, tuned", 60),
