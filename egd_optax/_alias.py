@@ -33,6 +33,8 @@ def egd(
     axes: Axes = None,
     scale: Scale = None,
     others: optax.GradientTransformation | None = None,
+    mesh_axes: str | Sequence[str] | None = None,
+    mesh_cut: str | None = None,
     max_stack_size: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Egalitarian gradient descent: whiten the matrices, SGD for the rest.
@@ -58,6 +60,8 @@ def egd(
         scale: factor by shape; see `scale_by_egd`.
         others: transformation for the rest, with its own learning rate and decay. None: SGD with
             the same learning rate, decay and momentum.
+        mesh_axes: axes of the mesh over which matrices are spread; see `scale_by_egd`.
+        mesh_cut: whether the mesh cuts stacks or matrices; see `scale_by_egd`.
         max_stack_size: bound on working memory; see `scale_by_egd`.
 
     Returns:
@@ -83,7 +87,14 @@ def egd(
     check_choice("decay", decay, ("coupled", "decoupled"))
     if others is not None:
         check_transformation("others", others)
-    whitening = functools.partial(scale_by_egd, method, scale=scale, max_stack_size=max_stack_size)
+    whitening = functools.partial(
+        scale_by_egd,
+        method,
+        scale=scale,
+        mesh_axes=mesh_axes,
+        mesh_cut=mesh_cut,
+        max_stack_size=max_stack_size,
+    )
     whitening(axes=axes)  # raises now where an argument is wrong, not at `init`
     none = isinstance(weight_decay, NUMBER) and weight_decay == 0
     nothing = optax.identity()

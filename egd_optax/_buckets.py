@@ -2,13 +2,17 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from egd_optax._matrix_view import MatrixView
-from egd_optax.polar._stacks import replicated, sharded_like
+from egd_optax._mesh import Spread
+from egd_optax._spread import whiten
+from egd_optax.polar._method import PolarMethod, State
+from egd_optax.polar._stacks import explicit_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,46 +21,69 @@ class Bucket:
 
     views: tuple[MatrixView, ...]
 
-    def gather(self, leaves: list[jax.Array]) -> jax.Array:
-        """Return the stack of this bucket's leaves."""
-        return _concatenate([view.to_stack(replicated(leaves[view.index])) for view in self.views])
+    def whiten(
+        self,
+        method: PolarMethod,
+        leaves: Sequence[jax.Array],
+        states: Sequence[State],
+        spread: Spread | None,
+    ) -> tuple[Sequence[jax.Array], Sequence[State]]:
+        """Return factors in the shapes of this bucket's leaves, and the next states."""
 
-    def gather_states(self, states: dict[str, Any]) -> Any:
-        """Return the states of this bucket's leaves, each array with leading axis k."""
-        trees = [states[view.path] for view in self.views]
-        return jax.tree.map(lambda *parts: _concatenate(list(parts)), *trees)
+        def run(leaves, states):
+            stacks = [view.to_stack(leaf) for view, leaf in zip(self.views, leaves, strict=True)]
+            factors, after = whiten(method, stacks, states, spread)
+            triples = zip(self.views, factors, leaves, strict=True)
+            return [view.to_leaf(factor, leaf) for view, factor, leaf in triples], after
 
-    def split(self, tree: Any) -> list[Any]:
-        """Return `tree`, arrays with leading axis k, in parts: one tree for each view."""
-        stops = itertools.accumulate((view.batch for view in self.views), initial=0)
-        return [
-            jax.tree.map(lambda x, a=a, b=b: x[a:b], tree) for a, b in itertools.pairwise(stops)
-        ]
+        arguments = [leaves[view.index] for view in self.views], tuple(states)
+        if spread:
+            self._check_cut(spread, *arguments[0])
+        if explicit_sharding(arguments[0][0]) is None:
+            return run(*arguments)
+        same = jax.tree.map(lambda x: jax.typeof(x).sharding, arguments)
+        return jax.sharding.auto_axes(run, out_sharding=same)(*arguments)
+
+    def _check_cut(self, spread: Spread, leaf: jax.Array, *_: jax.Array) -> None:
+        """Raise ValueError where matrices are to be cut, by hand, into parts that are not equal."""
+        long = max(self.views[0].shape)
+        if spread.cut == "matrix" and long % spread.devices:
+            raise ValueError(
+                f"mesh_cut='matrix' cuts the longer side of each matrix into equal parts, but leaf "
+                f"{self.views[0].path!r} of shape {leaf.shape} and type {jax.typeof(leaf)} has "
+                f"{long} for {spread.devices} devices. Give mesh_cut='stack' or None, or fewer axes "
+                "in mesh_axes."
+            )
 
 
-def plan_buckets(views: list[MatrixView], leaves: list[Any], max_stack_size: int) -> list[Bucket]:
-    """Group views of equal shape, dtype and sharding; a leaf is never divided."""
+def plan_buckets(
+    views: list[MatrixView], leaves: list[Any], max_stack_size: int, spread: Spread | None = None
+) -> list[Bucket]:
+    """Group views of equal shape, dtype and sharding; a leaf is never divided.
+
+    Over a mesh leaves of several shardings join, and a stack has a matrix for each device.
+    """
     buckets: dict[tuple, list[list[MatrixView]]] = {}
     room: dict[tuple, int] = {}
     for view in views:
-        leaf, size = leaves[view.index], view.batch * view.m * view.n
-        group = view.m, view.n, leaf.dtype, _layout(leaf, view)
+        leaf, (m, n) = leaves[view.index], view.shape
+        size = view.batch * m * n
+        group = m, n, leaf.dtype, None if spread else _layout(leaf, view)
         if size > room.get(group, 0):
             buckets.setdefault(group, []).append([])
-            room[group] = max_stack_size
+            room[group] = max(max_stack_size, spread.devices * m * n if spread else 0)
         buckets[group][-1].append(view)
         room[group] -= size
     return [Bucket(tuple(bucket)) for group in buckets.values() for bucket in group]
 
 
 def restore(update: jax.Array, like: jax.Array) -> jax.Array:
-    """Return `update` with the dtype and the sharding of the leaf `like`, and its NaN and Inf.
+    """Return `update` in the dtype of the leaf `like`, and with its NaN and Inf.
 
     The entry-wise choice tells the partitioner to lay the update out like the leaf, which a
     decomposition in between makes it forget; `shard_alike` merges the layouts of equal shapes.
     """
-    update = sharded_like(update, like).astype(like.dtype)
-    return jnp.where(jnp.isfinite(like), update, like)
+    return jnp.where(jnp.isfinite(like), update.astype(like.dtype), like)
 
 
 def _layout(leaf: Any, view: MatrixView) -> Any:
@@ -67,8 +94,5 @@ def _layout(leaf: Any, view: MatrixView) -> Any:
         return sharding
     spec = dict(enumerate(sharding.spec))
     along = [spec.get(axis) for axis in view.order]
+    along = along[::-1] if view.turned else along
     return sharding.mesh, tuple(itertools.dropwhile(lambda name: name is None, along))
-
-
-def _concatenate(parts: list[jax.Array]) -> jax.Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)

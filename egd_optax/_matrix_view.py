@@ -58,6 +58,7 @@ class MatrixView:
     """A leaf seen as `(batch, m, n)`: its place among the leaves and how to get there and back.
 
     Each of the `batch` matrices is one of `groups` parts of the columns, which vary fastest.
+    A `turned` view's stack has the transposed matrices, `(batch, n, m)`.
     """
 
     index: int
@@ -67,22 +68,29 @@ class MatrixView:
     m: int
     n: int
     groups: int = 1
+    turned: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the stack's matrices."""
+        return (self.n, self.m) if self.turned else (self.m, self.n)
 
     def stack_of(self, leaf: Any) -> jax.ShapeDtypeStruct:
         """Return shape and dtype of the leaf's stack."""
-        return jax.ShapeDtypeStruct((self.batch, self.m, self.n), leaf.dtype)
+        return jax.ShapeDtypeStruct((self.batch, *self.shape), leaf.dtype)
 
     def to_stack(self, leaf: jax.Array) -> jax.Array:
-        """Return the leaf as `(batch, m, n)`."""
+        """Return the leaf as `(batch, *shape)`."""
         batch, groups = self.batch // self.groups, self.groups
         stack = leaf.transpose(self.order).reshape(batch, self.m, groups * self.n)
-        if groups == 1:
-            return stack
-        parts = stack.reshape(batch, self.m, groups, self.n).swapaxes(1, 2)
-        return parts.reshape(self.batch, self.m, self.n)
+        if groups > 1:
+            parts = stack.reshape(batch, self.m, groups, self.n).swapaxes(1, 2)
+            stack = parts.reshape(self.batch, self.m, self.n)
+        return stack.mT if self.turned else stack
 
     def to_leaf(self, stack: jax.Array, like: jax.Array) -> jax.Array:
-        """Return a `(batch, m, n)` stack in the shape of the leaf `like`."""
+        """Return a `(batch, *shape)` stack in the shape of the leaf `like`."""
+        stack = stack.mT if self.turned else stack
         shape = tuple(like.shape[axis] for axis in self.order)
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
         if self.groups > 1:
@@ -90,13 +98,16 @@ class MatrixView:
         return stack.reshape(shape).transpose(back)
 
 
-def matrix_views(tree: Any, axes: Mapping[str, MatrixAxes | None]) -> list[MatrixView]:
-    """Return a view of each leaf that has axes, in order of the leaves."""
-    return [
+def matrix_views(
+    tree: Any, axes: Mapping[str, MatrixAxes | None], turning: bool = False
+) -> list[MatrixView]:
+    """Return a view of each leaf that has axes, in order of the leaves; all wide if `turning`."""
+    views = [
         view_of(index, path, leaf.shape, chosen)
         for index, (path, leaf) in enumerate(leaves_by_path(tree).items())
         if is_matrix_like(leaf) and (chosen := axes.get(path)) is not None
     ]
+    return [dataclasses.replace(view, turned=turning and view.m > view.n) for view in views]
 
 
 def view_of(index: int, path: str, shape: tuple[int, ...], axes: MatrixAxes) -> MatrixView:

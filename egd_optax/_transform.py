@@ -1,6 +1,6 @@
 """Gradients in, whitened gradients out: the whole data flow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,11 @@ from egd_optax._axes import WITNESS, Axes, check_axes, literal_axes, warn_of_not
 from egd_optax._buckets import plan_buckets, restore
 from egd_optax._checks import check_at_least, check_state
 from egd_optax._matrix_view import matrix_views
+from egd_optax._mesh import check_spread, spread_of
 from egd_optax._scaling import Scale, scale_rule
 from egd_optax._selection import by_path
 from egd_optax.polar._method import PolarMethod, Stateless
-from egd_optax.polar._stacks import as_method, init_stack, update_stack
+from egd_optax.polar._stacks import as_method, init_stack
 
 
 class ScaleByEGDState(NamedTuple):
@@ -27,6 +28,8 @@ def scale_by_egd(
     *,
     axes: Axes = None,
     scale: Scale = None,
+    mesh_axes: str | Sequence[str] | None = None,
+    mesh_cut: str | None = None,
     max_stack_size: int | None = None,
 ) -> optax.GradientTransformation:
     """Replace each matrix gradient G = U S V^T by its polar factor U V^T.
@@ -48,6 +51,15 @@ def scale_by_egd(
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "muon": sqrt(max(1, n / m)), Muon's. "consistent_rms": .2 sqrt(max(m, n)),
             AdamW's update size. Or a function (m, n) -> factor.
+        mesh_axes: axes of the mesh of `jax.set_mesh` over which matrices are spread: each device
+            gets its share of them whole, whitens them once, and sends them back. None: under
+            explicit sharding, the axes that cut a leaf; else the compiler decides. Axes that cut
+            rows or columns are crossed in any case; one that cuts a batch axis, experts say, is
+            not.
+        mesh_cut: "stack": the devices share the stack's matrices. "matrix": they share each
+            matrix, cut along its longer side, and add up its small products. None: "matrix" where
+            a stack has fewer matrices than half of the devices, or where one has more than
+            `max_stack_size` entries.
         max_stack_size: most entries of one stack of equal matrices, a bound on working memory.
             None: 2**26, 256 MiB in float32.
 
@@ -75,6 +87,7 @@ def scale_by_egd(
     """
     method = as_method(method)
     check_axes(axes)
+    check_spread(mesh_axes, mesh_cut)
     rule = scale_rule(scale)
     limit = 2**26 if max_stack_size is None else max_stack_size
     check_at_least("max_stack_size", limit, 1)
@@ -88,26 +101,25 @@ def scale_by_egd(
         leaves = jax.tree.leaves(params)
         states = {
             view.path: init_stack(method, view.stack_of(leaves[view.index]))
-            for view in ([] if stateless else matrix_views(params, decided))
+            for view in ([] if stateless else matrix_views(params, decided, method.turns))
         }
         return ScaleByEGDState({} if stateless else by_path(params, states))
 
     def update(updates, state, params=None):
         check_state("scale_by_egd", init, updates, state)
         leaves, structure = jax.tree.flatten(updates)
-        views = matrix_views(updates, literal_axes(updates, axes))
+        views = matrix_views(updates, literal_axes(updates, axes), method.turns)
         before = dict.fromkeys((v.path for v in views), ()) if stateless else state.method_states
+        spread = spread_of([leaves[view.index] for view in views], mesh_axes, mesh_cut, limit)
         whitened, after = list(leaves), {}
-        for bucket in plan_buckets(views, leaves, limit):
-            stack = bucket.gather(leaves)
-            factors, states = update_stack(method, stack, bucket.gather_states(before))
-            scaled = factors * rule(*stack.shape[1:])
-            parts = bucket.split((scaled, states, stack, factors))
-            for view, (part, after[view.path], *shown) in zip(bucket.views, parts, strict=True):
-                leaf = leaves[view.index]
-                whitened[view.index] = restore(view.to_leaf(part, like=leaf), like=leaf)
+        for bucket in plan_buckets(views, leaves, limit, spread):
+            states = [before[view.path] for view in bucket.views]
+            found = bucket.whiten(method, leaves, states, spread)
+            for view, factor, state in zip(bucket.views, *found, strict=True):
+                leaf, after[view.path] = leaves[view.index], state
+                whitened[view.index] = restore(factor * rule(view.m, view.n), like=leaf)
                 if witness := WITNESS.get():
-                    witness.whitened(view, *shown)
+                    witness.whitened(view, leaf, factor)
         return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else after)
 
     return optax.GradientTransformation(init, update)

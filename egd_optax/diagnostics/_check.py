@@ -146,9 +146,10 @@ class _Witness:
             if leaf.axes is not None or leaf.path not in self._plan:
                 self._plan[leaf.path] = leaf
 
-    def whitened(self, view: MatrixView, matrices: jax.Array, factors: jax.Array) -> None:
+    def whitened(self, view: MatrixView, leaf: jax.Array, factor: jax.Array) -> None:
+        matrices, factors = (view.to_stack(replicated(x)) for x in (leaf, factor))
         zero = jnp.all(matrices == 0, axis=(1, 2))
-        values = map_stack(_singular_values, replicated(factors))
+        values = map_stack(_singular_values, factors)
         jax.debug.callback(functools.partial(self._keep, view.path), zero, values)
 
     def _keep(self, path: str, zero: jax.Array, values: jax.Array) -> None:

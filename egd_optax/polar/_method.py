@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ class PolarMethod(abc.ABC):
     `scale_by_egd` and `polar_factor` map it over stacks. It must hash and not change: write a
     frozen dataclass. Zero and non-finite matrices are its own affair; 16-bit ones reach it in
     float32. A method without a memory can be a function instead; see docs/how-to-choose.md.
+    Tall matrices reach it transposed, as wide ones, unless `turns` is False.
     """
+
+    turns: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, matrix: jax.ShapeDtypeStruct) -> State:
@@ -60,6 +63,8 @@ class Custom(Stateless):
     """A user's function from `(m, n)` to `(m, n)` as a method."""
 
     function: Callable[[jax.Array], jax.Array]
+
+    turns: ClassVar[bool] = False  # it may be no polar factor, and treat rows and columns unlike
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         return self.function(matrix)

@@ -128,7 +128,7 @@ def polar_factor(
 
 def replicated(leaf: jax.Array) -> jax.Array:
     """Return the leaf on every device where its sharding is part of its type."""
-    sharding = _explicit(leaf)
+    sharding = explicit_sharding(leaf)
     if sharding is None:
         return leaf
     whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
@@ -137,11 +137,11 @@ def replicated(leaf: jax.Array) -> jax.Array:
 
 def sharded_like(value: jax.Array, like: jax.Array) -> jax.Array:
     """Return the value with the sharding of `like` where that is part of its type."""
-    sharding = _explicit(like)
+    sharding = explicit_sharding(like)
     return value if sharding is None else jax.sharding.reshard(value, sharding)
 
 
-def _explicit(leaf: Any) -> Any:
+def explicit_sharding(leaf: Any) -> Any:
     """Return the sharding in the leaf's type, None where the compiler decides."""
     sharding = jax.typeof(leaf).sharding
     explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types

@@ -1,0 +1,90 @@
+"""Over which devices of a mesh matrices are spread, and what the mesh cuts."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+from jax.sharding import AxisType
+
+from egd_optax._checks import check_choice
+
+Names: TypeAlias = tuple[str, ...]  # of mesh axes
+
+
+class Spread(NamedTuple):
+    """Where stacks are whitened: the mesh axes, the number of their devices, what they cut."""
+
+    axes: Names
+    devices: int
+    cut: str | None
+    largest: int
+
+    def cuts_matrices(self, count: int, m: int, n: int) -> bool:
+        """Return whether each of `count` wide matrices is cut up, in place of their stack.
+
+        By the rule: where half of the devices or more would have none, or one is too large.
+        """
+        if self.cut is not None:
+            return self.cut == "matrix"
+        return n % self.devices == 0 and (2 * count < self.devices or m * n > self.largest)
+
+
+def check_spread(mesh_axes: Any, mesh_cut: Any) -> None:
+    """Raise TypeError or ValueError unless these are names of axes, and what the mesh cuts."""
+    listed = mesh_axes is None or isinstance(mesh_axes, str | tuple | list)
+    names = names_of(mesh_axes) if listed else ()
+    if not (listed and all(isinstance(name, str) for name in names)):
+        raise TypeError(
+            f"mesh_axes must name axes of a mesh, such as 'data' or ('data', 'model'), or be None, "
+            f"got {mesh_axes!r}."
+        )
+    if mesh_axes is not None and len({*names}) != max(1, len(names)):
+        raise ValueError(f"mesh_axes must name one axis or more, none twice, got {mesh_axes!r}.")
+    if mesh_cut is not None:
+        check_choice("mesh_cut", mesh_cut, ("stack", "matrix"))
+
+
+def spread_of(
+    leaves: Sequence[Any], mesh_axes: Any, mesh_cut: str | None, largest: int
+) -> Spread | None:
+    """Return over which devices the leaves' matrices are spread; None: as the compiler likes.
+
+    Raises:
+        ValueError: no mesh, or axes that it does not have or that `shard_map` has taken.
+    """
+    mesh, names = jax.sharding.get_abstract_mesh(), names_of(mesh_axes)
+    if mesh_axes is None:
+        mesh, names = _cutting(leaves)
+    else:
+        _check_mesh(mesh, names, mesh_axes)
+    devices = math.prod(mesh.shape[name] for name in names)
+    return Spread(names, devices, mesh_cut, largest) if names else None
+
+
+def _check_mesh(mesh: Any, names: Names, mesh_axes: Any) -> None:
+    if not mesh.axis_names:
+        raise ValueError(f"mesh_axes={mesh_axes!r} needs a mesh: update under jax.set_mesh(mesh).")
+    if not {*names} <= {*mesh.axis_names}:
+        raise ValueError(
+            f"mesh_axes={mesh_axes!r} must name axes of the mesh, which has {mesh.axis_names}."
+        )
+    if AxisType.Manual in mesh.axis_types:
+        raise ValueError(
+            f"mesh_axes={mesh_axes!r} cannot be used inside shard_map, where each device runs code "
+            "of its own. Update outside of it, or give mesh_axes=None, by which each device "
+            "whitens what it has."
+        )
+
+
+def _cutting(leaves: Sequence[Any]) -> tuple[Any, Names]:
+    """Return the mesh of the leaves' types, and its axes that cut one of them."""
+    shardings = [jax.typeof(leaf).sharding for leaf in leaves]
+    cut = {name for one in shardings for entry in one.spec for name in names_of(entry)}
+    mesh = shardings[0].mesh if shardings else jax.sharding.get_abstract_mesh()
+    manual = AxisType.Manual in mesh.axis_types
+    return mesh, () if manual else tuple(name for name in mesh.axis_names if name in cut)
+
+
+def names_of(entry: Any) -> Names:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

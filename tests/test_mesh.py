@@ -1,0 +1,272 @@
+"""On a mesh each matrix is whitened once, by one device, and little is sent."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from benchmarks.programs import Program
+from helpers import polar64
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from egd_optax import MatrixAxes, diagnostics, egd, polar, scale_by_egd
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+LAYOUTS = {
+    "rows": P(("a", "b"), None),
+    "columns": P(None, ("a", "b")),
+    "both": P("b", "a"),
+    "one axis": P("a", None),
+    "replicated": P(),
+}
+MEBIBYTE = 2**20
+
+
+def mesh_of(kind="auto", **sizes):
+    sizes = sizes or {"a": 4, "b": 2}
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(KINDS[kind],) * len(sizes)
+    )
+
+
+def compiled(optimizer, leaves, mesh=None):
+    """Return the program of an update, of shapes with shardings."""
+    with jax.set_mesh(mesh or mesh_of()):
+        state = optimizer.init(leaves)
+        return jax.jit(optimizer.update).lower(leaves, state).compile()
+
+
+def shapes(count, spec, mesh, dtype="float32"):
+    sharding = NamedSharding(mesh, spec)
+    return [jax.ShapeDtypeStruct((256, 1024), dtype, sharding=sharding) for _ in range(count)]
+
+
+SLOW = pytest.mark.slow
+CASES = [
+    ("rows", 24, polar.NewtonSchulz(steps=5), "auto"),
+    ("columns", 24, polar.NewtonSchulz(steps=5), "explicit"),
+    ("both", 24, polar.Halley(), "auto"),
+    ("one axis", 10, polar.NewtonSchulz(steps=5), "auto"),
+    ("replicated", 10, polar.NewtonSchulz(steps=5), "auto"),
+    *(
+        pytest.param(layout, count, method, kind, marks=SLOW)
+        for layout in LAYOUTS
+        for count in (24, 10)
+        for method in (polar.Auto(), polar.SVD(), polar.NewtonSchulz(), polar.Randomized(16))
+        for kind in KINDS
+        if (layout, kind) not in {("replicated", "explicit"), ("one axis", "explicit")}
+    ),
+]
+
+
+@pytest.mark.parametrize(("layout", "count", "method", "kind"), CASES)
+def test_each_matrix_is_whitened_once(layout, count, method, kind):
+    """A device's work is its share, the last one filled up; what it receives, twice its share.
+
+    Where an axis of the mesh does not cut the leaves, they are gathered along it at the end.
+    """
+    mesh = mesh_of(kind)
+    optimizer = scale_by_egd(method, mesh_axes=("a", "b") if kind == "auto" else None)
+    program = Program(compiled(optimizer, shapes(count, LAYOUTS[layout], mesh), mesh).as_text())
+    (one,) = shapes(1, P(), mesh)
+    alone = Program(jax.jit(lambda x: polar.polar_factor(x, method)).lower(one).compile().as_text())
+    share = -(-count // 8)
+    assert program.product_flops <= 1.01 * share * alone.product_flops
+    large = [one for one in program.collectives if one.size > 1000]  # a sketch's count is sent, too
+    assert len(large) <= {"replicated": 1, "one axis": 3}.get(layout, 2)
+    whole = {"replicated": 8, "one axis": 2 + 8 / 4}.get(layout, 2)
+    assert program.received <= 1.01 * whole * share * MEBIBYTE
+
+
+def test_short_leaves_travel_short():
+    mesh = mesh_of()
+    sizes = [
+        Program(
+            compiled(
+                scale_by_egd(polar.NewtonSchulz(steps=2), mesh_axes=("a", "b")),
+                shapes(8, LAYOUTS["both"], mesh, dtype),
+                mesh,
+            ).as_text()
+        ).received
+        for dtype in ("bfloat16", "float32")
+    ]
+    assert 2 * sizes[0] == sizes[1]
+
+
+def test_experts_stay_where_they_are():
+    """Only the axis that cuts rows is crossed; four groups of two devices exchange."""
+    mesh = mesh_of(expert=4, data=2)
+    sharding = NamedSharding(mesh, P("expert", "data", None))
+    leaves = [jax.ShapeDtypeStruct((8, 64, 96), "float32", sharding=sharding)] * 3
+    optimizer = scale_by_egd(
+        polar.NewtonSchulz(steps=2), axes=MatrixAxes(1, 2), mesh_axes=("expert", "data")
+    )
+    text = compiled(optimizer, leaves, mesh).as_text()
+    assert set(re.findall(r"replica_groups=(\S+),", text)) == {"{{0,1},{2,3},{4,5},{6,7}}"}
+    program = Program(text)
+    assert program.received == 2 * 3 * 64 * 96 * 4  # a device has three of the 24 matrices
+
+
+METHODS = [
+    polar.SVD(),
+    polar.Halley(),
+    polar.NewtonSchulz(),
+    polar.Randomized(8),
+    polar.SubspaceIteration(8),
+]
+
+
+def placed(mesh, dtype=np.float32):
+    """Return leaves of many layouts, some of which share a stack, and their axes."""
+    a, b = mesh.axis_names
+    draw = np.random.default_rng(0).standard_normal
+    layouts = {
+        "rows": ((16, 40), P((a, b), None)),
+        "columns": ((16, 40), P(None, (b, a))),
+        "both": ((16, 40), P(b, a)),
+        "whole": ((16, 40), P()),
+        "tall": ((40, 16), P(a, b)),
+        "odd": ((15, 41), P()),
+        "experts": ((4, 16, 40), P(a, b, None)),
+        "layers": ((3, 16, 40), P(None, None, (a, b))),
+        "vector": ((16,), P(b)),
+    }
+    return {
+        name: jax.device_put(draw(shape).astype(dtype), NamedSharding(mesh, spec))
+        for name, (shape, spec) in layouts.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "cut"),
+    [
+        *((method, "auto", None) for method in METHODS),
+        (polar.Halley(), "auto", "matrix"),
+        (polar.SubspaceIteration(8), "explicit", None),
+        *(
+            pytest.param(method, kind, cut, marks=SLOW)
+            for method in METHODS
+            for kind in KINDS
+            for cut in ("stack", "matrix")
+        ),
+    ],
+    ids=str,
+)
+def test_spread_equals_plain(method, kind, cut):
+    """Two steps: values to 1e-5, and shapes, dtypes and layouts of updates and states alike."""
+    mesh = mesh_of(kind)
+    names = ("a", "b") if kind == "auto" else None
+    leaves = placed(mesh)
+    if cut == "matrix":  # its longer side is cut in eight
+        del leaves["odd"]
+    plain = scale_by_egd(method, axes=MatrixAxes(-2, -1))
+    spread = scale_by_egd(method, axes=MatrixAxes(-2, -1), mesh_axes=names, mesh_cut=cut)
+    with jax.set_mesh(mesh):
+        state = jax.device_put(spread.init(leaves), NamedSharding(mesh, P()))
+        step = jax.jit(spread.update)
+        first, after = step(leaves, state)
+        second, last = step(jax.tree.map(lambda x: -x, leaves), after)
+    alone = jax.device_put(jax.device_get(leaves), jax.devices()[0])
+    expected, middle = plain.update(alone, plain.init(alone))
+    chex.assert_trees_all_close(jax.device_get(first), expected, atol=1e-5)
+    expected, end = plain.update(jax.tree.map(lambda x: -x, alone), middle)
+    chex.assert_trees_all_close(jax.device_get(second), expected, atol=1e-5)
+    chex.assert_trees_all_close(jax.device_get(last), jax.device_get(end), atol=1e-5)
+    for name, leaf in leaves.items():
+        assert second[name].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), name
+    for before, now in zip(*map(jax.tree.leaves, (state, last)), strict=True):
+        assert (now.shape, now.dtype) == (before.shape, before.dtype)
+        assert now.sharding.is_equivalent_to(before.sharding, now.ndim)
+
+
+def test_transposes_share_a_stack_and_functions_keep_their_shapes():
+    leaves = [jnp.ones((3, 5)), jnp.ones((5, 3))]
+    optimizer = scale_by_egd(polar.SVD())
+    text = jax.jit(optimizer.update).lower(leaves, optimizer.init(leaves)).as_text()
+    assert len(set(re.findall(r"func.func private @(update_stack\w*)", text))) == 1
+    seen = []
+    scale_by_egd(lambda x: seen.append(x.shape) or x).update(leaves, scale_by_egd().init(leaves))
+    assert {*seen} == {(3, 5), (5, 3)}
+
+
+@pytest.mark.parametrize(("count", "all_reduces"), [(3, True), (4, False)])
+def test_few_matrices_are_cut_up(count, all_reduces):
+    """The rule: with fewer matrices than half of the devices, each one is shared by all."""
+    mesh = mesh_of()
+    optimizer = scale_by_egd(polar.NewtonSchulz(steps=2), mesh_axes=("a", "b"))
+    text = compiled(optimizer, shapes(count, LAYOUTS["columns"], mesh), mesh).as_text()
+    assert ("all-reduce(" in text) == all_reduces
+    assert ("all-to-all(" in text) != all_reduces
+
+
+def test_a_large_matrix_is_cut_up():
+    mesh = mesh_of()
+    optimizer = scale_by_egd(
+        polar.NewtonSchulz(steps=2), mesh_axes=("a", "b"), max_stack_size=256 * 1024 - 1
+    )
+    text = compiled(optimizer, shapes(8, LAYOUTS["columns"], mesh), mesh).as_text()
+    assert "all-reduce(" in text
+
+
+def test_the_check_reads_sharded_state():
+    """A pattern that misses a fused kernel is found, on a mesh as well."""
+    mesh = mesh_of()
+    leaves = {"qkv": placed(mesh)["rows"], "up": placed(mesh)["both"]}
+    with jax.set_mesh(mesh):
+        missed = egd(0.1, matrices="up", mesh_axes=("a", "b"), momentum=0.9)
+        check = diagnostics.check_whitening(missed, leaves, state=missed.init(leaves))
+    assert check["up"].whitened
+    assert check["up"].directions == 16
+    assert not check["qkv"].whitened
+    assert "not selected" in check["qkv"].reason
+
+
+def test_training_on_a_mesh_by_egd():
+    """`egd` hands over its axes: with a momentum, the step is the polar factor of the gradient."""
+    mesh = mesh_of()
+    leaves = {name: leaf for name, leaf in placed(mesh).items() if leaf.ndim == 2}
+    with jax.set_mesh(mesh):
+        optimizer = egd(0.1, momentum=0.9, mesh_axes="a", mesh_cut="stack")
+        state = optimizer.init(leaves)
+        updates, state = jax.jit(optimizer.update)(leaves, state, leaves)
+    for name, update in updates.items():
+        expected = -0.1 * polar64(np.asarray(leaves[name]))
+        np.testing.assert_allclose(update, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"mesh_axes": 3}, TypeError, "name axes of a mesh.*got 3"),
+        ({"mesh_axes": ("a", "a")}, ValueError, "none twice, got .'a', 'a'."),
+        ({"mesh_axes": ()}, ValueError, "one axis or more"),
+        ({"mesh_axes": "a", "mesh_cut": "rows"}, ValueError, "stack, matrix, got 'rows'"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        scale_by_egd(**arguments)
+
+
+def test_axes_that_cannot_be_served():
+    leaves = {"block": {"kernel": jnp.ones((4, 6))}}
+    optimizer = scale_by_egd(mesh_axes="c")
+    with pytest.raises(ValueError, match=r"mesh_axes='c' needs a mesh.*jax.set_mesh"):
+        optimizer.update(leaves, optimizer.init(leaves))
+    with jax.set_mesh(mesh_of()):
+        with pytest.raises(ValueError, match=r"must name axes of the mesh, which has \('a', 'b'\)"):
+            optimizer.update(leaves, optimizer.init(leaves))
+        inside = scale_by_egd(mesh_axes="a")
+        with pytest.raises(ValueError, match=r"mesh_axes='a' cannot be used inside shard_map"):
+            jax.shard_map(
+                lambda x: inside.update(x, inside.init(x))[0], in_specs=P(), out_specs=P()
+            )(leaves)
+        uneven = scale_by_egd(mesh_axes=("a", "b"), mesh_cut="matrix")
+        with pytest.raises(
+            ValueError, match=r"'block/kernel' of shape \(4, 6\).*has 6 for 8 devices"
+        ):
+            uneven.update(leaves, uneven.init(leaves))
