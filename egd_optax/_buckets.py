@@ -51,8 +51,8 @@ class Bucket:
             raise ValueError(
                 f"mesh_cut='matrix' cuts the longer side of each matrix into equal parts, but leaf "
                 f"{self.views[0].path!r} of shape {leaf.shape} and type {jax.typeof(leaf)} has "
-                f"{long} for {spread.devices} devices. Give mesh_cut='stack' or None, or fewer axes "
-                "in mesh_axes."
+                f"{long} for {spread.devices} devices. Give mesh_cut='stack' or None, or fewer "
+                "axes in mesh_axes."
             )
 
 

@@ -150,7 +150,8 @@ def _share(
         sizes, route = [stacks[i].shape[0] for i in one], routes[layout]
         parts = _parted(route.back(factor, sum(sizes)), sizes)
         found |= zip(one, zip(parts, route.all_states(state, sizes), strict=True), strict=True)
-    return tuple(zip(*(found[i] for i in range(len(stacks))), strict=True))
+    order = range(len(stacks))
+    return tuple(found[i][0] for i in order), tuple(found[i][1] for i in order)
 
 
 class _Route:
