@@ -1,6 +1,8 @@
 """Runs go on after kill -9, and the states of every version that was ever out still load."""
 
+import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from checkpoints import states
+from jax.sharding import NamedSharding, PartitionSpec
 
 import egd_optax
 
@@ -94,3 +97,63 @@ def test_orbax_saves_and_restores_every_state(tmp_path):
         restored = checkpointer.restore(tmp_path / "states", TEMPLATE)
     assert jax.tree.structure(restored) == jax.tree.structure(TEMPLATE)
     jax.tree.map(np.testing.assert_array_equal, restored, TEMPLATE)
+
+
+def test_a_checkpoint_moves_between_numbers_of_devices(tmp_path):
+    """Saved from eight devices, read by two, by one, and by eight again: the same bits."""
+    optimizer = egd_optax.egd(
+        0.1, method=egd_optax.polar.SubspaceIteration(4), momentum=0.9, mesh_axes="data"
+    )
+    params = {"kernel": np.random.default_rng(0).standard_normal((16, 24)).astype("float32")}
+
+    def layout(count):
+        mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
+        rows = NamedSharding(mesh, PartitionSpec("data"))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return mesh, lambda leaf: rows if leaf.shape[:1] == (16,) else everywhere
+
+    mesh, where = layout(8)
+    with jax.set_mesh(mesh):
+        placed = jax.tree.map(lambda x: jax.device_put(x, where(x)), params)
+        state = jax.tree.map(lambda x: jax.device_put(x, where(x)), optimizer.init(placed))
+        updates, state = jax.jit(optimizer.update)(placed, state, placed)
+    tree = first = {"params": placed, "state": state, "updates": updates}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for count in (2, 1, 8):
+            checkpointer.save(tmp_path / str(count), tree)
+            checkpointer.wait_until_finished()
+            _, where = layout(count)
+            like = jax.tree.map(
+                lambda x, where=where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)),
+                tree,
+            )
+            tree = checkpointer.restore(tmp_path / str(count), like)
+            assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(tree)} == {count}
+            jax.tree.map(np.testing.assert_array_equal, tree, first)
+
+
+def many_devices(folder, *options):
+    script = SCRIPT.with_name("many_devices.py")
+    fixed = ("--steps", "6", "--save-every", "3", "--width", "32", "--layers", "1")
+    command = [sys.executable, script, "--folder", folder, *fixed, *options]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_go_on_where_eight_devices_were(tmp_path):
+    """With a time-out: devices that whiten at once must not wait for each other for ever."""
+    eight = many_devices(tmp_path, "--devices", "8")
+    shutil.rmtree(tmp_path / "steps" / "6")
+    both = many_devices(tmp_path, "--processes", "2", "--devices", "2")
+    assert [(line["step"], line["devices"]) for line in both[6:]] == [(4, 4), (5, 4), (6, 4)]
+    for line, expected in zip(both[6:], eight[3:], strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)  # sums in another order
+
+
+def test_many_devices_refuses_what_it_cannot_cut(tmp_path):
+    script = SCRIPT.with_name("many_devices.py")
+    options = ["--folder", tmp_path, "--devices", "8", "--batch-size", "12"]
+    ran = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "--batch-size must be a multiple of the 8 devices, got 12." in ran.stderr
