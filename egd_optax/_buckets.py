@@ -39,9 +39,11 @@ class Bucket:
         arguments = [leaves[view.index] for view in self.views], tuple(states)
         if spread:
             self._check_cut(spread, *arguments[0])
-        if explicit_sharding(arguments[0][0]) is None:
+        explicit = explicit_sharding(arguments[0][0])
+        if explicit is None:
             return run(*arguments)
-        same = jax.tree.map(lambda x: jax.typeof(x).sharding, arguments)
+        whole = jax.sharding.NamedSharding(explicit.mesh, jax.sharding.PartitionSpec())
+        same = jax.tree.map(lambda x: explicit_sharding(x) or whole, arguments)
         return jax.sharding.auto_axes(run, out_sharding=same)(*arguments)
 
     def _check_cut(self, spread: Spread, leaf: jax.Array, *_: jax.Array) -> None:

@@ -23,6 +23,8 @@ LAYERS = [
     ("_axes",),
     ("_layers", "_program", "_siblings"),
     ("_infer_axes", "_scaling"),
+    ("_mesh",),
+    ("_spread",),
     ("_buckets",),
     ("diagnostics", "_transform"),
     ("_wrappers", "_alias"),
