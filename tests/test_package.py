@@ -25,7 +25,7 @@ LAYERS = [
     ("_infer_axes", "_scaling"),
     ("_buckets",),
     ("diagnostics", "_transform"),
-    ("_wrappers", "_alias"),
+    ("_wrappers", "_alias", "_from_muon"),
     ("models",),
 ]
 NEEDED = {"egd_optax", "jax", "numpy", "optax", *sys.stdlib_module_names}
