@@ -1,8 +1,4 @@
-"""Optax's Muon goes on as egd: its state becomes egd's.
-
-States are found by the names of their fields, in the paths of their leaves. These are the same
-whether tuples and named tuples are still there or have become lists and dictionaries.
-"""
+"""Optax's Muon goes on as egd. States are found by the names of their fields, in leaves' paths."""
 
 from typing import Any
 
@@ -19,9 +15,9 @@ _MATRICES, _OTHERS = "inner_states/matrices/", "inner_states/others/"
 def from_muon(muon_state: Any, egd_state: Any) -> Any:
     """Return the state with which `egd` goes on where `optax.contrib.muon` stopped.
 
-    Muon's `mu` is the average that `egd` keeps: neither is debiased in the state, and both are
-    divided by the same powers in a step. So `mu` and `count` are taken as they are, and so are
-    `count`, `mu` and `nu` of Adam, if `others` is `optax.adamw`. Schedules go on at Muon's count.
+    Muon's `mu` is the average that `egd` keeps, debiased by the same powers in a step and not in
+    the state: `mu` and `count` are taken as they are. So is Adam's state, where `others` is
+    `optax.adamw`. Schedules go on at Muon's count.
 
     Args:
         muon_state: tree with one `MuonState` in it, at any depth: the state of
@@ -34,9 +30,9 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
         State for the next step of `egd`.
 
     Raises:
-        ValueError: no Muon in `muon_state`, or several; counts that are no number of steps, or
-            differ; other leaves or shapes; leaves that Muon whitened and `egd` does not, or the
-            reverse; `egd` without a momentum, or with `others` whose state is not Adam's.
+        ValueError: no Muon in `muon_state`, or several; counts that are not one number of steps;
+            other leaves or shapes; a leaf that Muon whitened and `egd` does not, or the reverse;
+            `egd` without a momentum, or with `others` whose state is not Adam's.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -67,15 +63,13 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
     for target, source in sources.items():
         moved |= _renamed(target, _below(ours, target), _below(theirs, source))
         theirs = {path: leaf for path, leaf in theirs.items() if not path.startswith(source)}
-    count = _count(theirs)
-    for path in ours:
-        if path.endswith("/count"):
-            moved.setdefault(path, count)
-        elif path not in moved and "/method_states/" not in path:
-            raise ValueError(
-                f"egd's state holds {path!r}, for which Muon's has nothing. Build egd with Adam "
-                "for the others: others=optax.adamw(rate, weight_decay=0.0, nesterov=True)."
-            )
+    counts = dict.fromkeys((p for p in ours if p.endswith("/count")), _count(theirs))
+    moved = counts | moved
+    if rest := [p for p in ours if p not in moved and "/method_states/" not in p]:
+        raise ValueError(
+            f"egd's state holds {rest[0]!r}, for which Muon's has nothing. Build egd with Adam for "
+            "the others: others=optax.adamw(rate, weight_decay=0.0, nesterov=True)."
+        )
     leaves = [_like(leaf, moved[path]) if path in moved else leaf for path, leaf in ours.items()]
     return jax.tree.unflatten(jax.tree.structure(egd_state), leaves)
 
@@ -117,12 +111,14 @@ def _renamed(target: str, needed: Leaves, given: Leaves) -> Leaves:
 def _count(leaves: Leaves) -> int:
     """Return the number of steps, which all states in Muon's partition count alike."""
     counts = {path: np.asarray(x) for path, x in leaves.items() if f"/{path}".endswith("/count")}
-    shown = ", ".join(f"{count} at {path!r}" for path, count in counts.items())
-    if any(c.shape or c.dtype.kind not in "iu" or c < 0 for c in counts.values()):
-        raise ValueError(f"Counts must be one integer each, from 0 on, got {shown}. Pass one run.")
-    if len({int(c) for c in counts.values()}) > 1:
-        raise ValueError(f"Counts must agree, got {shown}. Pass one checkpoint of one run.")
-    return int(next(iter(counts.values())))
+    steps = {c.item() if c.shape == () and c.dtype.kind in "iu" else -1 for c in counts.values()}
+    if len(steps) > 1 or min(steps) < 0:
+        shown = ", ".join(f"{count} at {path!r}" for path, count in counts.items())
+        raise ValueError(
+            f"The counts of muon_state must be one number of steps, from 0 on, got {shown}. Pass "
+            "the state of one run, of one replica, from one checkpoint."
+        )
+    return steps.pop()
 
 
 def _like(leaf: Any, value: Any) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import pathlib
 
 import chex
 import jax
@@ -152,3 +151,116 @@ def test_the_same_steps_and_a_run_that_is_switched(name):
     chex.assert_trees_all_close(whole, expected, atol=1e-4)
     chex.assert_trees_all_close(switched, expected, atol=1e-4)
     chex.assert_trees_all_equal_shapes_and_dtypes(last, state)
+
+
+def after_a_step(optimizer, params=PARAMS):
+    """A state that is not the first, so that nothing in it is zero."""
+    gradient = jax.tree.map(jnp.cos, params)
+    return optimizer.update(gradient, optimizer.init(params), params)[1]
+
+
+@functools.cache
+def of_muon():
+    return after_a_step(optax.contrib.muon(SCHEDULE))
+
+
+def restored(state, tmp_path):
+    """What Orbax restores without a template: dictionaries and lists."""
+    with ocp.StandardCheckpointer() as checkpoints:
+        checkpoints.save(tmp_path / "state", {"state": state, "step": 1})
+        checkpoints.wait_until_finished()
+        return checkpoints.restore(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda state, _: serialization.to_state_dict(state),
+        lambda state, _: (optax.EmptyState(), {"inner": state}),
+        restored,
+    ],
+    ids=["Flax's dictionaries", "in a chain", "restored by Orbax"],
+)
+def test_a_state_is_found_by_its_fields(form, tmp_path):
+    empty = muons(SCHEDULE).init(PARAMS)
+    expected = from_muon(of_muon(), empty)
+    chex.assert_trees_all_equal(from_muon(form(of_muon(), tmp_path), empty), expected)
+    chex.assert_trees_all_equal_structs(expected, empty)
+    counts = optax.tree_utils.tree_get_all_with_path(expected, "count")
+    assert [int(count) for _, count in counts] == [1] * 4  # average, Adam and both schedules
+
+
+def test_the_state_of_an_nnx_optimizer():
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    old, new = (nnx.Optimizer(model, o, wrt=nnx.Param) for o in (optax.contrib.muon(0.1), muons()))
+    old.update(model, nnx.grad(lambda model: model(jnp.ones(3)).sum())(model))
+    new.opt_state = from_muon(old.opt_state, new.opt_state)
+    average = optax.tree_utils.tree_get(new.opt_state, "ema")["kernel"][...]
+    np.testing.assert_allclose(average, 0.05 * jnp.ones((3, 4)), rtol=1e-6)
+    new.update(model, nnx.grad(lambda model: model(jnp.ones(3)).sum())(model))
+
+
+def test_dtypes_and_layouts_are_those_of_egd_s_state():
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    across = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "devices"))
+    params = {"kernel": jnp.ones((3, 8))}
+    state = after_a_step(optax.contrib.muon(0.1, mu_dtype="bfloat16"), params)
+    empty = muons().init(jax.device_put(params, across))
+    average = optax.tree_utils.tree_get(from_muon(state, empty), "ema")["kernel"]
+    assert average.dtype == jnp.float32
+    assert average.sharding.is_equivalent_to(across, ndim=2)
+
+
+def with_counts(**counts):
+    """Muon's state with other counts in its partition's states."""
+    inner = {
+        name: group._replace(inner_state=(first._replace(count=counts[name]), *rest))
+        for name, group in of_muon().inner_states.items()
+        for first, *rest in [group.inner_state]
+    }
+    return of_muon()._replace(inner_states=inner)
+
+
+OTHER = PARAMS | {"head": {"kernel": PARAMS["head"]["kernel"].T}}
+FEWER = {"tokens": PARAMS["tokens"]}
+
+
+@pytest.mark.parametrize(
+    ("state", "make", "says"),
+    [
+        (
+            lambda: after_a_step(optax.adam(0.1)),
+            muons,
+            "must hold one .*muon, got none in '0/count'",
+        ),
+        (lambda: [of_muon(), of_muon()], muons, "got these: '0/inner_.* '1/inner_states/muon"),
+        (of_muon, lambda: muons(momentum=None, nesterov=False), "needs a momentum, such as Muon's"),
+        (of_muon, lambda: muons(others=optax.sgd(0.1, 0.9)), "holds .*trace.*Muon's has nothing"),
+        (of_muon, lambda: muons(others=None), "Build egd with Adam for the others: .*adamw"),
+        (of_muon, lambda: optax.chain(optax.identity(), muons()), "Of a chain .* pass egd's part"),
+        (of_muon, lambda: muons(axes={"": None, "tokens": MatrixAxes(0, 1)}), "'head/kernel' has"),
+        (of_muon, lambda: muons(axes=infer_layers), "'layers/kernel' has nothing in Muon's"),
+        (lambda: after_a_step(optax.contrib.muon(0.1), FEWER), muons, "'head/kernel' has nothing"),
+        (
+            lambda: after_a_step(optax.contrib.muon(0.1), OTHER),
+            muons,
+            r"'head/kernel' has shape \(11, 8\) in Muon's state and shape \(8, 11\) in egd's",
+        ),
+        (
+            lambda: with_counts(muon=2, adam=1),
+            muons,
+            "one number of steps.*got 1 at .*adam.* 2 at .*muon",
+        ),
+        (lambda: with_counts(muon=-1, adam=1), muons, "from 0 on, got .*-1 at 'inner_states/muon"),
+        (lambda: with_counts(muon=1.0, adam=1), muons, r"got .*1\.0 at"),
+        (lambda: with_counts(muon=jnp.ones(8, int), adam=1), muons, r"got .*\[1 1 .* at"),
+    ],
+)
+def test_what_does_not_fit_is_refused(state, make, says):
+    with pytest.raises(ValueError, match=says):
+        from_muon(state(), make().init(PARAMS))
+
+
+def infer_layers(params):
+    """Muon's leaves, and the stack of layers as well."""
+    return two_axes(params) | {"layers": {"kernel": MatrixAxes(1, 2), "bias": None}}
