@@ -31,6 +31,7 @@ PARAMS = jax.tree.map(lambda leaf: leaf / 3, normal(SHAPES))
 BATCHES = jax.random.randint(jax.random.key(0), (50, 6, 5), 0, 11)
 STEP = (1.5, -0.5, 0.0)
 ROWS = polar.polar_express_coefficients(5, lower=1e-3)
+ADAM = {"learning_rate": 0.003, "b1": 0.8, "b2": 0.99, "eps_root": 1e-6, "weight_decay": 0.2}
 SCHEDULE = optax.linear_schedule(0.04, 0.01, 50)
 
 
@@ -100,8 +101,8 @@ CASES = {
     ),
     "decay": ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
     "Adam's own": (
-        {"adam_learning_rate": 0.003, "adam_b1": 0.8, "adam_b2": 0.99, "adam_weight_decay": 0.2},
-        {"others": optax.adamw(0.003, 0.8, 0.99, weight_decay=0.2, nesterov=True)},
+        {f"adam_{name}": value for name, value in ADAM.items()},
+        {"others": optax.adamw(**ADAM, nesterov=True)},
     ),
     "dimension numbers": ({"muon_weight_dimension_numbers": numbers}, {"axes": numbers}),
 }
