@@ -20,11 +20,10 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
     `optax.adamw`. Schedules go on at Muon's count.
 
     Args:
-        muon_state: tree with one `MuonState` in it, at any depth: the state of
-            `optax.contrib.muon`, or of a chain or wrapper around it. It may come from a checkpoint
-            that was restored without a template.
-        egd_state: `egd(...).init(params)` of the same parameters, without wrappers. The result has
-            its structure, dtypes and shardings. The states of sketches stay as they are.
+        muon_state: tree with one `MuonState` in it: the state of `optax.contrib.muon`, or of a
+            chain or wrapper around it, also from a checkpoint that was restored to dictionaries.
+        egd_state: `egd(...).init(params)` of the same parameters, without wrappers. Its structure,
+            dtypes, shardings, and the states of sketches stay.
 
     Returns:
         State for the next step of `egd`.
@@ -37,8 +36,7 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
     Examples:
         >>> import jax.numpy as jnp, optax
         >>> from egd_optax import egd, from_muon
-        >>> params = {"kernel": jnp.eye(2), "bias": jnp.ones(2)}
-        >>> muon = optax.contrib.muon(0.02)
+        >>> params, muon = {"kernel": jnp.eye(2)}, optax.contrib.muon(0.02)
         >>> _, state = muon.update(params, muon.init(params), params)
         >>> optimizer = egd(0.02, momentum=0.95, nesterov=True, others=optax.adamw(0.02))
         >>> state = from_muon(state, optimizer.init(params))
@@ -63,12 +61,11 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
     for target, source in sources.items():
         moved |= _renamed(target, _below(ours, target), _below(theirs, source))
         theirs = {path: leaf for path, leaf in theirs.items() if not path.startswith(source)}
-    counts = dict.fromkeys((p for p in ours if p.endswith("/count")), _count(theirs))
-    moved = counts | moved
+    moved = dict.fromkeys((p for p in ours if p.endswith("/count")), _count(theirs)) | moved
     if rest := [p for p in ours if p not in moved and "/method_states/" not in p]:
         raise ValueError(
-            f"egd's state holds {rest[0]!r}, for which Muon's has nothing. Build egd with Adam for "
-            "the others: others=optax.adamw(rate, weight_decay=0.0, nesterov=True)."
+            f"egd's state holds {rest[0]!r}, for which Muon's has nothing. Build egd with Adam, "
+            "such as others=optax.adamw(rate, weight_decay=0.0, nesterov=True)."
         )
     leaves = [_like(leaf, moved[path]) if path in moved else leaf for path, leaf in ours.items()]
     return jax.tree.unflatten(jax.tree.structure(egd_state), leaves)
@@ -83,10 +80,8 @@ def _states(leaves: Leaves, field: str, start: str = "") -> list[str]:
 
 def _only(leaves: Leaves, field: str, what: str, start: str = "") -> str:
     """Return where the one state with this field is."""
-    found = _states(leaves, field, start)
-    if len(found) != 1:
-        here = f"these: {listed(found)}" if found else f"none in {listed(list(leaves), 5)}"
-        raise ValueError(f"{what}, got {here}.")
+    if len(found := _states(leaves, field, start)) != 1:
+        raise ValueError(f"{what}, got {listed(found)} of {listed(list(leaves), 5)}.")
     return found[0]
 
 
@@ -101,22 +96,21 @@ def _renamed(target: str, needed: Leaves, given: Leaves) -> Leaves:
         has = [f"shape {np.shape(x[rest])}" if rest in x else "nothing" for x in (given, needed)]
         if has[0] != has[1]:
             raise ValueError(
-                f"Leaf {rest[1:]!r} has {has[0]} in Muon's state and {has[1]} in egd's, at "
-                f"{target!r}. Both need the same parameters, and must whiten the same of them: "
-                f"axes={{{rest[1:]!r}: MatrixAxes(0, 1)}} whitens one, None there leaves it out."
+                f"Leaf {rest[1:]!r} has {has[0]} in Muon's state and {has[1]} in egd's {target!r}. "
+                "Both must whiten the same leaves: MatrixAxes(0, 1) in axes adds one, None omits it."
             )
     return {target + rest: leaf for rest, leaf in given.items()}
 
 
 def _count(leaves: Leaves) -> int:
-    """Return the number of steps, which all states in Muon's partition count alike."""
+    """Return the number of steps, which all states beside Muon's count alike."""
     counts = {path: np.asarray(x) for path, x in leaves.items() if f"/{path}".endswith("/count")}
     steps = {c.item() if c.shape == () and c.dtype.kind in "iu" else -1 for c in counts.values()}
     if len(steps) > 1 or min(steps) < 0:
         shown = ", ".join(f"{count} at {path!r}" for path, count in counts.items())
         raise ValueError(
-            f"The counts of muon_state must be one number of steps, from 0 on, got {shown}. Pass "
-            "the state of one run, of one replica, from one checkpoint."
+            f"muon_state must count one number of steps, from 0 on, got {shown}. Pass the state of "
+            "one run, and of one replica."
         )
     return steps.pop()
 

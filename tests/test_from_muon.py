@@ -232,9 +232,9 @@ FEWER = {"tokens": PARAMS["tokens"]}
         (
             lambda: after_a_step(optax.adam(0.1)),
             muons,
-            "must hold one .*muon, got none in '0/count'",
+            "must hold one .*muon, got none of '0/count'",
         ),
-        (lambda: [of_muon(), of_muon()], muons, "got these: '0/inner_.* '1/inner_states/muon"),
+        (lambda: [of_muon(), of_muon()], muons, "got '0/inner_.* '1/inner_states/muon"),
         (of_muon, lambda: muons(momentum=None, nesterov=False), "needs a momentum, such as Muon's"),
         (of_muon, lambda: muons(others=optax.sgd(0.1, 0.9)), "holds .*trace.*Muon's has nothing"),
         (of_muon, lambda: muons(others=None), "Build egd with Adam for the others: .*adamw"),
