@@ -8,16 +8,15 @@ import numpy as np
 
 from egd_optax._selection import leaves_by_path, listed
 
-Leaves = dict[str, Any]
-_MATRICES, _OTHERS = "inner_states/matrices/", "inner_states/others/"
+Leaves = dict[str, Any]  # by path
+_MATRICES, _OTHERS = "inner_states/matrices/", "inner_states/others/"  # of egd's partition
 
 
 def from_muon(muon_state: Any, egd_state: Any) -> Any:
     """Return the state with which `egd` goes on where `optax.contrib.muon` stopped.
 
-    Muon's `mu` is the average that `egd` keeps, debiased by the same powers in a step and not in
-    the state: `mu` and `count` are taken as they are. So is Adam's state, where `others` is
-    `optax.adamw`. Schedules go on at Muon's count.
+    Both keep the average biased and debias it in a step, by the same powers: `mu` and `count` are
+    taken as they are. So is Adam's state, for `others`. Schedules go on at Muon's count.
 
     Args:
         muon_state: tree with one `MuonState` in it: the state of `optax.contrib.muon`, or of a
@@ -47,8 +46,8 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
     theirs, ours = leaves_by_path(muon_state), leaves_by_path(egd_state)
     if strange := [path for path in ours if not path.startswith((_MATRICES, _OTHERS))]:
         raise ValueError(
-            f"egd_state must be what egd(...).init(params) returns, got {listed(strange, 3)} in "
-            "it. Of a chain or a wrapper pass egd's part, and put the result in its place."
+            f"egd_state must be what egd(...).init(params) returns, got {listed(strange, 3)}. "
+            "Of a chain or a wrapper pass egd's part, and put the result in its place."
         )
     muon = _only(theirs, "ns_coeffs", "muon_state must hold one state of optax.contrib.muon")
     group = muon.rpartition("inner_states/")[0]  # Muon's partition: Adam's state is in it, too
@@ -97,7 +96,7 @@ def _renamed(target: str, needed: Leaves, given: Leaves) -> Leaves:
         if has[0] != has[1]:
             raise ValueError(
                 f"Leaf {rest[1:]!r} has {has[0]} in Muon's state and {has[1]} in egd's {target!r}. "
-                "Both must whiten the same leaves: MatrixAxes(0, 1) in axes adds one, None omits it."
+                "Both must whiten the same leaves; in axes MatrixAxes(0, 1) adds one, None omits."
             )
     return {target + rest: leaf for rest, leaf in given.items()}
 
@@ -117,5 +116,5 @@ def _count(leaves: Leaves) -> int:
 
 def _like(leaf: Any, value: Any) -> jax.Array:
     """Return the value in a leaf's dtype, and in its layout where that is one of many devices."""
-    value, sharding = jnp.asarray(value, leaf.dtype), getattr(leaf, "sharding", None)
-    return jax.device_put(value, sharding) if sharding and sharding.num_devices > 1 else value
+    value, many = jnp.asarray(value, leaf.dtype), leaf.sharding.num_devices > 1
+    return jax.device_put(value, leaf.sharding) if many else value
