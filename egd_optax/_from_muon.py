@@ -29,8 +29,8 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
 
     Raises:
         ValueError: no Muon in `muon_state`, or several; counts that are not one number of steps;
-            other leaves or shapes; a leaf that Muon whitened and `egd` does not, or the reverse;
-            `egd` without a momentum, or with `others` whose state is not Adam's.
+            other leaves or shapes, or other leaves whitened; `egd` without a momentum, or with
+            `others` whose state is not Adam's.
 
     Examples:
         >>> import jax.numpy as jnp, optax
