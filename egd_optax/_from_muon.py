@@ -108,8 +108,7 @@ def _count(leaves: Leaves) -> int:
     if len(steps) > 1 or min(steps) < 0:
         shown = ", ".join(f"{count} at {path!r}" for path, count in counts.items())
         raise ValueError(
-            f"muon_state must count one number of steps, from 0 on, got {shown}. Pass the state of "
-            "one run, and of one replica."
+            f"muon_state must count one number of steps, from 0 on, got {shown}: pass one run's."
         )
     return steps.pop()
 
