@@ -5,6 +5,7 @@ from egd_optax import polar as polar
 from egd_optax._alias import egd as egd
 from egd_optax._decisions import InferredAxes as InferredAxes
 from egd_optax._decisions import LeafAxes as LeafAxes
+from egd_optax._from_muon import from_muon as from_muon
 from egd_optax._infer_axes import infer_axes as infer_axes
 from egd_optax._matrix_view import MatrixAxes as MatrixAxes
 from egd_optax._selection import matching as matching

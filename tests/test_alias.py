@@ -69,26 +69,6 @@ def test_the_momentum_is_optax_s_average(momentum):
 
 
 @pytest.mark.usefixtures("optax_promotes")
-def test_muon_s_setting_takes_muon_s_steps():
-    """Its look-ahead, table, scale and decay; the polynomials alone run in another order."""
-    if not hasattr(optax.contrib, "muon"):
-        pytest.skip("this Optax has no Muon")
-    muon = optax.contrib.muon(0.02, weight_decay=0.1, adam_weight_decay=0.1)
-    adam = optax.adamw(0.02, weight_decay=0.1, nesterov=True)
-    ours = egd(
-        0.02,
-        method=polar.NewtonSchulz("standard", steps=5),
-        momentum=0.95,
-        nesterov=True,
-        weight_decay=0.1,
-        decay="decoupled",
-        scale="muon",
-        others=adam,
-    )
-    chex.assert_trees_all_close(run(ours), run(muon), atol=1e-5)
-
-
-@pytest.mark.usefixtures("optax_promotes")
 def test_others_keep_their_own_rules():
     adam = optax.adam(0.01)
     actual = run(egd(0.3, weight_decay=0.1, momentum=0.9, others=adam))

@@ -27,7 +27,7 @@ LAYERS = [
     ("_spread",),
     ("_buckets",),
     ("diagnostics", "_transform"),
-    ("_wrappers", "_alias"),
+    ("_wrappers", "_alias", "_from_muon"),
     ("models",),
 ]
 NEEDED = {"egd_optax", "jax", "numpy", "optax", *sys.stdlib_module_names}
