@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,17 +24,23 @@ class Bucket:
     def whiten(
         self,
         method: PolarMethod,
+        rule: Callable[[int, int], float],
         leaves: Sequence[jax.Array],
         states: Sequence[State],
         spread: Spread | None,
     ) -> tuple[Sequence[jax.Array], Sequence[State]]:
-        """Return factors in the shapes of this bucket's leaves, and the next states."""
+        """Return updates in the shapes of this bucket's leaves, and the next states."""
+        scales = [rule(view.m, view.n) for view in self.views]
+        alike = all(isinstance(x, int | float) and x == scales[0] for x in scales)
 
         def run(leaves, states):
             stacks = [view.to_stack(leaf) for view, leaf in zip(self.views, leaves, strict=True)]
-            factors, after = whiten(method, stacks, states, spread)
-            triples = zip(self.views, factors, leaves, strict=True)
-            return [view.to_leaf(factor, leaf) for view, factor, leaf in triples], after
+            parts, after = whiten(method, scales[0] if alike else 1, stacks, states, spread)
+            updates = [
+                view.to_leaf(part if alike else part * jnp.asarray(scale, part.dtype), leaf)
+                for view, part, scale, leaf in zip(self.views, parts, scales, leaves, strict=True)
+            ]
+            return updates, after
 
         arguments = [leaves[view.index] for view in self.views], tuple(states)
         if spread:
@@ -79,13 +85,14 @@ def plan_buckets(
     return [Bucket(tuple(bucket)) for group in buckets.values() for bucket in group]
 
 
-def restore(update: jax.Array, like: jax.Array) -> jax.Array:
-    """Return `update` in the dtype of the leaf `like`, and with its NaN and Inf.
+def tied(update: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Return `update`, tied to its leaf, so that the partitioner lays both out alike.
 
-    The entry-wise choice tells the partitioner to lay the update out like the leaf, which a
-    decomposition in between makes it forget; `shard_alike` merges the layouts of equal shapes.
+    A decomposition in between makes it forget the layout; `shard_alike` merges those of one shape.
     """
-    return jnp.where(jnp.isfinite(like), update.astype(like.dtype), like)
+    if jax.device_count() == 1:
+        return update
+    return jnp.where(jnp.isfinite(leaf), update, leaf)
 
 
 def _layout(leaf: Any, view: MatrixView) -> Any:

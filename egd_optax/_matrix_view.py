@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,7 +82,7 @@ class MatrixView:
     def to_stack(self, leaf: jax.Array) -> jax.Array:
         """Return the leaf as `(batch, *shape)`."""
         batch, groups = self.batch // self.groups, self.groups
-        stack = leaf.transpose(self.order).reshape(batch, self.m, groups * self.n)
+        stack = _moved(leaf, self.order).reshape(batch, self.m, groups * self.n)
         if groups > 1:
             parts = stack.reshape(batch, self.m, groups, self.n).swapaxes(1, 2)
             stack = parts.reshape(self.batch, self.m, self.n)
@@ -95,7 +95,7 @@ class MatrixView:
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
         if self.groups > 1:
             stack = stack.reshape(-1, self.groups, self.m, self.n).swapaxes(1, 2)
-        return stack.reshape(shape).transpose(back)
+        return _moved(stack.reshape(shape), back)
 
 
 def matrix_views(
@@ -131,6 +131,11 @@ def view_of(index: int, path: str, shape: tuple[int, ...], axes: MatrixAxes) -> 
         )
     order, parts = rest + named, axes.groups
     return MatrixView(index, path, order, batch * parts, m, n // parts, parts)
+
+
+def _moved(array: jax.Array, order: Sequence[int]) -> jax.Array:
+    """Return the array with its axes in this order."""
+    return array if list(order) == [*range(array.ndim)] else array.transpose(order)
 
 
 def _axis_tuple(axes: int | tuple[int, ...]) -> tuple[int, ...]:

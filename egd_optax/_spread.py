@@ -29,17 +29,24 @@ class Layout(NamedTuple):
 
 
 def whiten(
-    method: PolarMethod, stacks: Sequence[jax.Array], states: Sequence[State], spread: Spread | None
+    method: PolarMethod,
+    scale: float,
+    stacks: Sequence[jax.Array],
+    states: Sequence[State],
+    spread: Spread | None,
 ) -> Whitened:
-    """Return factors and next states of stacks `(k_i, m, n)`, each leaf of a state `(k_i, ...)`.
+    """Return scaled factors and next states of stacks `(k_i, m, n)`, states of leaves `(k_i, ...)`.
+
+    A matrix with NaN or Inf keeps them.
 
     Args:
         method: how polar factors are computed.
-        stacks: equal in m <= n and in dtype.
+        scale: of all of them.
+        stacks: equal in m, n and dtype.
         states: one for each stack.
         spread: over which devices; None: as the compiler likes.
     """
-    arguments = method, tuple(stacks), tuple(states)
+    arguments = method, scale, tuple(stacks), tuple(states)
     if spread is None:
         return _together(*arguments)
     count = sum(stack.shape[0] for stack in stacks)
@@ -47,20 +54,30 @@ def whiten(
     return run(spread.axes, *arguments)
 
 
-def _together(method: PolarMethod, stacks: Arrays, states: States) -> Whitened:
+def _together(method: PolarMethod, scale: float, stacks: Arrays, states: States) -> Whitened:
     """Whiten stacks as one, wherever they are."""
     sizes = [stack.shape[0] for stack in stacks]
-    factors, after = update_stack(method, _joined(*stacks), jax.tree.map(_joined, *states))
+    factors, after = _scaled(method, scale, _joined(*stacks), jax.tree.map(_joined, *states))
     return _parted(factors, sizes), _parted(after, sizes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _cut_up(axes: Names, method: PolarMethod, stacks: Arrays, states: States) -> Whitened:
+def _scaled(
+    method: PolarMethod, scale: float, stack: jax.Array, states: State
+) -> tuple[jax.Array, State]:
+    factors, after = update_stack(method, stack, states)
+    factors = factors if scale == 1 else scale * factors
+    return jnp.where(jnp.isfinite(stack), factors, stack), after
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _cut_up(
+    axes: Names, method: PolarMethod, scale: float, stacks: Arrays, states: States
+) -> Whitened:
     """Whiten matrices that are cut along their columns: sums of small products are sent."""
     sizes = [stack.shape[0] for stack in stacks]
     cut = PartitionSpec(None, None, axes)
     stack = jax.lax.with_sharding_constraint(_laid_apart(_joined(*stacks)), cut)
-    factors, after = update_stack(method, stack, jax.tree.map(_joined, *states))
+    factors, after = _scaled(method, scale, stack, jax.tree.map(_joined, *states))
     pairs = zip(_parted(factors, sizes), stacks, strict=True)
     return tuple(_laid_like(*pair) for pair in pairs), _parted(after, sizes)
 
@@ -88,18 +105,21 @@ def _laid_like(value: jax.Array, like: jax.Array) -> jax.Array:
     return first(value, like)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _whole(axes: Names, method: PolarMethod, stacks: Arrays, states: States) -> Whitened:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _whole(
+    axes: Names, method: PolarMethod, scale: float, stacks: Arrays, states: States
+) -> Whitened:
     """Whiten stacks of any layout, which is known where the program is cut up for the devices."""
+    whiten = functools.partial(_together, method, scale)
 
     def partition(mesh, arguments, results):
         layouts = [_layout(stack, mesh) for stack in arguments[0]]
         put = tuple(NamedSharding(mesh, PartitionSpec(*one)) for one in layouts)
         everywhere = NamedSharding(mesh, PartitionSpec())
         same = put, jax.tree.map(lambda _: everywhere, arguments[1])
-        return mesh, functools.partial(_share, axes, mesh, layouts, method), same, same
+        return mesh, functools.partial(_share, axes, mesh, layouts, whiten), same, same
 
-    anywhere = custom_partitioning(functools.partial(_together, method))
+    anywhere = custom_partitioning(whiten)
     anywhere.def_partition(partition, sharding_rule=_as_it_comes)
     return anywhere(stacks, states)
 
@@ -125,7 +145,7 @@ def _share(
     axes: Names,
     mesh: Mesh,
     layouts: list[Layout],
-    method: PolarMethod,
+    whiten: Callable[[Arrays, States], Whitened],
     stacks: Arrays,
     states: States,
 ) -> Whitened:
@@ -144,7 +164,7 @@ def _share(
         )
         for layout, one in members.items()
     ]
-    factors, after = _together(method, *zip(*here, strict=True))
+    factors, after = whiten(*zip(*here, strict=True))
     found: dict[int, tuple[jax.Array, State]] = {}
     for (layout, one), factor, state in zip(members.items(), factors, after, strict=True):
         sizes, route = [stacks[i].shape[0] for i in one], routes[layout]
@@ -247,5 +267,6 @@ def _parted(tree: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
     """Return a tree of arrays in parts of these lengths: one tree for each."""
     stops = itertools.accumulate(sizes, initial=0)
     return tuple(
-        jax.tree.map(lambda x, a=a, b=b: x[a:b], tree) for a, b in itertools.pairwise(stops)
+        jax.tree.map(lambda x, a=a, b=b: jax.lax.slice_in_dim(x, a, b), tree)
+        for a, b in itertools.pairwise(stops)
     )

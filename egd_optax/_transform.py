@@ -7,7 +7,7 @@ import jax
 import optax
 
 from egd_optax._axes import WITNESS, Axes, check_axes, literal_axes, warn_of_nothing
-from egd_optax._buckets import plan_buckets, restore
+from egd_optax._buckets import plan_buckets, tied
 from egd_optax._checks import check_at_least, check_state
 from egd_optax._matrix_view import matrix_views
 from egd_optax._mesh import check_spread, spread_of
@@ -114,12 +114,12 @@ def scale_by_egd(
         whitened, after = list(leaves), {}
         for bucket in plan_buckets(views, leaves, limit, spread):
             states = [before[view.path] for view in bucket.views]
-            found = bucket.whiten(method, leaves, states, spread)
+            found = bucket.whiten(method, rule, leaves, states, spread)
             for view, factor, state in zip(bucket.views, *found, strict=True):
                 leaf, after[view.path] = leaves[view.index], state
-                whitened[view.index] = restore(factor * rule(view.m, view.n), like=leaf)
+                whitened[view.index] = tied(factor, leaf)
                 if witness := WITNESS.get():
-                    witness.whitened(view, leaf, factor)
+                    witness.whitened(view, leaf, factor / rule(view.m, view.n))
         return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else after)
 
     return optax.GradientTransformation(init, update)
