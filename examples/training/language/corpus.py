@@ -19,7 +19,7 @@ SEED = 0  # of the split, the same for every run
 REMEDY = "name another folder with --corpus"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
     """Two texts, each some files one after the other.
 

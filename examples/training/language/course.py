@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from egd_optax import infer_axes
+from language import optimizers
 from language.config import CHUNK, Config
 from language.corpus import Corpus
 from language.model import Network, Params
@@ -45,19 +46,21 @@ class Program:
         ValueError: a window does not fit into the text.
     """
 
-    def __init__(self, config: Config, entry: Entry, text: Corpus, choices: Choices = Choices()):
+    def __init__(
+        self, config: Config, entry: Entry, text: Corpus, choices: Choices = optimizers.EXACT
+    ):
         text.check_context(config.context)
         self.config, self.text, self._entry = config, text, entry
         self.network = Network(config)
         window = jax.ShapeDtypeStruct((config.batch, config.context + 1), np.int32)
         axes = infer_axes(self.network.shapes, self.network.loss, window)
         self.recipe = Recipe(axes, config.schedule(), choices)
+        self._begin = jax.jit(self._start)
         self._held_out = _chunks(text.held_out(config.windows, config.context))
 
     def start(self, values: Values, seed: int) -> State:
         """Return the state before the first step."""
-        params = self.network.init(seed)
-        return State(params, jax.jit(self._entry.make(values, self.recipe).init)(params))
+        return self._begin(values, seed)
 
     def compile(self, values: Values, state: State) -> float:
         """Compile the step and the validation, unless they are; return the seconds that took."""
@@ -103,6 +106,10 @@ class Program:
                 validation = float(self.validate(state.params, self._held_out))
                 yield Point(step, train, validation, seconds, state)
                 losses, started = [], time.perf_counter()
+
+    def _start(self, values: Values, seed: jax.Array) -> State:
+        params = self.network.init(seed)
+        return State(params, self._entry.make(values, self.recipe).init(params))
 
     def _step(self, values: Values, state: State, tokens: jax.Array) -> tuple[State, jax.Array]:
         loss, gradients = jax.value_and_grad(self.network.loss)(state.params, tokens)

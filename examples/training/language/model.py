@@ -51,10 +51,12 @@ class LanguageModel(nnx.Module):
         places = self.position_embedding(jnp.arange(tokens.shape[-1]))
         stream = self.token_embedding(tokens) + places[None]
         if isinstance(self.blocks, Block):
-            through = nnx.scan(
-                lambda block, stream: block(stream, mask), in_axes=(0, nnx.Carry), out_axes=nnx.Carry
+            layers = nnx.scan(
+                lambda block, stream: block(stream, mask),
+                in_axes=(0, nnx.Carry),
+                out_axes=nnx.Carry,
             )
-            stream = through(self.blocks, stream)
+            stream = layers(self.blocks, stream)
         else:
             for block in self.blocks:
                 stream = block(stream, mask)
@@ -74,13 +76,10 @@ class Network:
         self.graph, state = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, nnx.Rngs(0))))
         self.shapes: Params = nnx.to_pure_dict(state)
 
-    def init(self, seed: int) -> Params:
+    def init(self, seed: int | jax.Array) -> Params:
         """Return initial parameters."""
-
-        def start(key: jax.Array) -> Params:
-            return nnx.to_pure_dict(nnx.state(LanguageModel(self.config, nnx.Rngs(key))))
-
-        return jax.jit(start)(jax.random.key(seed))
+        model = LanguageModel(self.config, nnx.Rngs(jax.random.key(seed)))
+        return nnx.to_pure_dict(nnx.state(model))
 
     def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Return the logits, computed in the config's dtype."""

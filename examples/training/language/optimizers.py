@@ -48,12 +48,15 @@ class Choices:
     every: int = 1
 
 
+EXACT = Choices()
+
+
 class Recipe(NamedTuple):
     """What a transformation is made for: the model's matrices, and the course of the rates."""
 
     axes: InferredAxes
     schedule: optax.Schedule
-    choices: Choices = Choices()
+    choices: Choices = EXACT
 
     def rate(self, peak: Any) -> optax.Schedule:
         """Return a learning rate's course."""

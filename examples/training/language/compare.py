@@ -1,0 +1,213 @@
+"""The comparison: every optimizer tuned alike by the arena's plan, then on fresh seeds.
+
+What is tuned is the validation loss at the end. A trial is one line of the arena's log, with its
+course. One that is hopeless ends early, by one rule for all: after the warm-up its validation loss
+is above that of a guess, ln 256, or no number.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arena.contract import Optimizer, Task
+from arena.field import Field
+from arena.plan import Job, jobs, last_round, new_rounds
+from arena.record import COUNT, TIMES, TRIAL, Line, Log, Record
+from arena.session import remaining
+from arena.space import Settings, traced
+from tqdm import tqdm
+
+from language.config import HOPELESS, Config
+from language.corpus import Corpus
+from language.course import Point, Program
+from language.optimizers import OPTIMIZERS
+
+TUNING_SEED = 0
+ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared: a model, a text, optimizers, and how often each is tried.
+
+    Args:
+        config: the model and its training.
+        text: what is read.
+        trials: of each optimizer, and again for each widening of its ranges.
+        seeds: fresh ones, for the best of each.
+    """
+
+    config: Config
+    text: Corpus
+    trials: int = 8
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        self.text.check_context(self.config.context)
+        for name in ("trials", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; raise it")
+
+    @property
+    def field(self) -> Field:
+        """The study in the arena's words: no target is reached, the lowest score is the best."""
+        task = Task(
+            name="language",
+            title="Language model",
+            init=_untold,
+            loss=_untold,
+            data=_untold,
+            score=_untold,
+            target=0.0,
+            steps=self.config.steps,
+            batches=(self.config.batch,),
+            every=self.config.every,
+            trials=self.trials,
+            seeds=self.seeds,
+            tuning_seeds=(TUNING_SEED,),
+            lower=True,
+        )
+        entries = {
+            name: Optimizer(name, entry.title, entry.source, entry.knobs, _untold)
+            for name, entry in OPTIMIZERS.items()
+        }
+        return Field(task, entries)
+
+    def told(self, header: Line) -> Line:
+        """Return a log's config with the model and the text, which must not change either."""
+        own = {"model": self.config.to_json(), "corpus": self.text.facts}
+        return json.loads(json.dumps({**header, "task": {**header["task"], **own}}))
+
+
+def run(study: Study, path: Path, only: Iterable[str] = ()) -> Record:
+    """Do all that the log at `path` lacks: tune alike, then run the bests on fresh seeds.
+
+    Raises:
+        ValueError: an unknown optimizer.
+        OSError, LogError: the log cannot be used.
+    """
+    chosen = study.field.only(only)
+    with Log(path, study.told(study.field.config())) as log, _bar(log.record, chosen) as bar:
+        while True:
+            for line in new_rounds(log.record, chosen):
+                log.add(line)
+                if line["widened"]:
+                    tqdm.write(f"{line['optimizer']}: tuned wider, {line['widened']}")
+            bar.total = sum(remaining(log.record, chosen, counting=True))
+            todo = jobs(log.record, chosen)
+            if not todo:
+                return log.record
+            job = min(todo, key=functools.partial(_order, list(chosen.optimizers)))
+            bar.set_postfix_str(f"{job.optimizer}, {job.kind}")
+            log.add(_work(study, job))
+            bar.update()
+
+
+def time_bests(study: Study, path: Path) -> Record:
+    """Time the bests of a log in turn, in one process; nothing else should be running."""
+    with Log(path, study.told(study.field.config())) as log:
+        bests = {}
+        for name in log.record.optimizers:
+            last = last_round(log.record, study.field.task, name)
+            if last and last.trials:
+                bests[name] = last.best["settings"]
+        if bests:
+            log.add({"kind": TIMES, "rows": _timed(study, bests)})
+        return log.record
+
+
+def trial(program: Program, values: dict[str, np.generic], seed: int) -> Line:
+    """Return a run's line: its course, and its score, None if it was hopeless."""
+    state = program.start(values, seed)
+    compilation = program.compile(values, state)
+    points = []
+    hopeless = False
+    for point in program.course(values, state, seed):
+        points.append(point)
+        hopeless = is_hopeless(point, program.config)
+        if hopeless:
+            break
+    return {
+        "seed": seed,
+        "steps": None,  # there is no target
+        "score": None if hopeless else points[-1].validation,
+        "seconds": round(points[-1].seconds, 3),
+        "compile": round(compilation, 2),
+        "course": {
+            "step": [point.step for point in points],
+            "loss": [_short(point.loss) for point in points],
+            "validation": [_short(point.validation) for point in points],
+        },
+    }
+
+
+def is_hopeless(point: Point, config: Config) -> bool:
+    """Return whether a run is not worth going on with, or not worth anything at its end."""
+    known = math.isfinite(point.validation) and math.isfinite(point.loss)
+    return not known or (point.step > config.warmup and point.validation > HOPELESS)
+
+
+def _work(study: Study, job: Job) -> Line:
+    """Return the line of a job's first trial or seed; the others come after."""
+    number, settings = job.todo[0]
+    program = _program(study.config, study.text, job.optimizer)
+    line = trial(program, values_of(job.optimizer, settings), job.seeds[0])
+    about = {"optimizer": job.optimizer, "round": job.number, "trial": number, "settings": settings}
+    if job.kind == COUNT:
+        return {"kind": COUNT, **about, **line}
+    return {"kind": TRIAL, **about, "compile": line.pop("compile"), "runs": [line]}
+
+
+def _order(names: list[str], job: Job) -> int:
+    """Order by optimizer, so that each is compiled once: tuned, then counted."""
+    return names.index(job.optimizer)
+
+
+@functools.lru_cache(maxsize=1)  # it is used until its optimizer is done
+def _program(config: Config, text: Corpus, name: str) -> Program:
+    return Program(config, OPTIMIZERS[name], text)
+
+
+def _timed(study: Study, bests: dict[str, Settings]) -> Line:
+    """Return seconds of a step of each, several times, and of its compilation."""
+    programs, found = {}, {}
+    for name, settings in bests.items():
+        values = values_of(name, settings)
+        program = Program(study.config, OPTIMIZERS[name], study.text)
+        state = program.start(values, TUNING_SEED)
+        compilation = round(program.compile(values, state), 2)
+        programs[name] = program, values, state
+        found[name] = {"settings": settings, "compile": compilation, "seconds": list[float]()}
+    for number in range(ROUNDS + 1):
+        for name, (program, values, state) in programs.items():
+            started = time.perf_counter()
+            for step in range(STEPS):
+                state, loss = program.step(values, state, program.batch(TUNING_SEED, step))
+            loss.block_until_ready()
+            if number:  # the first round only warms up
+                seconds = (time.perf_counter() - started) / STEPS
+                found[name]["seconds"].append(float(f"{seconds:.4g}"))
+    return found
+
+
+def values_of(name: str, settings: Settings) -> dict[str, np.generic]:
+    return traced(OPTIMIZERS[name].knobs, settings)
+
+
+def _bar(record: Record, chosen: Field) -> tqdm:
+    left, done = remaining(record, chosen, counting=True)
+    return tqdm(total=left + done, initial=done, unit="run", disable=None)
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _untold(*_: Any) -> Any:
+    raise NotImplementedError("the arena plans this study, and does not train it")
