@@ -16,7 +16,6 @@ from language.train import Run, train
 
 BAD_INPUT, INTERRUPTED = 2, 130
 LOGS = pages.LOGS
-OWN = "left out, the size's own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Train(_OnModel):
             self.folder, config, self.optimizer, self._settings(), self.scale, self.seed, text
         )
         end = train(run)
-        print(f"\n{end['prompt']}|{end['text']}\n")
+        print(f"\n{_printable(end['prompt'])}|{_printable(end['text'])}\n")
         print(f"validation loss: {end['validation']:.4f}")
         print(f"log: {run.log}\nfigure: {run.picture}\ncheckpoints: {run.folder / 'steps'}")
 
@@ -235,6 +234,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted; what was logged is kept, the same command goes on\n")
         return INTERRUPTED
     return 0
+
+
+def _printable(text: str) -> str:
+    """Return a text that does nothing to a terminal."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{MIDDLE DOT}" for one in text)
 
 
 def _existing(path: Path) -> Record:

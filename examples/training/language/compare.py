@@ -176,14 +176,14 @@ def _program(config: Config, text: Corpus, name: str) -> Program:
 
 def _timed(study: Study, bests: dict[str, Settings]) -> Line:
     """Return seconds of a step of each, several times, and of its compilation."""
-    programs, found = {}, {}
+    programs, compiled = {}, {}
     for name, settings in bests.items():
         values = values_of(name, settings)
         program = Program(study.config, OPTIMIZERS[name], study.text)
         state = program.start(values, TUNING_SEED)
-        compilation = round(program.compile(values, state), 2)
+        compiled[name] = round(program.compile(values, state), 2)
         programs[name] = program, values, state
-        found[name] = {"settings": settings, "compile": compilation, "seconds": list[float]()}
+    seconds: dict[str, list[float]] = {name: [] for name in bests}
     for number in range(ROUNDS + 1):
         for name, (program, values, state) in programs.items():
             started = time.perf_counter()
@@ -191,9 +191,11 @@ def _timed(study: Study, bests: dict[str, Settings]) -> Line:
                 state, loss = program.step(values, state, program.batch(TUNING_SEED, step))
             loss.block_until_ready()
             if number:  # the first round only warms up
-                seconds = (time.perf_counter() - started) / STEPS
-                found[name]["seconds"].append(float(f"{seconds:.4g}"))
-    return found
+                seconds[name].append(round((time.perf_counter() - started) / STEPS, 6))
+    return {
+        name: {"settings": settings, "compile": compiled[name], "seconds": seconds[name]}
+        for name, settings in bests.items()
+    }
 
 
 def values_of(name: str, settings: Settings) -> dict[str, np.generic]:

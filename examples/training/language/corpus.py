@@ -5,7 +5,7 @@ import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def read(folder: Path | None = None) -> Corpus:
         "train_files": len(train),
         "validation_files": len(validation),
     }
-    return Corpus(*(_joined(texts[path] for path in part) for part in (train, validation)), facts)
+    return Corpus(_joined(texts, train), _joined(texts, validation), facts)
 
 
 def split(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -109,8 +109,8 @@ def _bytes(path: Path) -> bytes:
         ) from error
 
 
-def _joined(texts: Any) -> np.ndarray:
-    return np.frombuffer(b"".join(texts), np.uint8)
+def _joined(texts: Mapping[Path, bytes], paths: Iterable[Path]) -> np.ndarray:
+    return np.frombuffer(b"".join(texts[path] for path in paths), np.uint8)
 
 
 def _windows(text: np.ndarray, begins: np.ndarray, context: int) -> np.ndarray:

@@ -37,6 +37,7 @@ class LanguageModel(nnx.Module):
         def block(rngs: nnx.Rngs) -> Block:
             return Block(width, config.heads, rngs=rngs)
 
+        self.blocks: Block | nnx.List[Block]
         if config.scanned:
             self.blocks = nnx.split_rngs(splits=config.layers)(nnx.vmap(block))(rngs)
         else:

@@ -85,8 +85,8 @@ def table(record: Record, style: str = "simple") -> str:
     """
     found = rows(record)
     yardstick = next((row for row in found if row.name == YARDSTICK and row.runs), None)
-    headings = ("optimizer", "final validation loss (range)", "steps to AdamW's", "tokens")
-    headings += ("seconds", "steps / AdamW's", "seconds / AdamW's")
+    headings = ["optimizer", "final validation loss (range)", "steps to AdamW's", "tokens"]
+    headings += ["seconds", "steps / AdamW's", "seconds / AdamW's"]
     cells = [_cells(row, yardstick, record) for row in found]
     return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
 
