@@ -137,7 +137,7 @@ def trial(program: Program, values: dict[str, np.generic], seed: int) -> Line:
         "seed": seed,
         "steps": None,  # there is no target
         "score": None if hopeless else points[-1].validation,
-        "seconds": round(points[-1].seconds, 3),
+        "seconds": round(sum(point.seconds for point in points), 3),
         "compile": round(compilation, 2),
         "course": {
             "step": [point.step for point in points],

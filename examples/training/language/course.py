@@ -24,7 +24,7 @@ class State(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What is known after some steps; the seconds are those of the steps alone."""
+    """What is known after some steps: seconds and training loss are of those since the last."""
 
     step: int
     loss: float
@@ -94,7 +94,7 @@ class Program:
             tick: called after each step.
         """
         self.compile(values, state)
-        losses, seconds, started = list[jax.Array](), 0.0, time.perf_counter()
+        losses, started = list[jax.Array](), time.perf_counter()
         for step in range(after + 1, self.config.steps + 1):
             state, loss = self.step(values, state, self.batch(seed, step))
             losses.append(loss)
@@ -102,7 +102,7 @@ class Program:
             if step % self.config.every == 0 or step == self.config.steps:
                 train = float(np.mean(jax.device_get(losses)))
                 jax.block_until_ready(state)
-                seconds += time.perf_counter() - started
+                seconds = time.perf_counter() - started
                 validation = float(self.validate(state.params, self._held_out))
                 yield Point(step, train, validation, seconds, state)
                 losses, started = [], time.perf_counter()

@@ -8,7 +8,6 @@ from after the checkpoint is written again.
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,7 +141,7 @@ def _go_on(run: Run, lines: list[Line], checkpoints: ocp.CheckpointManager) -> N
     program.compile(values, state)
     with tqdm(total=run.config.steps, initial=after, unit="step", disable=None) as bar:
         for point in program.course(values, state, run.seed, after, bar.update):
-            lines.append(_line(run, point))
+            lines.append(_line(run, lines, point))
             _write(run.log, lines)
             state = point.state
             saved = {"leaves": jax.tree.leaves(state)}
@@ -153,15 +152,16 @@ def _go_on(run: Run, lines: list[Line], checkpoints: ocp.CheckpointManager) -> N
     _write(run.log, lines)
 
 
-def _line(run: Run, point: Point) -> Line:
-    """Return a validation's line: seconds are those of the steps since the one before."""
+def _line(run: Run, lines: list[Line], point: Point) -> Line:
+    """Return a validation's line: seconds are those of all steps so far, without validations."""
+    before = [line["seconds"] for line in lines if line["kind"] == STEP]
     return {
         "kind": STEP,
         "step": point.step,
         "tokens": point.step * run.config.tokens,
         "loss": point.loss,
         "validation": point.validation,
-        "seconds": round(point.seconds, 3),
+        "seconds": round(sum(before[-1:]) + point.seconds, 3),
     }
 
 
@@ -170,7 +170,7 @@ def _curve(run: Run, lines: list[Line]) -> Curve:
     return Curve(
         OPTIMIZERS[run.optimizer].title,
         [line["step"] for line in points],
-        list(itertools.accumulate(line["seconds"] for line in points)),
+        [line["seconds"] for line in points],
         [line["validation"] for line in points],
         [line["loss"] for line in points],
     )

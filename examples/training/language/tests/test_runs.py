@@ -1,0 +1,174 @@
+"""A run that is killed ends with the same bits; a comparison that is stopped goes on."""
+
+import dataclasses
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from arena.plan import WIDENINGS, last_round
+from arena.record import COUNT, TIMES, TRIAL, LogError, read
+
+from language import ablate, compare, pages, results
+from language.command_line import main
+from language.compare import Study, is_hopeless
+from language.course import Point
+from language.train import RESUMED, STEP
+from language.train import read as read_run
+
+LANGUAGE = Path(__file__).resolve().parents[1]
+SMALL = ("--layers", "1", "--width", "16", "--heads", "2", "--context", "12", "--batch", "4")
+SHORT = ("--size", "tiny", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """As a user's, but what is compiled is kept and compiled quickly."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    }
+    return {name: one for name, one in os.environ.items() if name != "XLA_FLAGS"} | cache
+
+
+def command(folder, corpus, *options):
+    train = ["train", *SHORT, "--steps", "100", "--every", "10", "--corpus", corpus]
+    return [sys.executable, str(LANGUAGE), *map(str, [*train, "--folder", folder, *options])]
+
+
+def finish(folder, corpus, environment):
+    run = subprocess.run(
+        command(folder, corpus), env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"figure: {folder / 'loss.png'}" in run.stdout
+    return read_run(folder / "log.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(folder, environment, tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("whole") / "run", folder, environment)
+
+
+def shares():
+    """Return where to kill, as shares of the steps: other ones at every run, all but one slow."""
+    first, *rest = (random.uniform(0.05, 0.95) for _ in range(3))
+    return [first, *(pytest.param(share, marks=pytest.mark.slow) for share in rest)]
+
+
+@pytest.mark.parametrize("share", shares(), ids=range(3))
+def test_a_killed_run_ends_with_the_same_bits(whole, folder, environment, tmp_path, share):
+    path = tmp_path / "run" / "log.jsonl"
+    process = subprocess.Popen(command(path.parent, folder), env=environment)
+    wanted = 1 + int(9 * share)
+    while process.poll() is None and not (path.exists() and len(read_run(path)) > wanted):
+        time.sleep(0.002)
+    time.sleep(0.03 * (share * 100 % 1))  # while a checkpoint is written, or between two
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert read_run(path)[-1]["kind"] == STEP
+    lines = finish(path.parent, folder, environment)
+    assert RESUMED in [line["kind"] for line in lines]
+    courses = [
+        [(line["step"], line["loss"], line["validation"]) for line in log if line["kind"] == STEP]
+        for log in (lines, whole)
+    ]
+    assert courses[0] == courses[1], share
+    assert lines[-1] == whole[-1], share
+
+
+@pytest.fixture(scope="module")
+def study(text, tiny):
+    return Study(tiny, text, trials=3, seeds=2)
+
+
+def untrained(program, values, seed):
+    """Return a line as of a run: the loss has its least value inside the ranges of the rates."""
+    distance = abs(math.log(values["learning_rate"] / 0.02)) + 0.01 * seed
+    score = None if distance > 2 else 1 + float(distance)
+    course = {"step": [2, 4, 6], "loss": [3.0, 2.0, 1.0], "validation": [3.0, 2.0, score]}
+    ends = {"score": score, "seconds": 1.0, "compile": 1.0, "course": course}
+    return {"seed": seed, "steps": None, **ends}
+
+
+class Stopped(BaseException):
+    """As sudden as a kill."""
+
+
+def test_a_stopped_comparison_goes_on_and_runs_nothing_twice(study, tmp_path, monkeypatch):
+    path, left = tmp_path / "compare.jsonl", [7]
+    names = ("adamw", "egd")
+
+    def stopping(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Stopped
+        return untrained(*arguments)
+
+    monkeypatch.setattr(compare, "trial", stopping)
+    monkeypatch.setattr(compare, "_program", lambda *_: None)
+    with pytest.raises(Stopped):
+        compare.run(study, path, names)
+    with path.open("ab") as file:
+        file.write(b'{"kind": "tri')
+    assert len(read(path).lines) > 7
+    left[0] = 1000
+    record = compare.run(study, path, names)
+    for name in names:
+        trials = [(line["round"], line["trial"]) for line in record.of(TRIAL, name)]
+        assert len(set(trials)) == len(trials) >= study.trials
+        last = last_round(record, study.field.task, name)
+        assert last.complete
+        assert not last.edges or last.number == WIDENINGS
+        assert [line["seed"] for line in record.of(COUNT, name)] == [100, 101]
+        scores = [line["runs"][0]["score"] or math.inf for line in last.trials]
+        assert last.best["runs"][0]["score"] == min(scores)
+    before = path.read_bytes()
+    compare.run(study, path, names)
+    assert path.read_bytes() == before
+    with pytest.raises(LogError, match="made with model="):
+        compare.run(dataclasses.replace(study, config=study.config.at_equal_tokens(2)), path)
+    assert results.table(record).count("EGD") == 1
+
+
+def test_what_is_hopeless(tiny):
+    def point(step, validation):
+        return Point(step, 1.0, validation, 1.0, None)
+
+    config = dataclasses.replace(tiny, steps=40)  # 2 of them are warm-up
+    assert config.warmup == 2
+    assert not is_hopeless(point(2, 6.0), config)
+    assert is_hopeless(point(4, 5.6), config)
+    assert not is_hopeless(point(4, 5.5), config)
+    assert is_hopeless(point(2, math.nan), config)
+
+
+def test_from_nothing_to_the_page(folder, tmp_path, capsys):
+    """All commands in turn, with training; a page is made only from a finished log."""
+    own, out = ["--corpus", str(folder)], ["--out", str(tmp_path)]
+    assert main(["show", *out]) == 2
+    assert "there is no" in capsys.readouterr().err
+    assert pages.render(tmp_path / "docs", tmp_path).startswith("no finished comparison")
+    fast = [*SHORT, "--steps", "6", "--every", "2", "--trials", "1", "--seeds", "1"]
+    assert main(["compare", *fast, *own, *out, "--only", "adamw", "egd"]) == 0
+    record = read(tmp_path / "compare.jsonl")
+    assert record.header["task"]["corpus"]["sha256"]
+    assert len(record.of(COUNT, "egd")[0]["course"]["validation"]) == 3
+    assert main(["time", *own, *out]) == 0
+    assert {line["kind"] for line in read(tmp_path / "compare.jsonl").lines} >= {TIMES, COUNT}
+    changed = ["five polynomial steps", "every 2nd step", "batch 8"]
+    assert main(["ablate", *own, *out, "--only", ablate.BASE, *changed]) == 0
+    assert main(["show", *out]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("AdamW", "EGD", ablate.BASE, *changed))
+    assert main(["pages", "--docs", str(tmp_path / "docs"), *out]) == 0
+    page = (tmp_path / "docs" / "language.md").read_text()
+    assert "| EGD " in page
+    assert ablate.BASE not in page  # that log is not finished
+    assert (tmp_path / "docs" / "figures" / "language.png").exists()
