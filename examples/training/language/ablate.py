@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from arena.field import FIRST_FRESH_SEED, check_known
-from arena.plan import WIDENINGS, last_round
 from arena.record import COUNT, Line, Log, Record
 from arena.results import task_of
 from arena.space import Settings
 from tqdm import tqdm
 
 from egd_optax import polar
-from language.compare import Study, trial, values_of
+from language.compare import Study, trial, tuned, values_of
 from language.config import Config
 from language.course import Program
 from language.optimizers import EXACT, OPTIMIZERS, Choices
@@ -102,12 +101,10 @@ def best_settings(study: Study, compared: Record) -> Settings:
                 f"an ablation is of the comparison's model and text, and its log has {name}="
                 f"{compared.header['task'].get(name)}, not {value}; give the same options"
             )
-    last = last_round(compared, task_of(compared), EGD)
-    if last is None or not last.complete or (last.edges and last.number < WIDENINGS):
-        raise ValueError(
-            "this needs EGD's best settings, and the log has none yet; `compare` first"
-        )
-    return last.best["settings"]
+    found = tuned(compared, task_of(compared), EGD)
+    if found is None or not found.complete or found.widens:
+        raise ValueError("this needs EGD's best settings, and the log has none; `compare` first")
+    return found.best["settings"]
 
 
 def _jobs(names: Iterable[str], seeds: int) -> Iterator[tuple[str, int]]:

@@ -1,8 +1,9 @@
-"""The comparison: every optimizer tuned alike by the arena's plan, then on fresh seeds.
+"""The comparison: every optimizer tuned alike in the arena's manner, then on fresh seeds.
 
 What is tuned is the validation loss at the end. A trial is one line of the arena's log, with its
-course. One that is hopeless ends early, by one rule for all: after the warm-up its validation loss
-is above that of a guess, ln 256, or no number.
+course. Where the best lies at an edge, the tuning goes on around it, in wider ranges. A trial that
+is hopeless ends early, by one rule for all: after the warm-up its validation loss is above that of
+a guess, ln 256, or no number.
 """
 
 import dataclasses
@@ -12,15 +13,15 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from arena.contract import Optimizer, Task
+from arena.contract import Knob, Optimizer, Task
 from arena.field import Field
-from arena.plan import Job, jobs, last_round, new_rounds
-from arena.record import COUNT, TIMES, TRIAL, Line, Log, Record
+from arena.plan import WIDENINGS, Round, last_round, rank
+from arena.record import COUNT, ROUND, TIMES, TRIAL, Line, Log, Record
 from arena.session import remaining
-from arena.space import Settings, traced
+from arena.space import Settings, edges, to_json, traced, widened
 from tqdm import tqdm
 
 from language.config import HOPELESS, Config
@@ -85,6 +86,62 @@ class Study:
         return json.loads(json.dumps({**header, "task": {**header["task"], **own}}))
 
 
+class Tuned(NamedTuple):
+    """How far the tuning of an optimizer is.
+
+    Args:
+        last: its last round; from the second one on, its trials begin with the best before, around
+            which the tuning goes on, as number -1.
+        trials: those of all rounds.
+        counts: the best's runs on fresh seeds.
+    """
+
+    last: Round
+    trials: list[Line]
+    counts: list[Line]
+
+    @property
+    def best(self) -> Line:
+        """The best trial of all rounds."""
+        return best_of(self.last.task, self.trials)
+
+    @property
+    def edges(self) -> dict[str, str]:
+        """The knobs whose best value is at an edge of all that was tried, and the side."""
+        tried = [trial["settings"] for trial in self.trials]
+        return edges(self.last.knobs, self.best["settings"], tried)
+
+    @property
+    def widens(self) -> bool:
+        """Whether a round in wider ranges is due."""
+        return bool(self.complete and self.edges and self.last.number < WIDENINGS)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all trials of the last round are in."""
+        return not self.last.missing
+
+
+def best_of(task: Task, trials: Iterable[Line]) -> Line:
+    """Return the trial with the lowest score, the first one of equal ones."""
+    return min(trials, key=lambda trial: (rank(task, trial)[:2], trial["round"], trial["trial"]))
+
+
+def tuned(record: Record, task: Task, name: str) -> Tuned | None:
+    """Return how far an optimizer is; None before its first round."""
+    last = last_round(record, task, name)
+    if last is None:
+        return None
+    trials = record.of(TRIAL, name)
+    before = [trial for trial in trials if trial["round"] < last.number]
+    if before:
+        best = {**best_of(task, before), "trial": -1}
+        last = dataclasses.replace(last, trials=(best, *last.trials))
+    settings = best_of(task, trials)["settings"] if trials else None
+    counts = [line for line in record.of(COUNT, name) if line["settings"] == settings]
+    return Tuned(last, trials, counts)
+
+
 def run(study: Study, path: Path, only: Iterable[str] = ()) -> Record:
     """Do all that the log at `path` lacks: tune alike, then run the bests on fresh seeds.
 
@@ -94,29 +151,54 @@ def run(study: Study, path: Path, only: Iterable[str] = ()) -> Record:
     """
     chosen = study.field.only(only)
     with Log(path, study.told(study.field.config())) as log, _bar(log.record, chosen) as bar:
-        while True:
-            for line in new_rounds(log.record, chosen):
+        for name in chosen.optimizers:
+            bar.set_postfix_str(name)
+            while line := _next(study, log.record, name):
                 log.add(line)
-                if line["widened"]:
-                    tqdm.write(f"{line['optimizer']}: tuned wider, {line['widened']}")
-            bar.total = sum(remaining(log.record, chosen, counting=True))
-            todo = jobs(log.record, chosen)
-            if not todo:
-                return log.record
-            job = min(todo, key=functools.partial(_order, list(chosen.optimizers)))
-            bar.set_postfix_str(f"{job.optimizer}, {job.kind}")
-            log.add(_work(study, job))
-            bar.update()
+                if line["kind"] == ROUND:
+                    bar.total = sum(remaining(log.record, chosen, counting=True))
+                    if line["widened"]:
+                        tqdm.write(f"{name}: tuned in wider ranges, {line['widened']}")
+                else:
+                    bar.update()
+        return log.record
+
+
+def _next(study: Study, record: Record, name: str) -> Line | None:
+    """Return the line that an optimizer's part of the log lacks first; None: it has all."""
+    found = tuned(record, study.field.task, name)
+    if found is None:
+        return _round(study, name, 0, OPTIMIZERS[name].knobs, {})
+    if found.widens:
+        knobs = widened(found.last.knobs, found.edges)
+        return _round(study, name, found.last.number + 1, knobs, found.edges)
+    if not found.complete:
+        number, settings = min(found.last.missing.items())
+        about = {"optimizer": name, "round": found.last.number, "trial": number}
+        line = _trained(study, name, settings, TUNING_SEED)
+        compilation = {"compile": line.pop("compile")}
+        return {"kind": TRIAL, **about, "settings": settings, **compilation, "runs": [line]}
+    done = {line["seed"] for line in found.counts}
+    seed = next((seed for seed in study.field.fresh_seeds if seed not in done), None)
+    if seed is None:
+        return None
+    settings = found.best["settings"]
+    about = {"optimizer": name, "round": found.last.number, "settings": settings}
+    return {"kind": COUNT, **about, **_trained(study, name, settings, seed)}
+
+
+def _round(
+    study: Study, name: str, number: int, knobs: Iterable[Knob], sides: dict[str, str]
+) -> Line:
+    line = {"kind": ROUND, "optimizer": name, "round": number, "trials": study.trials}
+    return line | {"widened": sides, "knobs": [to_json(knob) for knob in knobs]}
 
 
 def time_bests(study: Study, path: Path) -> Record:
     """Time the bests of a log in turn, in one process; nothing else should be running."""
     with Log(path, study.told(study.field.config())) as log:
-        bests = {}
-        for name in log.record.optimizers:
-            last = last_round(log.record, study.field.task, name)
-            if last and last.trials:
-                bests[name] = last.best["settings"]
+        found = {name: tuned(log.record, study.field.task, name) for name in log.record.optimizers}
+        bests = {name: one.best["settings"] for name, one in found.items() if one and one.trials}
         if bests:
             log.add({"kind": TIMES, "rows": _timed(study, bests)})
         return log.record
@@ -153,20 +235,9 @@ def is_hopeless(point: Point, config: Config) -> bool:
     return not known or (point.step > config.warmup and point.validation > HOPELESS)
 
 
-def _work(study: Study, job: Job) -> Line:
-    """Return the line of a job's first trial or seed; the others come after."""
-    number, settings = job.todo[0]
-    program = _program(study.config, study.text, job.optimizer)
-    line = trial(program, values_of(job.optimizer, settings), job.seeds[0])
-    about = {"optimizer": job.optimizer, "round": job.number, "trial": number, "settings": settings}
-    if job.kind == COUNT:
-        return {"kind": COUNT, **about, **line}
-    return {"kind": TRIAL, **about, "compile": line.pop("compile"), "runs": [line]}
-
-
-def _order(names: list[str], job: Job) -> int:
-    """Order by optimizer, so that each is compiled once: tuned, then counted."""
-    return names.index(job.optimizer)
+def _trained(study: Study, name: str, settings: Settings, seed: int) -> Line:
+    program = _program(study.config, study.text, name)
+    return trial(program, values_of(name, settings), seed)
 
 
 @functools.lru_cache(maxsize=1)  # it is used until its optimizer is done

@@ -49,7 +49,7 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
     """Return what the page may use."""
     found = results.rows(record)
     model = record.header["task"]["model"]
-    ranges = [(row.title, ", ".join(map(range_of, row.last.knobs))) for row in found]
+    ranges = [(row.title, ", ".join(map(range_of, row.tuned.last.knobs))) for row in found]
     complete = ablation is not None and _is_complete(ablation)
     return {
         "config": Config(**model),

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from arena.plan import Round, counted, rounds
 from arena.record import COUNT, Line, Record
 from arena.results import task_of
 from arena.space import BATCH
 from tabulate import tabulate
 
 from language.ablate import BASE
+from language.compare import Tuned, tuned
 from language.figures import Curve, draw
 from language.optimizers import OPTIMIZERS
 
@@ -27,15 +27,17 @@ class Row:
 
     Args:
         name: of the optimizer.
-        last: the last round that has a trial.
-        runs: the best's runs on fresh seeds.
+        tuned: its trials, and the best's runs on fresh seeds.
         step_seconds: of one step, timed side by side; None if that was not done.
     """
 
     name: str
-    last: Round
-    runs: list[Line]
+    tuned: Tuned
     step_seconds: float | None
+
+    @property
+    def runs(self) -> list[Line]:
+        return self.tuned.counts
 
     @property
     def title(self) -> str:
@@ -44,7 +46,7 @@ class Row:
     @property
     def losses(self) -> list[float]:
         """Validation loss at the end, of each fresh seed, else of the best trial; may be inf."""
-        lines = self.runs or self.last.best["runs"]
+        lines = self.runs or self.tuned.best["runs"]
         return [math.inf if line["score"] is None else line["score"] for line in lines]
 
     @property
@@ -61,19 +63,19 @@ def rows(record: Record) -> list[Row]:
     task, timed = task_of(record), record.times.get("rows", {})
     found = []
     for name in record.optimizers:
-        last = next((one for one in rounds(record, task, name) if one.trials), None)
-        if last is not None:
+        one = tuned(record, task, name)
+        if one is not None and one.trials:
             times = timed.get(name)
-            known = times is not None and times["settings"] == last.best["settings"]
+            known = times is not None and times["settings"] == one.best["settings"]
             seconds = statistics.median(times["seconds"]) if known else None
-            found.append(Row(name, last, counted(record, last), seconds))
+            found.append(Row(name, one, seconds))
     return sorted(found, key=lambda row: (not row.runs, row.loss))
 
 
 def is_finished(record: Record) -> bool:
     """Return whether every optimizer that was begun, and the yardstick, ran on all fresh seeds."""
     found, seeds = rows(record), len(record.header["fresh_seeds"])
-    whole = all(len(row.runs) == seeds for row in found)
+    whole = all(len(row.runs) == seeds and not row.tuned.widens for row in found)
     return whole and YARDSTICK in {row.name for row in found}
 
 
@@ -95,12 +97,11 @@ def settings_table(record: Record, style: str = "simple") -> str:
     """Return the best settings of each optimizer, and what a reader must know of its tuning."""
     cells = []
     for row in rows(record):
-        settings = {name: one for name, one in row.last.best["settings"].items() if name != BATCH}
-        told = ", ".join(f"{name} {value:g}" for name, value in settings.items())
-        tried = f"{len(row.last.trials)} of {row.last.task.trials}"
-        edges = ", ".join(row.last.edges) if row.last.complete else NONE
-        cells.append((row.title, told, tried, row.last.number, edges or NONE))
-    headings = ("optimizer", "best settings", "trials", "ranges widened", "still at an edge")
+        best = row.tuned.best["settings"]
+        told = ", ".join(f"{name} {value:g}" for name, value in best.items() if name != BATCH)
+        at_edge = ", ".join(row.tuned.edges) if row.tuned.complete else ""
+        cells.append((row.title, told, len(row.tuned.trials), at_edge or NONE))
+    headings = ("optimizer", "best settings", "trials", "at an edge")
     return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
 
 

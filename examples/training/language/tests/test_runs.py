@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from arena.plan import WIDENINGS, last_round
 from arena.record import COUNT, TIMES, TRIAL, LogError, read
 
 from language import ablate, compare, pages, results
 from language.command_line import main
 from language.compare import Study, is_hopeless
-from language.course import Point
+from language.course import Point, Program
+from language.optimizers import OPTIMIZERS
 from language.train import RESUMED, STEP
 from language.train import read as read_run
 
@@ -121,20 +121,37 @@ def test_a_stopped_comparison_goes_on_and_runs_nothing_twice(study, tmp_path, mo
     left[0] = 1000
     record = compare.run(study, path, names)
     for name in names:
-        trials = [(line["round"], line["trial"]) for line in record.of(TRIAL, name)]
-        assert len(set(trials)) == len(trials) >= study.trials
-        last = last_round(record, study.field.task, name)
-        assert last.complete
-        assert not last.edges or last.number == WIDENINGS
-        assert [line["seed"] for line in record.of(COUNT, name)] == [100, 101]
-        scores = [line["runs"][0]["score"] or math.inf for line in last.trials]
-        assert last.best["runs"][0]["score"] == min(scores)
+        trials = record.of(TRIAL, name)
+        found = compare.tuned(record, study.field.task, name)
+        numbers = [(line["round"], line["trial"]) for line in trials]
+        assert numbers == [(i, j) for i in range(found.last.number + 1) for j in range(3)]
+        assert found.complete
+        assert not found.widens
+        scores = [line["runs"][0]["score"] or math.inf for line in trials]
+        assert found.best is trials[scores.index(min(scores))]
+        counts = record.of(COUNT, name)
+        assert [line["seed"] for line in counts] == [100, 101]
+        assert all(line["settings"] == found.best["settings"] for line in counts)
     before = path.read_bytes()
     compare.run(study, path, names)
     assert path.read_bytes() == before
-    with pytest.raises(LogError, match="made with model="):
-        compare.run(dataclasses.replace(study, config=study.config.at_equal_tokens(2)), path)
+    other = dataclasses.replace(study, config=dataclasses.replace(study.config, width=32))
+    with pytest.raises(LogError, match="was made with model="):
+        compare.run(other, path)
     assert results.table(record).count("EGD") == 1
+
+
+def test_one_program_does_for_all_settings(tiny, text):
+    program = Program(tiny, OPTIMIZERS["sgd"], text)
+    settings = OPTIMIZERS["sgd"].settings
+    good = compare.trial(program, compare.values_of("sgd", settings), 0)
+    assert good["compile"] > 0
+    assert good["course"]["step"] == [2, 4, 6]
+    assert good["score"] == pytest.approx(good["course"]["validation"][-1], rel=1e-5)
+    lost = compare.trial(program, compare.values_of("sgd", {**settings, "learning_rate": 1e4}), 0)
+    assert lost["compile"] == 0
+    assert lost["score"] is None
+    assert lost["course"]["step"] == [2]
 
 
 def test_what_is_hopeless(tiny):
@@ -149,6 +166,7 @@ def test_what_is_hopeless(tiny):
     assert is_hopeless(point(2, math.nan), config)
 
 
+@pytest.mark.slow
 def test_from_nothing_to_the_page(folder, tmp_path, capsys):
     """All commands in turn, with training; a page is made only from a finished log."""
     own, out = ["--corpus", str(folder)], ["--out", str(tmp_path)]
