@@ -1,6 +1,7 @@
 """A run that is killed ends with the same bits; a comparison that is stopped goes on."""
 
 import dataclasses
+import functools
 import math
 import os
 import random
@@ -42,18 +43,31 @@ def command(folder, corpus, *options):
     return [sys.executable, str(LANGUAGE), *map(str, [*train, "--folder", folder, *options])]
 
 
-def finish(folder, corpus, environment):
-    run = subprocess.run(
-        command(folder, corpus), env=environment, capture_output=True, text=True, timeout=300
+def started(folder, corpus, environment):
+    """Start a run, beside which others may start."""
+    return subprocess.Popen(
+        command(folder, corpus), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert run.returncode == 0, run.stderr
-    assert f"figure: {folder / 'loss.png'}" in run.stdout
+
+
+def finished(process, folder):
+    """Return the lines of a run's log when it has ended."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err.decode()
+    assert f"figure: {folder / 'loss.png'}" in out.decode()
     return read_run(folder / "log.jsonl")
 
 
 @pytest.fixture(scope="module")
 def whole(folder, environment, tmp_path_factory):
-    return finish(tmp_path_factory.mktemp("whole") / "run", folder, environment)
+    """Return a run that is not killed, and its folder."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return started(path, folder, environment), path
+
+
+@pytest.fixture(scope="module")
+def expected(whole):
+    return functools.cache(lambda: finished(*whole))
 
 
 def shares():
@@ -63,24 +77,24 @@ def shares():
 
 
 @pytest.mark.parametrize("share", shares(), ids=range(3))
-def test_a_killed_run_ends_with_the_same_bits(whole, folder, environment, tmp_path, share):
+def test_a_killed_run_ends_with_the_same_bits(expected, folder, environment, tmp_path, share):
     path = tmp_path / "run" / "log.jsonl"
-    process = subprocess.Popen(command(path.parent, folder), env=environment)
+    process = started(path.parent, folder, environment)
     wanted = 1 + int(9 * share)
     while process.poll() is None and not (path.exists() and len(read_run(path)) > wanted):
         time.sleep(0.002)
     time.sleep(0.03 * (share * 100 % 1))  # while a checkpoint is written, or between two
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert read_run(path)[-1]["kind"] == STEP
-    lines = finish(path.parent, folder, environment)
+    lines = finished(started(path.parent, folder, environment), path.parent)
     assert RESUMED in [line["kind"] for line in lines]
     courses = [
         [(line["step"], line["loss"], line["validation"]) for line in log if line["kind"] == STEP]
-        for log in (lines, whole)
+        for log in (lines, expected())
     ]
     assert courses[0] == courses[1], share
-    assert lines[-1] == whole[-1], share
+    assert lines[-1] == expected()[-1], share
 
 
 @pytest.fixture(scope="module")
