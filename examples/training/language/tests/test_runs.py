@@ -39,7 +39,7 @@ def environment(tmp_path_factory):
 
 
 def command(folder, corpus, *options):
-    train = ["train", *SHORT, "--steps", "100", "--every", "10", "--corpus", corpus]
+    train = ["train", *SHORT, "--steps", "100", "--every", "20", "--corpus", corpus]
     return [sys.executable, str(LANGUAGE), *map(str, [*train, "--folder", folder, *options])]
 
 
@@ -70,6 +70,11 @@ def expected(whole):
     return functools.cache(lambda: finished(*whole))
 
 
+def last_checkpoint(run):
+    """Return the step of the last checkpoint that is whole."""
+    return max((int(one.name) for one in run.glob("steps/*") if one.name.isdigit()), default=0)
+
+
 def shares():
     """Return where to kill, as shares of the steps: other ones at every run, all but one slow."""
     first, *rest = (random.uniform(0.05, 0.95) for _ in range(3))
@@ -80,10 +85,9 @@ def shares():
 def test_a_killed_run_ends_with_the_same_bits(expected, folder, environment, tmp_path, share):
     path = tmp_path / "run" / "log.jsonl"
     process = started(path.parent, folder, environment)
-    wanted = 1 + int(9 * share)
-    while process.poll() is None and not (path.exists() and len(read_run(path)) > wanted):
+    while process.poll() is None and last_checkpoint(path.parent) < 80 * share:
         time.sleep(0.002)
-    time.sleep(0.03 * (share * 100 % 1))  # while a checkpoint is written, or between two
+    time.sleep(0.03 * (share * 100 % 1))  # while the next one is written, or before
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert read_run(path)[-1]["kind"] == STEP
