@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from egd_optax import polar
 from language.compare import Study, trial, tuned, values_of
-from language.config import Config
+from language.config import LEAST_STEPS, Config
 from language.course import Program
 from language.optimizers import EXACT, OPTIMIZERS, Choices
 
@@ -56,7 +56,8 @@ def changes(config: Config) -> dict[str, Change]:
         "every 2nd step": Change(Choices(every=2)),
         "every 4th step": Change(Choices(every=4)),
     }
-    sizes = (size for size in BATCHES if size != config.batch)
+    most = config.batch * config.steps // LEAST_STEPS
+    sizes = (size for size in BATCHES if size != config.batch and size <= most)
     return found | {f"batch {size}": Change(batch=size) for size in sizes}
 
 
@@ -80,6 +81,7 @@ def run(study: Study, compared: Record, path: Path, only: Iterable[str] = ()) ->
     settings = best_settings(study, compared)
     header = study.told(study.field.config() | {"ranges": {}})
     header["task"] |= {"name": "language-ablation", "settings": settings}
+    del header["task"]["seeds"]  # there may be more of them later
     with Log(path, header) as log:
         done = {(line["optimizer"], line["seed"]) for line in log.record.lines}
         todo = [one for one in _jobs(chosen, study.seeds) if one not in done]

@@ -10,6 +10,7 @@ VOCABULARY = 256  # bytes
 HOPELESS = math.log(VOCABULARY)  # the loss of a guess without any knowledge
 CHUNK = 8  # validation windows at a time
 SHARE = 20  # one in so many steps is warm-up
+LEAST_STEPS = 2  # a warm-up and a decay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Config:
                 f"width must be a multiple of heads, got {self.width} and {self.heads}; "
                 f"{self.heads * math.ceil(self.width / self.heads)} would do"
             )
-        if self.steps < 2:
-            raise ValueError(f"a warm-up and a decay need 2 steps, got {self.steps}; raise it")
+        if self.steps < LEAST_STEPS:
+            raise ValueError(f"a warm-up and a decay need {LEAST_STEPS} steps, got {self.steps}")
 
     @property
     def tokens(self) -> int:
