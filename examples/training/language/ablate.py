@@ -1,0 +1,129 @@
+"""The ablation: one change at a time from EGD's best settings in a comparison's log."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from arena.field import FIRST_FRESH_SEED, check_known
+from arena.record import COUNT, Line, Log, Record
+from arena.results import task_of
+from arena.space import Settings
+from tqdm import tqdm
+
+from egd_optax import polar
+from language.compare import Study, trial, tuned, values_of
+from language.config import LEAST_STEPS, Config
+from language.course import Program
+from language.optimizers import EXACT, OPTIMIZERS, Choices
+
+BASE, EGD = "as tuned", "egd"
+BATCHES = (8, 16, 32, 64, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One change.
+
+    Args:
+        choices: of EGD.
+        batch: another one, on as many bytes; None leaves it.
+        factor: of the learning rate of the matrices.
+    """
+
+    choices: Choices = EXACT
+    batch: int | None = None
+    factor: float = 1.0
+
+
+def changes(config: Config) -> dict[str, Change]:
+    """Return all changes by name.
+
+    Where the scale changes, so does the learning rate, such that a matrix width x width moves as
+    far as before. Nothing else is tuned again.
+    """
+
+    rms = 0.2 * math.sqrt(config.width)
+    found = {
+        BASE: Change(),
+        "five polynomial steps": Change(Choices(polar.NewtonSchulz(steps=5))),
+        "sketch of rank 16": Change(Choices(polar.SubspaceIteration(rank=16))),
+        "sketch of rank 64": Change(Choices(polar.SubspaceIteration(rank=64))),
+        "no average": Change(Choices(average=False)),
+        "coupled decay": Change(Choices(decay="coupled")),
+        "no scale": Change(Choices(scale=None)),
+        "scale consistent_rms": Change(Choices(scale="consistent_rms"), factor=1 / rms),
+        "every 2nd step": Change(Choices(every=2)),
+        "every 4th step": Change(Choices(every=4)),
+    }
+    most = config.batch * config.steps // LEAST_STEPS
+    sizes = (size for size in BATCHES if size != config.batch and size <= most)
+    return found | {f"batch {size}": Change(batch=size) for size in sizes}
+
+
+def run(study: Study, compared: Record, path: Path, only: Iterable[str] = ()) -> Record:
+    """Run all changes that the log at `path` lacks, on the first fresh seeds.
+
+    Args:
+        study: the model, the text, and how many seeds.
+        compared: the comparison's log.
+        path: the ablation's log.
+        only: names of changes; none means all.
+
+    Raises:
+        ValueError: EGD is not tuned there, or on another model; an unknown change.
+        OSError, LogError: the log cannot be used.
+    """
+    known = changes(study.config)
+    for name in only:
+        check_known("a change", name, known)
+    chosen = [name for name in known if name in set(only or known)]
+    settings = best_settings(study, compared)
+    header = study.told(study.field.config() | {"ranges": {}})
+    header["task"] |= {"name": "language-ablation", "settings": settings}
+    del header["task"]["seeds"]  # there may be more of them later
+    with Log(path, header) as log:
+        done = {(line["optimizer"], line["seed"]) for line in log.record.lines}
+        todo = [one for one in _jobs(chosen, study.seeds) if one not in done]
+        bar = tqdm(todo, unit="run", disable=None)
+        last, program = "", None
+        for name, seed in bar:
+            bar.set_postfix_str(name)
+            if program is None or name != last:
+                last, program = name, _program(study, known[name])
+            log.add(_line(name, known[name], program, settings, seed))
+        return log.record
+
+
+def best_settings(study: Study, compared: Record) -> Settings:
+    """Return EGD's best settings in a comparison's log."""
+    for name, value in study.told({"task": {}})["task"].items():
+        if compared.header["task"].get(name) != value:
+            raise ValueError(
+                f"an ablation is of the comparison's model and text, and its log has {name}="
+                f"{compared.header['task'].get(name)}, not {value}; give the same options"
+            )
+    found = tuned(compared, task_of(compared), EGD)
+    if found is None or not found.complete or found.widens:
+        raise ValueError("this needs EGD's best settings, and the log has none; `compare` first")
+    return found.best["settings"]
+
+
+def _jobs(names: Iterable[str], seeds: int) -> Iterator[tuple[str, int]]:
+    for name in names:
+        for seed in range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + seeds):
+            yield name, seed
+
+
+def _program(study: Study, change: Change) -> Program:
+    config = study.config.at_equal_tokens(change.batch or study.config.batch)
+    return Program(config, OPTIMIZERS[EGD], study.text, change.choices)
+
+
+def _line(name: str, change: Change, program: Program, settings: Settings, seed: int) -> Line:
+    changed = settings | {
+        "learning_rate": settings["learning_rate"] * change.factor,
+        "batch": program.config.batch,
+    }
+    about = {"kind": COUNT, "optimizer": name, "round": 0, "settings": changed}
+    return about | trial(program, values_of(EGD, changed), seed)

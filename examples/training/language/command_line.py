@@ -1,0 +1,251 @@
+"""The command line: `python examples/training/language --help`."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from arena.record import Record, read
+
+from language import ablate, compare, corpus, pages, results
+from language.config import SIZES, Config
+from language.optimizers import OPTIMIZERS
+from language.train import Run, train
+
+BAD_INPUT, INTERRUPTED = 2, 130
+LOGS = pages.LOGS
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnModel:
+    size: Literal["tiny", "small", "gpt2"] = "small"
+    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. What follows changes it."""
+    corpus: Path | None = None
+    """Folder of Python files; left out, the standard library."""
+    layers: int | None = None
+    """Blocks."""
+    width: int | None = None
+    """Of the residual stream; a multiple of the heads."""
+    heads: int | None = None
+    """Attention heads of a block."""
+    context: int | None = None
+    """Bytes that the model sees."""
+    batch: int | None = None
+    """Windows in a batch."""
+    steps: int | None = None
+    """Updates."""
+    every: int | None = None
+    """Steps from one validation and checkpoint to the next."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What the model computes in."""
+    scanned: bool | None = None
+    """One block with the layers stacked in front, instead of a list of blocks."""
+    tied: bool | None = None
+    """The embedding's table is the head, too."""
+
+    def config(self) -> Config:
+        """Return the size with the changes.
+
+        Raises:
+            ValueError: a number that cannot be.
+        """
+        names = {field.name for field in dataclasses.fields(Config)} & vars(self).keys()
+        given = {name: getattr(self, name) for name in names}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(SIZES[self.size], **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(_OnModel):
+    """Train one model, with a log, checkpoints, a picture, and text from it at the end.
+
+    A run that was killed goes on where it was, by the same command.
+    """
+
+    folder: Path = Path("runs/language")
+    """Of the log, the picture and the checkpoints: one run each."""
+    optimizer: Literal["egd", "adamw", "muon", "sgd", "shampoo"] = "egd"
+    """Of the hidden matrices; the rest is AdamW's, but for sgd."""
+    learning_rate: float | None = None
+    """Peak of the matrices' learning rate; left out, as all that follows, the optimizer's own."""
+    others: float | None = None
+    """Peak of AdamW's learning rate on embeddings, head, biases and norms."""
+    decay: float | None = None
+    """Weights of the matrices shrink by the learning rate times this."""
+    average: float | None = None
+    """Decay rate of the average of the gradients, such as .95."""
+    scale: Literal["muon", "consistent_rms"] = "muon"
+    """EGD's factor by shape."""
+    seed: int = 0
+    """Of the initial values and the batches."""
+
+    def run(self) -> None:
+        config = self.config()
+        text = corpus.read(self.corpus)
+        run = Run(
+            self.folder, config, self.optimizer, self._settings(), self.scale, self.seed, text
+        )
+        end = train(run)
+        print(f"\n{_printable(end['prompt'])}|{_printable(end['text'])}\n")
+        print(f"validation loss: {end['validation']:.4f}")
+        print(f"log: {run.log}\nfigure: {run.picture}\ncheckpoints: {run.folder / 'steps'}")
+
+    def _settings(self) -> dict[str, float]:
+        """Return the optimizer's numbers.
+
+        Raises:
+            ValueError: one that it does not have, or that cannot be.
+        """
+        own = OPTIMIZERS[self.optimizer].settings
+        given = {name: getattr(self, name) for name in ("learning_rate", "others", "decay")}
+        if self.average is not None:
+            if not 0 <= self.average < 1:
+                raise ValueError(f"an average lies in [0, 1), got {self.average}; 0.95, say")
+            given["reach"] = 1 / (1 - self.average)
+        settings = {name: value for name, value in given.items() if value is not None}
+        for name, value in settings.items():
+            if name not in own:
+                raise ValueError(f"{self.optimizer} has no {name}; leave it out")
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number of at least 0, got {value}; {own[name]}")
+        return own | settings
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnStudy(_OnModel):
+    out: Path = LOGS
+    """Folder of the logs, compare.jsonl and ablate.jsonl."""
+
+    @property
+    def log(self) -> Path:
+        return self.out / "compare.jsonl"
+
+    @property
+    def ablation(self) -> Path:
+        return self.out / "ablate.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(_OnStudy):
+    """Tune every optimizer alike, run the bests on fresh seeds, print the table.
+
+    Killed, the same command goes on. A best at an edge of its ranges has them widened.
+    """
+
+    trials: int = 8
+    """Trials of each optimizer, and again for each widening."""
+    seeds: int = 3
+    """Fresh seeds for the best of each."""
+    only: tuple[str, ...] = ("adamw", "sgd", "muon", "egd")
+    """Names of optimizers. Shampoo, whose roots take seconds a step on two cores, must be named."""
+
+    def run(self) -> None:
+        study = compare.Study(self.config(), corpus.read(self.corpus), self.trials, self.seeds)
+        record = compare.run(study, self.log, self.only)
+        _show(record)
+        figure = self.log.with_suffix(".png")
+        results.draw_comparison(record, figure)
+        print(f"log: {self.log}\nfigure: {figure}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Time(_OnStudy):
+    """Time the bests of the comparison side by side; nothing else should be running."""
+
+    def run(self) -> None:
+        task = _existing(self.log).header["task"]
+        study = compare.Study(
+            Config(**task["model"]), corpus.read(self.corpus), task["trials"], task["seeds"]
+        )
+        _show(compare.time_bests(study, self.log))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablate(_OnStudy):
+    """Run one change at a time from EGD's best settings in the comparison's log.
+
+    Killed, the same command goes on.
+    """
+
+    seeds: int = 1
+    """Fresh seeds for each change."""
+    only: tuple[str, ...] = ()
+    """Names of changes; left out, all of them."""
+
+    def run(self) -> None:
+        compared = _existing(self.log)
+        config = Config(**compared.header["task"]["model"])
+        study = compare.Study(config, corpus.read(self.corpus), seeds=self.seeds)
+        record = ablate.run(study, compared, self.ablation, self.only)
+        print(results.ablation_table(record), f"log: {self.ablation}", sep="\n\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print the tables of the logs, however far they are."""
+
+    out: Path = LOGS
+    """Folder of the logs."""
+
+    def run(self) -> None:
+        _show(_existing(self.out / "compare.jsonl"))
+        if (path := self.out / "ablate.jsonl").exists():
+            print(f"\n{results.ablation_table(read(path))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Make docs/language.md anew from the logs; nothing is trained."""
+
+    docs: Path = pages.DOCS
+    """Folder to write into."""
+    out: Path = LOGS
+    """Folder of the logs."""
+
+    def run(self) -> None:
+        print(pages.render(self.docs, self.out))
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    command.__name__.lower(): command for command in (Train, Compare, Time, Ablate, Show, Pages)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 bad input, 130 interrupted.
+
+    Raises:
+        SystemExit: with code 2, the arguments do not parse; with code 0, help was asked for.
+    """
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        args=sys.argv[1:] if arguments is None else arguments,
+        prog="python examples/training/language",
+        description="A language model on the standard library: one run, a comparison, an ablation.",
+    )
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was logged is kept, the same command goes on\n")
+        return INTERRUPTED
+    return 0
+
+
+def _printable(text: str) -> str:
+    """Return a text that does nothing to a terminal."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{MIDDLE DOT}" for one in text)
+
+
+def _existing(path: Path) -> Record:
+    if not path.exists():
+        raise ValueError(f"this needs a log, and there is no {path}; `compare` makes it")
+    return read(path)
+
+
+def _show(record: Record) -> None:
+    print(results.table(record), results.settings_table(record), sep="\n\n")

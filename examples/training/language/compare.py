@@ -1,0 +1,286 @@
+"""The comparison: every optimizer tuned alike in the arena's manner, then on fresh seeds.
+
+What is tuned is the validation loss at the end. A trial is one line of the arena's log, with its
+course. Where the best lies at an edge, the tuning goes on around it, in wider ranges. A trial that
+is hopeless ends early, by one rule for all: after the warm-up its validation loss is above that of
+a guess, ln 256, or no number.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from arena.contract import Knob, Optimizer, Task
+from arena.field import Field
+from arena.plan import WIDENINGS, Round, last_round, rank
+from arena.record import COUNT, ROUND, TIMES, TRIAL, Line, Log, Record
+from arena.session import remaining
+from arena.space import Settings, edges, to_json, traced, widened
+from tqdm import tqdm
+
+from language.config import HOPELESS, Config
+from language.corpus import Corpus
+from language.course import Point, Program
+from language.optimizers import OPTIMIZERS
+
+TUNING_SEED = 0
+ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared: a model, a text, optimizers, and how often each is tried.
+
+    Args:
+        config: the model and its training.
+        text: what is read.
+        trials: of each optimizer, and again for each widening of its ranges.
+        seeds: fresh ones, for the best of each.
+    """
+
+    config: Config
+    text: Corpus
+    trials: int = 8
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        self.text.check_context(self.config.context)
+        for name in ("trials", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; raise it")
+
+    @property
+    def field(self) -> Field:
+        """The study in the arena's words: no target is reached, the lowest score is the best."""
+        task = Task(
+            name="language",
+            title="Language model",
+            init=_untold,
+            loss=_untold,
+            data=_untold,
+            score=_untold,
+            target=0.0,
+            steps=self.config.steps,
+            batches=(self.config.batch,),
+            every=self.config.every,
+            trials=self.trials,
+            seeds=self.seeds,
+            tuning_seeds=(TUNING_SEED,),
+            lower=True,
+        )
+        entries = {
+            name: Optimizer(name, entry.title, entry.source, entry.knobs, _untold)
+            for name, entry in OPTIMIZERS.items()
+        }
+        return Field(task, entries)
+
+    def told(self, header: Line) -> Line:
+        """Return a log's config with the model and the text, which must not change either."""
+        own = {"model": self.config.to_json(), "corpus": self.text.facts}
+        return json.loads(json.dumps({**header, "task": {**header["task"], **own}}))
+
+
+class Tuned(NamedTuple):
+    """How far the tuning of an optimizer is.
+
+    Args:
+        last: its last round; from the second one on, its trials begin with the best before, around
+            which the tuning goes on, as number -1.
+        trials: those of all rounds.
+        counts: the best's runs on fresh seeds.
+    """
+
+    last: Round
+    trials: list[Line]
+    counts: list[Line]
+
+    @property
+    def best(self) -> Line:
+        """The best trial of all rounds."""
+        return best_of(self.last.task, self.trials)
+
+    @property
+    def edges(self) -> dict[str, str]:
+        """The knobs whose best value is at an edge of all that was tried, and the side."""
+        tried = [trial["settings"] for trial in self.trials]
+        return edges(self.last.knobs, self.best["settings"], tried)
+
+    @property
+    def widens(self) -> bool:
+        """Whether a round in wider ranges is due."""
+        return bool(self.complete and self.edges and self.last.number < WIDENINGS)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all trials of the last round are in."""
+        return not self.last.missing
+
+
+def best_of(task: Task, trials: Iterable[Line]) -> Line:
+    """Return the trial with the lowest score, the first one of equal ones."""
+    return min(trials, key=lambda trial: (rank(task, trial)[:2], trial["round"], trial["trial"]))
+
+
+def tuned(record: Record, task: Task, name: str) -> Tuned | None:
+    """Return how far an optimizer is; None before its first round."""
+    last = last_round(record, task, name)
+    if last is None:
+        return None
+    trials = record.of(TRIAL, name)
+    before = [trial for trial in trials if trial["round"] < last.number]
+    if before:
+        best = {**best_of(task, before), "trial": -1}
+        last = dataclasses.replace(last, trials=(best, *last.trials))
+    settings = best_of(task, trials)["settings"] if trials else None
+    counts = [line for line in record.of(COUNT, name) if line["settings"] == settings]
+    return Tuned(last, trials, counts)
+
+
+def run(study: Study, path: Path, only: Iterable[str] = ()) -> Record:
+    """Do all that the log at `path` lacks: tune alike, then run the bests on fresh seeds.
+
+    Raises:
+        ValueError: an unknown optimizer.
+        OSError, LogError: the log cannot be used.
+    """
+    chosen = study.field.only(only)
+    with Log(path, study.told(study.field.config())) as log, _bar(log.record, chosen) as bar:
+        for name in chosen.optimizers:
+            bar.set_postfix_str(name)
+            while line := _next(study, log.record, name):
+                log.add(line)
+                if line["kind"] == ROUND:
+                    bar.total = sum(remaining(log.record, chosen, counting=True))
+                    if line["widened"]:
+                        tqdm.write(f"{name}: tuned in wider ranges, {line['widened']}")
+                else:
+                    bar.update()
+        return log.record
+
+
+def _next(study: Study, record: Record, name: str) -> Line | None:
+    """Return the line that an optimizer's part of the log lacks first; None: it has all."""
+    found = tuned(record, study.field.task, name)
+    if found is None:
+        return _round(study, name, 0, OPTIMIZERS[name].knobs, {})
+    if found.widens:
+        knobs = widened(found.last.knobs, found.edges)
+        return _round(study, name, found.last.number + 1, knobs, found.edges)
+    if not found.complete:
+        number, settings = min(found.last.missing.items())
+        about = {"optimizer": name, "round": found.last.number, "trial": number}
+        line = _trained(study, name, settings, TUNING_SEED)
+        compilation = {"compile": line.pop("compile")}
+        return {"kind": TRIAL, **about, "settings": settings, **compilation, "runs": [line]}
+    done = {line["seed"] for line in found.counts}
+    seed = next((seed for seed in study.field.fresh_seeds if seed not in done), None)
+    if seed is None:
+        return None
+    settings = found.best["settings"]
+    about = {"optimizer": name, "round": found.last.number, "settings": settings}
+    return {"kind": COUNT, **about, **_trained(study, name, settings, seed)}
+
+
+def _round(
+    study: Study, name: str, number: int, knobs: Iterable[Knob], sides: dict[str, str]
+) -> Line:
+    line = {"kind": ROUND, "optimizer": name, "round": number, "trials": study.trials}
+    return line | {"widened": sides, "knobs": [to_json(knob) for knob in knobs]}
+
+
+def time_bests(study: Study, path: Path) -> Record:
+    """Time the bests of a log in turn, in one process; nothing else should be running."""
+    with Log(path, study.told(study.field.config())) as log:
+        found = {name: tuned(log.record, study.field.task, name) for name in log.record.optimizers}
+        bests = {name: one.best["settings"] for name, one in found.items() if one and one.trials}
+        if bests:
+            log.add({"kind": TIMES, "rows": _timed(study, bests)})
+        return log.record
+
+
+def trial(program: Program, values: dict[str, np.generic], seed: int) -> Line:
+    """Return a run's line: its course, and its score, None if it was hopeless."""
+    state = program.start(values, seed)
+    compilation = program.compile(values, state)
+    points = []
+    hopeless = False
+    for point in program.course(values, state, seed):
+        points.append(point)
+        hopeless = is_hopeless(point, program.config)
+        if hopeless:
+            break
+    return {
+        "seed": seed,
+        "steps": None,  # there is no target
+        "score": None if hopeless else points[-1].validation,
+        "seconds": round(sum(point.seconds for point in points), 3),
+        "compile": round(compilation, 2),
+        "course": {
+            "step": [point.step for point in points],
+            "loss": [_short(point.loss) for point in points],
+            "validation": [_short(point.validation) for point in points],
+        },
+    }
+
+
+def is_hopeless(point: Point, config: Config) -> bool:
+    """Return whether a run is not worth going on with, or not worth anything at its end."""
+    known = math.isfinite(point.validation) and math.isfinite(point.loss)
+    return not known or (point.step > config.warmup and point.validation > HOPELESS)
+
+
+def _trained(study: Study, name: str, settings: Settings, seed: int) -> Line:
+    program = _program(study.config, study.text, name)
+    return trial(program, values_of(name, settings), seed)
+
+
+@functools.lru_cache(maxsize=1)  # it is used until its optimizer is done
+def _program(config: Config, text: Corpus, name: str) -> Program:
+    return Program(config, OPTIMIZERS[name], text)
+
+
+def _timed(study: Study, bests: dict[str, Settings]) -> Line:
+    """Return seconds of a step of each, several times, and of its compilation."""
+    programs, compiled = {}, {}
+    for name, settings in bests.items():
+        values = values_of(name, settings)
+        program = Program(study.config, OPTIMIZERS[name], study.text)
+        state = program.start(values, TUNING_SEED)
+        compiled[name] = round(program.compile(values, state), 2)
+        programs[name] = program, values, state
+    seconds: dict[str, list[float]] = {name: [] for name in bests}
+    for number in range(ROUNDS + 1):
+        for name, (program, values, state) in programs.items():
+            started = time.perf_counter()
+            for step in range(STEPS):
+                state, loss = program.step(values, state, program.batch(TUNING_SEED, step))
+            loss.block_until_ready()
+            if number:  # the first round only warms up
+                seconds[name].append(round((time.perf_counter() - started) / STEPS, 6))
+    return {
+        name: {"settings": settings, "compile": compiled[name], "seconds": seconds[name]}
+        for name, settings in bests.items()
+    }
+
+
+def values_of(name: str, settings: Settings) -> dict[str, np.generic]:
+    return traced(OPTIMIZERS[name].knobs, settings)
+
+
+def _bar(record: Record, chosen: Field) -> tqdm:
+    left, done = remaining(record, chosen, counting=True)
+    return tqdm(total=left + done, initial=done, unit="run", disable=None)
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _untold(*_: Any) -> Any:
+    raise NotImplementedError("the arena plans this study, and does not train it")

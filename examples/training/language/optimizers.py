@@ -1,0 +1,262 @@
+"""Who trains the model: each optimizer with the ranges of its knobs, and settings to begin with.
+
+As in the arena, every value may be traced, and an average is told by its reach, 1 / (1 - beta).
+Embeddings, head, biases and norms are AdamW's, without decay and alike for all but SGD, which
+trains everything.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from arena import controls
+from arena.contract import Knob
+from arena.optimizers import B1, COUPLED, DECAY, ENTRIES, LENGTHS, MEMORY, OTHERS, REACH
+
+import egd_optax
+from egd_optax import InferredAxes, MatrixAxes, matching, scale_by_egd
+from egd_optax.polar import PolarMethod
+
+Values: TypeAlias = Mapping[str, Any]  # of numbers
+B2 = 0.95  # of Adam, as language models have it
+# Whitened steps of .01 to 10 are as long as the weights of this model: a decade lower.
+WHITENED = Knob("learning_rate", 0.001, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What of EGD is no number.
+
+    Args:
+        method: how polar factors are computed; None: exactly.
+        average: whiten an average of the gradients that looks ahead, or the gradients.
+        decay: "decoupled", or "coupled" and a thousandth of it.
+        scale: factor by shape.
+        every: whiten at every so many steps; between, a step as long along the average.
+    """
+
+    method: PolarMethod | None = None
+    average: bool = True
+    decay: str = "decoupled"
+    scale: str | None = "muon"
+    every: int = 1
+
+
+EXACT = Choices()
+
+
+class Recipe(NamedTuple):
+    """What a transformation is made for: the model's matrices, and the course of the rates."""
+
+    axes: InferredAxes
+    schedule: optax.Schedule
+    choices: Choices = EXACT
+
+    def rate(self, peak: Any) -> optax.Schedule:
+        """Return a learning rate's course."""
+        return lambda step: peak * self.schedule(step)
+
+
+class Entry(NamedTuple):
+    """An optimizer, as in the arena's contract, but for a model and a schedule."""
+
+    title: str
+    source: str
+    knobs: tuple[Knob, ...]
+    make: Callable[[Values, Recipe], optax.GradientTransformation]
+    settings: dict[str, float]
+    """To begin with, where nothing was tuned."""
+
+
+def adamw(values: Values, recipe: Recipe) -> optax.GradientTransformation:
+    matrices = optax.adamw(
+        recipe.rate(values["learning_rate"]),
+        b1=_beta(values["reach"]),
+        b2=B2,
+        weight_decay=values["decay"],
+    )
+    return _apart(matrices, values, recipe)
+
+
+def sgd(values: Values, recipe: Recipe) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(COUPLED * values["decay"])
+    rate = recipe.rate(values["learning_rate"])
+    return optax.chain(decay, optax.sgd(rate, _beta(values["reach"]), nesterov=True))
+
+
+def muon(values: Values, recipe: Recipe) -> optax.GradientTransformation:
+    def numbers(params: Any) -> Any:
+        def of_leaf(path: Any, _: Any) -> optax.contrib.MuonDimensionNumbers | None:
+            axes = recipe.axes.get(_name(path))
+            return axes and optax.contrib.MuonDimensionNumbers(axes.rows, axes.columns)
+
+        return jax.tree.map_with_path(of_leaf, params)
+
+    return optax.contrib.muon(
+        recipe.rate(values["learning_rate"]),
+        beta=_beta(values["reach"]),
+        weight_decay=values["decay"],
+        adam_b1=B1,
+        adam_b2=B2,
+        adam_learning_rate=recipe.rate(values["others"]),
+        muon_weight_dimension_numbers=numbers,
+    )
+
+
+def shampoo(values: Values, recipe: Recipe) -> optax.GradientTransformation:
+    precondition = optax.chain(controls.shampoo(_beta(values["memory"])), _muon_scale())
+    return _changed(values, recipe, as_matrices(precondition, recipe.axes))
+
+
+def egd(values: Values, recipe: Recipe) -> optax.GradientTransformation:
+    choices, reach = recipe.choices, values["reach"]
+    if choices.every > 1:
+        return _changed(values, recipe, _at_every(choices.every, recipe.axes))
+    return egd_optax.egd(
+        recipe.rate(values["learning_rate"]),
+        method=choices.method,
+        momentum=_beta(reach) if choices.average else None,
+        nesterov=choices.average,
+        weight_decay=values["decay"] * (COUPLED if choices.decay == "coupled" else 1),
+        decay=choices.decay,
+        axes=recipe.axes,
+        scale=choices.scale,
+        others=_others(values, recipe),
+    )
+
+
+def as_matrices(
+    inner: optax.GradientTransformation, axes: Mapping[str, MatrixAxes | None]
+) -> optax.GradientTransformation:
+    """Let a transformation of matrices see each leaf as the list of the matrices in it.
+
+    Args:
+        inner: transformation of leaves (m, n).
+        axes: of each leaf by path; as in Flax, the axes of its layers, rows and columns in turn.
+    """
+
+    def view(tree: Any) -> Any:
+        def of_leaf(path: Any, leaf: jax.Array) -> list[jax.Array]:
+            found: Any = axes[_name(path)]
+            rows, columns = (
+                math.prod(leaf.shape[axis] for axis in np.atleast_1d(side))
+                for side in (found.rows, found.columns)
+            )
+            return list(leaf.reshape(-1, rows, columns))
+
+        return jax.tree.map_with_path(of_leaf, tree)
+
+    def update(updates, state, params=None):
+        del params
+        changed, state = inner.update(view(updates), state)
+        whole = jax.tree.map(
+            lambda leaf, parts: jnp.stack(parts).reshape(leaf.shape), updates, changed
+        )
+        return whole, state
+
+    return optax.GradientTransformation(lambda params: inner.init(view(params)), update)
+
+
+def _changed(
+    values: Values, recipe: Recipe, change: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Return average, change, decoupled decay and step of the matrices, as in the arena."""
+    matrices = optax.chain(
+        controls.average(_beta(values["reach"]), lookahead=1.0),
+        change,
+        optax.add_decayed_weights(values["decay"]),
+        optax.scale_by_learning_rate(recipe.rate(values["learning_rate"])),
+    )
+    return _apart(matrices, values, recipe)
+
+
+def _at_every(count: int, axes: InferredAxes) -> optax.GradientTransformation:
+    """Whiten at every so many steps, else scale to the length of what is whitened."""
+    length = as_matrices(optax.chain(controls.scale_to_whitened(), _muon_scale()), axes)
+    whiten = scale_by_egd(axes=axes, scale="muon")
+    return optax.chain(
+        optax.conditionally_transform(whiten, lambda step: step % count == 0),
+        optax.conditionally_transform(length, lambda step: step % count != 0),
+    )
+
+
+def _apart(
+    matrices: optax.GradientTransformation, values: Values, recipe: Recipe
+) -> optax.GradientTransformation:
+    """Return an optimizer of the matrices, with AdamW on the rest."""
+    whitened = (path for path, axes in recipe.axes.items() if axes)
+    mask = matching(*(f"^{re.escape(path)}$" for path in whitened))
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda wanted: "matrices" if wanted else "others", mask(params))
+
+    return optax.partition({"matrices": matrices, "others": _others(values, recipe)}, labels)
+
+
+def _others(values: Values, recipe: Recipe) -> optax.GradientTransformation:
+    # as in Optax's Muon, whose Adam looks ahead, too
+    rate = recipe.rate(values["others"])
+    return optax.adamw(rate, b1=B1, b2=B2, weight_decay=0.0, nesterov=True)
+
+
+def _muon_scale() -> optax.GradientTransformation:
+    def scale(matrix: jax.Array, _: Any) -> jax.Array:
+        rows, columns = matrix.shape
+        return matrix * max(1.0, columns / rows) ** 0.5
+
+    return optax.stateless_with_tree_map(scale)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _beta(reach: Any) -> Any:
+    return 1 - 1 / reach
+
+
+OTHER_RATE = {"others": 3e-3, "decay": 0.1}
+
+OPTIMIZERS: dict[str, Entry] = {
+    "adamw": Entry(
+        "AdamW",
+        "Optax",
+        (ENTRIES, OTHERS, DECAY, REACH),
+        adamw,
+        {"learning_rate": 3e-3, "reach": 10.0, **OTHER_RATE},
+    ),
+    "sgd": Entry(
+        "SGD with momentum",
+        "Optax",
+        (LENGTHS, DECAY, REACH),
+        sgd,
+        {"learning_rate": 0.1, "reach": 10.0, "decay": 0.1},
+    ),
+    "muon": Entry(
+        "Muon",
+        "Optax",
+        (WHITENED, OTHERS, DECAY, REACH),
+        muon,
+        {"learning_rate": 0.02, "reach": 20.0, **OTHER_RATE},
+    ),
+    "egd": Entry(
+        "EGD",
+        "egd_optax, exact, on the average",
+        (WHITENED, OTHERS, DECAY, REACH),
+        egd,
+        {"learning_rate": 0.02, "reach": 20.0, **OTHER_RATE},
+    ),
+    "shampoo": Entry(
+        "Shampoo",
+        "Gupta et al. 2018, arXiv 1802.09568; the arena's control",
+        (WHITENED, OTHERS, DECAY, REACH, MEMORY),
+        shampoo,
+        {"learning_rate": 0.02, "reach": 20.0, "memory": 20.0, **OTHER_RATE},
+    ),
+}

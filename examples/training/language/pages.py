@@ -1,0 +1,73 @@
+"""The page docs/language.md from its template, with tables and figures made from the logs."""
+
+from pathlib import Path
+from typing import Any
+
+from arena.record import Record, read
+from arena.results import task_of
+from arena.session import range_of
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tabulate import tabulate
+
+from language import results
+from language.ablate import BASE, changes
+from language.config import Config
+from language.optimizers import OPTIMIZERS
+
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parents[2] / "docs"
+LOGS = HERE / "logs"
+STYLE = "github"
+
+
+def render(docs: Path, logs: Path) -> str:
+    """Write `docs`/language.md and its figure, if the comparison's log is finished.
+
+    Returns:
+        A line that says where.
+    """
+    log, ablation = logs / "compare.jsonl", logs / "ablate.jsonl"
+    record = read(log) if log.exists() else None
+    if record is None or not results.is_finished(record):
+        return f"no finished comparison in {logs}; `compare` makes it"
+    (docs / "figures").mkdir(parents=True, exist_ok=True)
+    results.draw_comparison(record, docs / "figures" / "language.png")
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    names = _names(record, read(ablation) if ablation.exists() else None)
+    text = environment.get_template("language.md").render(names)
+    page = docs / "language.md"
+    page.write_text(text, encoding="utf-8")
+    return f"written: {page}"
+
+
+def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
+    """Return what the page may use."""
+    found = results.rows(record)
+    model = record.header["task"]["model"]
+    ranges = [(row.title, ", ".join(map(range_of, row.tuned.last.knobs))) for row in found]
+    complete = ablation is not None and _is_complete(ablation)
+    return {
+        "config": Config(**model),
+        "task": task_of(record),
+        "corpus": record.header["task"]["corpus"],
+        "versions": record.header["versions"],
+        "hardware": record.header["hardware"],
+        "sources": [(one.title, one.source) for one in OPTIMIZERS.values()],
+        "table": results.table(record, STYLE),
+        "settings": results.settings_table(record, STYLE),
+        "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),
+        "timed": bool(record.times),
+        "ablation": results.ablation_table(ablation, STYLE) if ablation and complete else None,
+        "ablation_seeds": len(ablation.of("count", BASE)) if ablation else 0,
+    }
+
+
+def _is_complete(ablation: Record) -> bool:
+    """Return whether every change was run."""
+    run = {line["optimizer"] for line in ablation.lines}
+    return run >= set(changes(Config(**ablation.header["task"]["model"])))

@@ -1,0 +1,167 @@
+"""What the logs of the comparison and of the ablation say: rows, tables, figures."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from arena.record import COUNT, Line, Record
+from arena.results import task_of
+from arena.space import BATCH
+from tabulate import tabulate
+
+from language.ablate import BASE
+from language.compare import Tuned, tuned
+from language.figures import Curve, draw
+from language.optimizers import OPTIMIZERS
+
+YARDSTICK = "adamw"
+NONE = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one optimizer came to.
+
+    Args:
+        name: of the optimizer.
+        tuned: its trials, and the best's runs on fresh seeds.
+        step_seconds: of one step, timed side by side; None if that was not done.
+    """
+
+    name: str
+    tuned: Tuned
+    step_seconds: float | None
+
+    @property
+    def runs(self) -> list[Line]:
+        return self.tuned.counts
+
+    @property
+    def title(self) -> str:
+        return OPTIMIZERS[self.name].title if self.name in OPTIMIZERS else self.name
+
+    @property
+    def losses(self) -> list[float]:
+        """Validation loss at the end, of each fresh seed, else of the best trial; may be inf."""
+        lines = self.runs or self.tuned.best["runs"]
+        return [math.inf if line["score"] is None else line["score"] for line in lines]
+
+    @property
+    def loss(self) -> float:
+        return statistics.median(self.losses)
+
+    def steps_to(self, loss: float) -> float:
+        """Return the median of the first steps with a validation loss as low as this."""
+        return statistics.median(_first_at(run["course"], loss) for run in self.runs)
+
+
+def rows(record: Record) -> list[Row]:
+    """Return what is known of each optimizer, lowest loss first."""
+    task, timed = task_of(record), record.times.get("rows", {})
+    found = []
+    for name in record.optimizers:
+        one = tuned(record, task, name)
+        if one is not None and one.trials:
+            times = timed.get(name)
+            known = times is not None and times["settings"] == one.best["settings"]
+            seconds = statistics.median(times["seconds"]) if known else None
+            found.append(Row(name, one, seconds))
+    return sorted(found, key=lambda row: (not row.runs, row.loss))
+
+
+def is_finished(record: Record) -> bool:
+    """Return whether every optimizer that was begun, and the yardstick, ran on all fresh seeds."""
+    found, seeds = rows(record), len(record.header["fresh_seeds"])
+    whole = all(len(row.runs) == seeds and not row.tuned.widens for row in found)
+    return whole and YARDSTICK in {row.name for row in found}
+
+
+def table(record: Record, style: str = "simple") -> str:
+    """Return the table of a comparison, however far its log is.
+
+    Steps, tokens and seconds are those to the yardstick's final loss, looked at as often as the log
+    says; the ratios are to the yardstick's own.
+    """
+    found = rows(record)
+    yardstick = next((row for row in found if row.name == YARDSTICK and row.runs), None)
+    headings = ["optimizer", "final validation loss (range)", "steps to AdamW's", "tokens"]
+    headings += ["seconds", "steps / AdamW's", "seconds / AdamW's"]
+    cells = [_cells(row, yardstick, record) for row in found]
+    return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
+
+
+def settings_table(record: Record, style: str = "simple") -> str:
+    """Return the best settings of each optimizer, and what a reader must know of its tuning."""
+    cells = []
+    for row in rows(record):
+        best = row.tuned.best["settings"]
+        told = ", ".join(f"{name} {value:g}" for name, value in best.items() if name != BATCH)
+        at_edge = ", ".join(row.tuned.edges) if row.tuned.complete else ""
+        cells.append((row.title, told, len(row.tuned.trials), at_edge or NONE))
+    headings = ("optimizer", "best settings", "trials", "at an edge")
+    return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
+
+
+def draw_comparison(record: Record, path: Path) -> None:
+    """Draw the median courses of the bests on the fresh seeds."""
+    draw([_curve(row, record) for row in rows(record) if row.runs], path, zoom=True)
+
+
+def ablation_table(record: Record, style: str = "simple") -> str:
+    """Return the table of an ablation; seconds are each run's own, one after the other."""
+    names = dict.fromkeys(line["optimizer"] for line in record.lines)
+    runs = {name: record.of(COUNT, name) for name in names}
+    losses = {name: _median_score(lines) for name, lines in runs.items()}
+    base = losses.get(BASE, math.nan)
+    cells = []
+    for name, lines in runs.items():
+        seconds = statistics.median(line["seconds"] for line in lines)
+        steps = lines[0]["course"]["step"][-1]
+        difference = _loss(losses[name] - base, "+.3f")
+        cells.append((name, _loss(losses[name]), difference, steps, f"{seconds:.0f}", len(lines)))
+    headings = ("change", "final validation loss", "difference", "steps", "seconds", "seeds")
+    return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
+
+
+def _cells(row: Row, yardstick: Row | None, record: Record) -> list[str]:
+    low, high = min(row.losses), max(row.losses)
+    told = f"{_loss(row.loss)} ({_loss(low)} to {_loss(high)})" if row.runs else None
+    cells = [row.title, told or f"({_loss(row.loss)} tuning)"]
+    if yardstick is None or not row.runs:
+        return [*cells, *[NONE] * 5]
+    steps, own = row.steps_to(yardstick.loss), yardstick.steps_to(yardstick.loss)
+    if math.isinf(steps):
+        return [*cells, f"> {record.header['task']['steps']}", *[NONE] * 4]
+    model = record.header["task"]["model"]
+    cells += [f"{steps:g}", f"{steps * model['batch'] * model['context']:,.0f}"]
+    if row.step_seconds is None or yardstick.step_seconds is None:
+        return [*cells, NONE, f"{steps / own:.2f}", NONE]
+    seconds, others = steps * row.step_seconds, own * yardstick.step_seconds
+    return [*cells, f"{seconds:.0f}", f"{steps / own:.2f}", f"{seconds / others:.2f}"]
+
+
+def _curve(row: Row, record: Record) -> Curve:
+    """Return the median over seeds; seconds as timed side by side, else as they were."""
+    whole = [run["course"] for run in row.runs if run["score"] is not None]
+    steps = whole[0]["step"] if whole else []
+    losses = np.median([course["validation"] for course in whole], axis=0) if whole else []
+    total = record.header["task"]["steps"]
+    measured = statistics.median(run["seconds"] for run in row.runs) / total
+    seconds = [step * (row.step_seconds or measured) for step in steps]
+    return Curve(row.title, steps, seconds, list(losses))
+
+
+def _first_at(course: dict[str, Sequence], loss: float) -> float:
+    pairs = zip(course["step"], course["validation"], strict=True)
+    return next((step for step, found in pairs if found is not None and found <= loss), math.inf)
+
+
+def _median_score(lines: Sequence[Line]) -> float:
+    return statistics.median(math.inf if line["score"] is None else line["score"] for line in lines)
+
+
+def _loss(value: float, form: str = ".3f") -> str:
+    return format(value, form) if math.isfinite(value) else "hopeless"

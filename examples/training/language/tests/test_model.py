@@ -1,0 +1,144 @@
+"""The text is split by files; the model is causal; the matrices are the hidden kernels."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arena.space import traced
+
+from egd_optax import infer_axes
+from language import corpus
+from language.command_line import main
+from language.course import Program
+from language.model import Network
+from language.optimizers import OPTIMIZERS
+
+HIDDEN = {
+    *(f"attention/{name}/kernel" for name in ("query", "key", "value", "out")),
+    *(f"mlp/{name}/kernel" for name in ("expand", "contract")),
+}
+
+
+def test_no_file_is_in_both_texts(folder, text):
+    files = {path.read_bytes() for path in folder.glob("*.py")}
+    train, validation = text.train.tobytes(), text.validation.tobytes()
+    assert {(file in train) + 2 * (file in validation) for file in files} == {1, 2}
+    assert sum(file in validation for file in files) == 2 == text.facts["validation_files"]
+    assert len(train) + len(validation) == sum(map(len, files)) == text.facts["bytes"]
+
+
+def test_windows_are_of_the_seed_and_the_step_alone(text):
+    one, again = (text.batch(3, 7, 4, 12) for _ in range(2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, text.batch(3, 8, 4, 12))
+    assert all(row.astype(np.uint8).tobytes() in text.train.tobytes() for row in one)
+    held_out = text.held_out(5, 12).astype(np.uint8)
+    assert held_out[0].tobytes() == text.validation[:13].tobytes()
+    assert held_out[-1].tobytes() == text.validation[-13:].tobytes()
+
+
+@pytest.fixture(scope="module")
+def start(tiny):
+    """Return parameters of two layers, in a list and stacked."""
+    params = jax.jit(Network(dataclasses.replace(tiny, layers=2)).init)(0)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["blocks"].values())
+    return params, {**params, "blocks": stacked}
+
+
+def networks(tiny, tied):
+    config = dataclasses.replace(tiny, layers=2, tied=tied)
+    return Network(config), Network(dataclasses.replace(config, scanned=True))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_scanned_layers_are_unrolled_ones(tiny, start, tied):
+    losses = []
+    for network, given in zip(networks(tiny, tied), start, strict=True):
+        params = {name: leaves for name, leaves in given.items() if not (tied and name == "head")}
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, network.shapes)
+        losses.append(jax.jit(network.loss)(params, jnp.arange(26).reshape(2, 13)))
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_a_later_byte_changes_no_earlier_logit(tiny, start):
+    tokens = jnp.arange(12)[None]
+    for network, params in zip(networks(tiny, tied=False), start, strict=True):
+        logits = jax.jit(network.logits)
+        before, after = logits(params, tokens), logits(params, tokens.at[0, 7].set(99))
+        np.testing.assert_array_equal(before[:, :7], after[:, :7])
+        assert jnp.min(jnp.max(jnp.abs(before - after)[0, 7:], axis=-1)) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scanned", [False, True])
+def test_the_hidden_kernels_alone_are_whitened(tiny, scanned, tied, dtype):
+    config = dataclasses.replace(tiny, layers=2, scanned=scanned, tied=tied, dtype=dtype)
+    network = Network(config)
+    axes = infer_axes(network.shapes, network.loss, jax.ShapeDtypeStruct((4, 13), np.int32))
+    blocks = ["blocks"] if scanned else ["blocks/0", "blocks/1"]
+    whitened = {path for path, found in axes.items() if found}
+    assert whitened == {f"{block}/{name}" for block in blocks for name in HIDDEN}
+    assert all(leaf.known for leaf in axes.leaves)
+
+
+@pytest.mark.parametrize(("name", "spread"), [("egd", 1e-3), ("shampoo", 1e-2), ("muon", 0.6)])
+def test_every_optimizer_sees_the_same_matrices(tiny, text, name, spread):
+    """Attention's kernels have three axes; of one gradient all three make the polar factor."""
+    entry = OPTIMIZERS[name]
+    program = Program(tiny, entry, text)
+    values = traced(entry.knobs, {**entry.settings, "decay": 0.0})
+
+    def first_update(gradients):
+        transform = entry.make(values, program.recipe)
+        return transform.update(gradients, transform.init(gradients), gradients)[0]
+
+    leaves, structure = jax.tree.flatten(program.network.shapes)
+    rng = np.random.default_rng(0)
+    drawn = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
+    gradients = jax.tree.unflatten(structure, drawn)
+    block, wanted = (tree["blocks"][0] for tree in (jax.jit(first_update)(gradients), gradients))
+    for path in ("query", "out"):
+        update = np.reshape(block["attention"][path]["kernel"], (16, 16))
+        u, _, vt = np.linalg.svd(np.reshape(wanted["attention"][path]["kernel"], (16, 16)))
+        gains = np.diag(u.T @ update @ vt.T)
+        assert gains / gains.mean() == pytest.approx(1, abs=spread)
+
+
+BAD = {
+    "no folder": (["--corpus", "{tmp}/gone"], "is a folder, and"),
+    "an empty folder": (["--corpus", "{tmp}"], "at least two files"),
+    "a long context": (["--context", "5000"], "must fit into both texts"),
+    "heads": (["--width", "30", "--heads", "4"], "multiple of heads, got 30 and 4; 32 would do"),
+    "no batch": (["--batch", "0"], "batch must be at least 1, got 0"),
+    "no steps": (["--steps", "0"], "steps must be at least 1, got 0"),
+    "no such knob": (["--optimizer", "sgd", "--others", "1"], "sgd has no others"),
+    "an average": (["--average", "1"], r"lies in [0, 1), got 1.0"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_before_training(folder, tmp_path, capsys, options, message):
+    given = [option.format(tmp=tmp_path) for option in options]
+    own = [] if "--corpus" in options else ["--corpus", str(folder)]
+    out = ["--size", "tiny", "--folder", str(tmp_path / "run")]
+    assert main(["train", *out, *own, *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "c.py").write_text("left out\n")
+    assert corpus.read(tmp_path).facts["files"] == 2
+
+    def refuse(path):
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(corpus.Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError, match=r"must be readable, and .*a\.py is not"):
+        corpus.read(tmp_path)

@@ -1,0 +1,210 @@
+"""A run that is killed ends with the same bits; a comparison that is stopped goes on."""
+
+import dataclasses
+import functools
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from arena.record import COUNT, TIMES, TRIAL, LogError, read
+
+from language import ablate, compare, pages, results
+from language.command_line import main
+from language.compare import Study, is_hopeless
+from language.course import Point, Program
+from language.optimizers import OPTIMIZERS
+from language.train import RESUMED, STEP
+from language.train import read as read_run
+
+LANGUAGE = Path(__file__).resolve().parents[1]
+SMALL = ("--layers", "1", "--width", "16", "--heads", "2", "--context", "12", "--batch", "4")
+SHORT = ("--size", "tiny", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """As a user's, but what is compiled is kept and compiled quickly."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    }
+    return {name: one for name, one in os.environ.items() if name != "XLA_FLAGS"} | cache
+
+
+def command(folder, corpus, *options):
+    train = ["train", *SHORT, "--steps", "100", "--every", "20", "--corpus", corpus]
+    return [sys.executable, str(LANGUAGE), *map(str, [*train, "--folder", folder, *options])]
+
+
+def started(folder, corpus, environment):
+    """Start a run, beside which others may start."""
+    return subprocess.Popen(
+        command(folder, corpus), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finished(process, folder):
+    """Return the lines of a run's log when it has ended."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err.decode()
+    assert f"figure: {folder / 'loss.png'}" in out.decode()
+    return read_run(folder / "log.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(folder, environment, tmp_path_factory):
+    """Return a run that is not killed, and its folder."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return started(path, folder, environment), path
+
+
+@pytest.fixture(scope="module")
+def expected(whole):
+    return functools.cache(lambda: finished(*whole))
+
+
+def last_checkpoint(run):
+    """Return the step of the last checkpoint that is whole."""
+    return max((int(one.name) for one in run.glob("steps/*") if one.name.isdigit()), default=0)
+
+
+def shares():
+    """Return where to kill, as shares of the steps: other ones at every run, all but one slow."""
+    first, *rest = (random.uniform(0.05, 0.95) for _ in range(3))
+    return [first, *(pytest.param(share, marks=pytest.mark.slow) for share in rest)]
+
+
+@pytest.mark.parametrize("share", shares(), ids=range(3))
+def test_a_killed_run_ends_with_the_same_bits(expected, folder, environment, tmp_path, share):
+    path = tmp_path / "run" / "log.jsonl"
+    process = started(path.parent, folder, environment)
+    while process.poll() is None and last_checkpoint(path.parent) < 80 * share:
+        time.sleep(0.002)
+    time.sleep(0.03 * (share * 100 % 1))  # while the next one is written, or before
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert read_run(path)[-1]["kind"] == STEP
+    lines = finished(started(path.parent, folder, environment), path.parent)
+    assert RESUMED in [line["kind"] for line in lines]
+    courses = [
+        [(line["step"], line["loss"], line["validation"]) for line in log if line["kind"] == STEP]
+        for log in (lines, expected())
+    ]
+    assert courses[0] == courses[1], share
+    assert lines[-1] == expected()[-1], share
+
+
+@pytest.fixture(scope="module")
+def study(text, tiny):
+    return Study(tiny, text, trials=3, seeds=2)
+
+
+def untrained(program, values, seed):
+    """Return a line as of a run: the loss has its least value inside the ranges of the rates."""
+    distance = abs(math.log(values["learning_rate"] / 0.02)) + 0.01 * seed
+    score = None if distance > 2 else 1 + float(distance)
+    course = {"step": [2, 4, 6], "loss": [3.0, 2.0, 1.0], "validation": [3.0, 2.0, score]}
+    ends = {"score": score, "seconds": 1.0, "compile": 1.0, "course": course}
+    return {"seed": seed, "steps": None, **ends}
+
+
+class Stopped(BaseException):
+    """As sudden as a kill."""
+
+
+def test_a_stopped_comparison_goes_on_and_runs_nothing_twice(study, tmp_path, monkeypatch):
+    path, left = tmp_path / "compare.jsonl", [7]
+    names = ("adamw", "egd")
+
+    def stopping(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Stopped
+        return untrained(*arguments)
+
+    monkeypatch.setattr(compare, "trial", stopping)
+    monkeypatch.setattr(compare, "_program", lambda *_: None)
+    with pytest.raises(Stopped):
+        compare.run(study, path, names)
+    with path.open("ab") as file:
+        file.write(b'{"kind": "tri')
+    assert len(read(path).lines) > 7
+    left[0] = 1000
+    record = compare.run(study, path, names)
+    for name in names:
+        trials = record.of(TRIAL, name)
+        found = compare.tuned(record, study.field.task, name)
+        numbers = [(line["round"], line["trial"]) for line in trials]
+        assert numbers == [(i, j) for i in range(found.last.number + 1) for j in range(3)]
+        assert found.complete
+        assert not found.widens
+        scores = [line["runs"][0]["score"] or math.inf for line in trials]
+        assert found.best is trials[scores.index(min(scores))]
+        counts = record.of(COUNT, name)
+        assert [line["seed"] for line in counts] == [100, 101]
+        assert all(line["settings"] == found.best["settings"] for line in counts)
+    before = path.read_bytes()
+    compare.run(study, path, names)
+    assert path.read_bytes() == before
+    other = dataclasses.replace(study, config=dataclasses.replace(study.config, width=32))
+    with pytest.raises(LogError, match="was made with model="):
+        compare.run(other, path)
+    assert results.table(record).count("EGD") == 1
+
+
+def test_one_program_does_for_all_settings(tiny, text):
+    program = Program(tiny, OPTIMIZERS["sgd"], text)
+    settings = OPTIMIZERS["sgd"].settings
+    good = compare.trial(program, compare.values_of("sgd", settings), 0)
+    assert good["compile"] > 0
+    assert good["course"]["step"] == [2, 4, 6]
+    assert good["score"] == pytest.approx(good["course"]["validation"][-1], rel=1e-5)
+    lost = compare.trial(program, compare.values_of("sgd", {**settings, "learning_rate": 1e4}), 0)
+    assert lost["compile"] == 0
+    assert lost["score"] is None
+    assert lost["course"]["step"] == [2]
+
+
+def test_what_is_hopeless(tiny):
+    def point(step, validation):
+        return Point(step, 1.0, validation, 1.0, None)
+
+    config = dataclasses.replace(tiny, steps=40)  # 2 of them are warm-up
+    assert config.warmup == 2
+    assert not is_hopeless(point(2, 6.0), config)
+    assert is_hopeless(point(4, 5.6), config)
+    assert not is_hopeless(point(4, 5.5), config)
+    assert is_hopeless(point(2, math.nan), config)
+
+
+@pytest.mark.slow
+def test_from_nothing_to_the_page(folder, tmp_path, capsys):
+    """All commands in turn, with training; a page is made only from a finished log."""
+    own, out = ["--corpus", str(folder)], ["--out", str(tmp_path)]
+    assert main(["show", *out]) == 2
+    assert "there is no" in capsys.readouterr().err
+    assert pages.render(tmp_path / "docs", tmp_path).startswith("no finished comparison")
+    fast = [*SHORT, "--steps", "6", "--every", "2", "--trials", "1", "--seeds", "1"]
+    assert main(["compare", *fast, *own, *out, "--only", "adamw", "egd"]) == 0
+    record = read(tmp_path / "compare.jsonl")
+    assert record.header["task"]["corpus"]["sha256"]
+    assert len(record.of(COUNT, "egd")[0]["course"]["validation"]) == 3
+    assert main(["time", *own, *out]) == 0
+    assert {line["kind"] for line in read(tmp_path / "compare.jsonl").lines} >= {TIMES, COUNT}
+    changed = ["five polynomial steps", "every 2nd step", "batch 8"]
+    assert main(["ablate", *own, *out, "--only", ablate.BASE, *changed]) == 0
+    assert main(["show", *out]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("AdamW", "EGD", ablate.BASE, *changed))
+    assert main(["pages", "--docs", str(tmp_path / "docs"), *out]) == 0
+    page = (tmp_path / "docs" / "language.md").read_text()
+    assert "| EGD " in page
+    assert ablate.BASE not in page  # that log is not finished
+    assert (tmp_path / "docs" / "figures" / "language.png").exists()
