@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from egd_optax._mesh import Names, Spread, names_of
 from egd_optax.polar._method import PolarMethod, State
-from egd_optax.polar._stacks import update_stack
+from egd_optax.polar._stacks import map_stack, update_one
 
 Arrays: TypeAlias = tuple[jax.Array, ...]
 States: TypeAlias = tuple[State, ...]
@@ -61,12 +61,18 @@ def _together(method: PolarMethod, scale: float, stacks: Arrays, states: States)
     return _parted(factors, sizes), _parted(after, sizes)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _scaled(
     method: PolarMethod, scale: float, stack: jax.Array, states: State
 ) -> tuple[jax.Array, State]:
-    factors, after = update_stack(method, stack, states)
-    factors = factors if scale == 1 else scale * factors
-    return jnp.where(jnp.isfinite(stack), factors, stack), after
+    """Whiten and scale a stack, matrix by matrix: while it is at hand, its NaN and Inf return."""
+
+    def one(matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
+        factor, after = update_one(method, matrix, state)
+        factor = factor if scale == 1 else scale * factor
+        return jnp.where(jnp.isfinite(matrix), factor, matrix), after
+
+    return map_stack(one, stack, states)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

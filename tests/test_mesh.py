@@ -188,7 +188,7 @@ def test_transposes_share_a_stack_and_functions_keep_their_shapes():
     leaves = [jnp.ones((3, 5)), jnp.ones((5, 3))]
     optimizer = scale_by_egd(polar.SVD())
     text = jax.jit(optimizer.update).lower(leaves, optimizer.init(leaves)).as_text()
-    assert len(set(re.findall(r"func.func private @(update_stack\w*)", text))) == 1
+    assert len(set(re.findall(r"func.func private @(_scaled\w*)", text))) == 1
     seen = []
     scale_by_egd(lambda x: seen.append(x.shape) or x).update(leaves, scale_by_egd().init(leaves))
     assert {*seen} == {(3, 5), (5, 3)}

@@ -48,7 +48,8 @@ _trace_once = jax.jit(checked_update, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
+def update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
+    """Return the polar factor of a matrix and the next state; on CPU never batched."""
     return _one_at_a_time(functools.partial(_trace_once, method))(matrix, state)
 
 
@@ -82,7 +83,7 @@ def map_stack(function: Callable, *stacks: Any) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def update_stack(method: PolarMethod, stack: jax.Array, state: State) -> tuple[jax.Array, State]:
     """Return the `(k, m, n)` polar factors of a stack and the next states."""
-    return map_stack(functools.partial(_update_one, method), stack, state)
+    return map_stack(functools.partial(update_one, method), stack, state)
 
 
 def polar_factor(
