@@ -134,7 +134,7 @@ def test_a_checkpoint_moves_between_numbers_of_devices(tmp_path):
 
 def many_devices(folder, *options):
     script = SCRIPT.with_name("many_devices.py")
-    fixed = ("--steps", "6", "--save-every", "3", "--width", "32", "--layers", "1")
+    fixed = ("--steps", "6", "--save-every", "3", "--width", "16", "--layers", "1")
     command = [sys.executable, script, "--folder", folder, *fixed, *options]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
