@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from egd_optax._mesh import Names, Spread, names_of
 from egd_optax.polar._method import PolarMethod, State
@@ -159,6 +159,19 @@ def _share(
 
     Stacks of one layout travel together. Matrices stay where an axis cuts the stack's batch.
     """
+    with jax.sharding.use_abstract_mesh(_manual(mesh)):
+        return _exchanged(axes, mesh, layouts, whiten, stacks, states)
+
+
+def _exchanged(
+    axes: Names,
+    mesh: Mesh,
+    layouts: list[Layout],
+    whiten: Callable[[Arrays, States], Whitened],
+    stacks: Arrays,
+    states: States,
+) -> Whitened:
+    """Do what `_share` says, as each device's own code."""
     members: dict[Layout, list[int]] = {}
     for index, layout in enumerate(layouts):
         members.setdefault(layout, []).append(index)
@@ -178,6 +191,12 @@ def _share(
         found |= zip(one, zip(parts, route.all_states(state, sizes), strict=True), strict=True)
     order = range(len(stacks))
     return tuple(found[i][0] for i in order), tuple(found[i][1] for i in order)
+
+
+def _manual(mesh: Mesh) -> AbstractMesh:
+    """Return the mesh whose devices run code of their own: types of arrays name no axis of it."""
+    kinds = (AxisType.Manual,) * len(mesh.axis_names)
+    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
 
 
 class _Route:
