@@ -136,7 +136,12 @@ def stepper(optimizer):
     return run
 
 
-@pytest.mark.parametrize("name", CASES)
+FAST = ("defaults", "no look-ahead", "dimension numbers")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_the_same_steps_and_a_run_that_is_switched(name):
     """50 steps: Optax's, ours, and Optax's for 25 and ours from there on."""
     arguments, changed = CASES[name]
