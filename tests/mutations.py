@@ -32,6 +32,8 @@ TESTS = {
     "_infer_axes": ("test_infer_axes.py", "test_equinox.py"),
     "_matrix_view": ("test_matrix_view.py",),
     "_scaling": ("test_transform.py",),
+    "_mesh": ("test_mesh.py",),
+    "_spread": ("test_buckets.py", "test_mesh.py"),
     "_selection": ("test_selection.py",),
     "_transform": ("test_transform.py",),
     "_wrappers": ("test_wrappers.py",),
@@ -77,9 +79,14 @@ MUTATIONS = [
         "value.output_axis, value.reduction",
         "Optax's axes swapped",
     ),
-    Mutation("_buckets", "(view.batch for view in self", "(1 for view in self", "parts mixed up"),
+    Mutation(
+        "_spread",
+        "[stack.shape[0] for stack in stacks]\n    factors",
+        "[1] * len(stacks)\n    factors",
+        "parts mixed up",
+    ),
     Mutation("_buckets", "room.get(group, 0):", "room.get(group, 0) + 1:", "stack over its bound"),
-    Mutation("_buckets", "leaf.dtype, _layout(leaf", "_layout(leaf", "dtypes mixed"),
+    Mutation("_buckets", "leaf.dtype, None if", "None if", "dtypes mixed"),
     Mutation("_checks", "if needed.get(key) != given.get(key)", "if False", "state not checked"),
     Mutation(
         "_infer_axes",
@@ -164,7 +171,14 @@ MUTATIONS = [
     Mutation("_scaling", "max(1.0, n / m)", "max(1.0, m / n)", "fan-in for fan-out"),
     Mutation("_selection", "and not any(p.search(name) for p in unwanted)", "", "no exclusion"),
     Mutation("_selection", "if not is_partial(tree):", "if True:", "a masked part must match"),
-    Mutation("_transform", "* rule(*stack.shape[1:])", "* 1.0", "scale dropped"),
+    Mutation(
+        "_spread", "transpose(2, 0, 3, 1, 4)", "transpose(2, 1, 3, 0, 4)", "parts out of place"
+    ),
+    Mutation("_spread", "in layout.batch + self._cut", "in self._cut", "experts travel"),
+    Mutation("_mesh", "2 * count < self", "count < self", "the rule for few matrices"),
+    Mutation(
+        "_transform", "method, rule, leaves", "method, lambda m, n: 1, leaves", "scale dropped"
+    ),
     Mutation("_transform", "else after)", "else before)", "state stands still"),
     Mutation("_wrappers", "jnp.logical_or(state.switched, exceeded)", "exceeded", "no latch"),
     Mutation("_wrappers", "()) > threshold", "()) >= threshold", "switch at the threshold"),
