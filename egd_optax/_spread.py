@@ -123,7 +123,14 @@ def _whole(
         put = tuple(NamedSharding(mesh, PartitionSpec(*one)) for one in layouts)
         everywhere = NamedSharding(mesh, PartitionSpec())
         same = put, jax.tree.map(lambda _: everywhere, arguments[1])
-        return mesh, functools.partial(_share, axes, mesh, layouts, whiten), same, same
+        kinds = (AxisType.Manual,) * len(mesh.axis_names)
+        manual = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+
+        def each(stacks, states):  # a device's own code: types of arrays name no axis of the mesh
+            with jax.sharding.use_abstract_mesh(manual):
+                return _share(axes, mesh, layouts, whiten, stacks, states)
+
+        return mesh, each, same, same
 
     anywhere = custom_partitioning(whiten)
     anywhere.def_partition(partition, sharding_rule=_as_it_comes)
@@ -159,19 +166,6 @@ def _share(
 
     Stacks of one layout travel together. Matrices stay where an axis cuts the stack's batch.
     """
-    with jax.sharding.use_abstract_mesh(_manual(mesh)):
-        return _exchanged(axes, mesh, layouts, whiten, stacks, states)
-
-
-def _exchanged(
-    axes: Names,
-    mesh: Mesh,
-    layouts: list[Layout],
-    whiten: Callable[[Arrays, States], Whitened],
-    stacks: Arrays,
-    states: States,
-) -> Whitened:
-    """Do what `_share` says, as each device's own code."""
     members: dict[Layout, list[int]] = {}
     for index, layout in enumerate(layouts):
         members.setdefault(layout, []).append(index)
@@ -191,12 +185,6 @@ def _exchanged(
         found |= zip(one, zip(parts, route.all_states(state, sizes), strict=True), strict=True)
     order = range(len(stacks))
     return tuple(found[i][0] for i in order), tuple(found[i][1] for i in order)
-
-
-def _manual(mesh: Mesh) -> AbstractMesh:
-    """Return the mesh whose devices run code of their own: types of arrays name no axis of it."""
-    kinds = (AxisType.Manual,) * len(mesh.axis_names)
-    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
 
 
 class _Route:
