@@ -157,3 +157,7 @@ def test_many_devices_refuses_what_it_cannot_cut(tmp_path):
     ran = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
     assert ran.returncode == 1
     assert "--batch-size must be a multiple of the 8 devices, got 12." in ran.stderr
+    options = ["--folder", tmp_path, "--width", "32"]
+    ran = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "holds another run" in ran.stderr

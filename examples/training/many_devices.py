@@ -137,7 +137,7 @@ class Training:
         )
         example = jax.ShapeDtypeStruct((2, LENGTH), int), jax.ShapeDtypeStruct((2,), int)
         return egd(
-            optax.cosine_decay_schedule(self.config.learning_rate, self.config.steps),
+            self.config.learning_rate,
             axes=infer_axes(shapes, self.loss, example),
             momentum=0.9,
             nesterov=True,
@@ -176,6 +176,20 @@ def train(config: Config) -> None:
         print(f"{config.steps} steps are done; log: {config.folder / 'log.jsonl'}")
 
 
+def check_config(config: Config) -> None:
+    """Write `config.json`, or refuse a folder with checkpoints of another run."""
+    free = {"folder", "steps", "save_every", "processes", "devices", "coordinator", "process_id"}
+    fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
+    file = config.folder / "config.json"
+    config.folder.mkdir(parents=True, exist_ok=True)
+    if file.exists() and json.loads(file.read_text()) != fixed:
+        raise SystemExit(
+            f"{config.folder} holds another run, {file.read_text()}: give the same options to go "
+            "on with it, or another --folder."
+        )
+    file.write_text(json.dumps(fixed))
+
+
 def write(config: Config, line: dict[str, Any]) -> None:
     """Append a step to the log; of one that was run twice the last line counts."""
     with (config.folder / "log.jsonl").open("a") as log:
@@ -204,7 +218,8 @@ def launch(config: Config) -> int:
 
 
 def main(config: Config) -> int:
-    config.folder.mkdir(parents=True, exist_ok=True)
+    if config.process_id == 0:
+        check_config(config)
     if config.processes > 1 and config.coordinator is None:
         return launch(config)
     if config.devices is not None:
