@@ -18,16 +18,22 @@ class Spread(NamedTuple):
     axes: Names
     devices: int
     cut: str | None
-    largest: int
 
     def cuts_matrices(self, count: int, m: int, n: int) -> bool:
         """Return whether each of `count` wide matrices is cut up, in place of their stack.
 
-        By the rule: where half of the devices or more would have none, or one is too large.
+        By the rule: where a device then has less to do, or a matrix is too large for one. The long
+        side's products are shared; the short side's, about twice the square of it, are repeated.
         """
         if self.cut is not None:
             return self.cut == "matrix"
-        return n % self.devices == 0 and (2 * count < self.devices or m * n > self.largest)
+        whole = -(-count // self.devices) * (n + 2 * m)
+        shared = count * (n / self.devices + 2 * m)
+        return n % self.devices == 0 and (shared < whole or m * n > _LARGEST)
+
+
+# Entries of a matrix, 4 GiB in float32: a device needs room for it several times.
+_LARGEST = 2**30
 
 
 def check_spread(mesh_axes: Any, mesh_cut: Any) -> None:
@@ -45,9 +51,7 @@ def check_spread(mesh_axes: Any, mesh_cut: Any) -> None:
         check_choice("mesh_cut", mesh_cut, ("stack", "matrix"))
 
 
-def spread_of(
-    leaves: Sequence[Any], mesh_axes: Any, mesh_cut: str | None, largest: int
-) -> Spread | None:
+def spread_of(leaves: Sequence[Any], mesh_axes: Any, mesh_cut: str | None) -> Spread | None:
     """Return over which devices the leaves' matrices are spread; None: as the compiler likes.
 
     Raises:
@@ -59,7 +63,7 @@ def spread_of(
     else:
         _check_mesh(mesh, names, mesh_axes)
     devices = math.prod(mesh.shape[name] for name in names)
-    return Spread(names, devices, mesh_cut, largest) if names else None
+    return Spread(names, devices, mesh_cut) if names else None
 
 
 def _check_mesh(mesh: Any, names: Names, mesh_axes: Any) -> None:

@@ -58,8 +58,8 @@ def scale_by_egd(
             not.
         mesh_cut: "stack": the devices share the stack's matrices. "matrix": they share each
             matrix, cut along its longer side, and add up its small products. None: "matrix" where
-            a stack has fewer matrices than half of the devices, or where one has more than
-            `max_stack_size` entries.
+            each device then has less to do, which takes few long matrices, or where one matrix
+            has more than 2**30 entries.
         max_stack_size: most entries of one stack of equal matrices, a bound on working memory.
             None: 2**26, 256 MiB in float32.
 
@@ -110,7 +110,7 @@ def scale_by_egd(
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, literal_axes(updates, axes), method.turns)
         before = dict.fromkeys((v.path for v in views), ()) if stateless else state.method_states
-        spread = spread_of([leaves[view.index] for view in views], mesh_axes, mesh_cut, limit)
+        spread = spread_of([leaves[view.index] for view in views], mesh_axes, mesh_cut)
         whitened, after = list(leaves), {}
         for bucket in plan_buckets(views, leaves, limit, spread):
             states = [before[view.path] for view in bucket.views]

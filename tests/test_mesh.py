@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks.programs import Program
-from helpers import polar64
+from helpers import gradient, polar64
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -194,9 +194,33 @@ def test_transposes_share_a_stack_and_functions_keep_their_shapes():
     assert {*seen} == {(3, 5), (5, 3)}
 
 
-@pytest.mark.parametrize(("count", "all_reduces"), [(3, True), (4, False)])
+def test_a_share_is_of_all_layouts():
+    """Both kernels of a feed-forward layer, cut by rows: no layout is filled up by itself."""
+    mesh = mesh_of()
+    by_rows = NamedSharding(mesh, P(("b", "a"), None))
+    kernels = {"up": (64, 256), "down": (256, 64)}
+    leaves = {
+        f"{name}{layer}": jax.ShapeDtypeStruct(shape, "float32", sharding=by_rows)
+        for name, shape in kernels.items()
+        for layer in range(12)
+    }
+    method = polar.NewtonSchulz(steps=5)
+    optimizer = scale_by_egd(method, mesh_axes=("a", "b"))
+    program = compiled(optimizer, leaves, mesh)
+    read = Program(program.as_text())
+    one = jax.ShapeDtypeStruct((64, 256), "float32")
+    alone = Program(jax.jit(lambda x: polar.polar_factor(x, method)).lower(one).compile().as_text())
+    assert read.product_flops <= 1.01 * 3 * alone.product_flops
+    assert [one.kind for one in read.collectives] == ["all-to-all"] * 2
+    values = {name: gradient(leaf.shape, seed) for seed, (name, leaf) in enumerate(leaves.items())}
+    state = optimizer.init(values)
+    updates, _ = program(jax.device_put(values, by_rows), state)
+    chex.assert_trees_all_close(updates, scale_by_egd(method).update(values, state)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "all_reduces"), [(2, True), (3, False)])
 def test_few_matrices_are_cut_up(count, all_reduces):
-    """The rule: with fewer matrices than half of the devices, each one is shared by all."""
+    """The rule: where a device then has less to do, 2 (1024 / 8 + 512) against 1024 + 512."""
     mesh = mesh_of()
     optimizer = scale_by_egd(polar.NewtonSchulz(steps=2), mesh_axes=("a", "b"))
     text = compiled(optimizer, shapes(count, LAYOUTS["columns"], mesh), mesh).as_text()
@@ -206,10 +230,9 @@ def test_few_matrices_are_cut_up(count, all_reduces):
 
 def test_a_large_matrix_is_cut_up():
     mesh = mesh_of()
-    optimizer = scale_by_egd(
-        polar.NewtonSchulz(steps=2), mesh_axes=("a", "b"), max_stack_size=256 * 1024 - 1
-    )
-    text = compiled(optimizer, shapes(8, LAYOUTS["columns"], mesh), mesh).as_text()
+    leaf = jax.ShapeDtypeStruct((2**15, 2**16), "float32", sharding=NamedSharding(mesh, P("a")))
+    optimizer = scale_by_egd(polar.NewtonSchulz(steps=2), mesh_axes=("a", "b"))
+    text = compiled(optimizer, [leaf] * 8, mesh).as_text()
     assert "all-reduce(" in text
 
 

@@ -52,37 +52,13 @@ def orthonormal(x: jax.Array) -> jax.Array:
 @_in_turn
 def inverse_of_lower(factor: jax.Array) -> jax.Array:
     """Return the inverse of a lower triangular matrix (m, m)."""
-    identity = jnp.eye(factor.shape[0], dtype=factor.dtype)
-    return jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+    return _solve(factor, jnp.eye(factor.shape[0], dtype=factor.dtype))
 
 
 def eigvalsh(h: jax.Array) -> jax.Array:
     """Return the ascending eigenvalues (m,) of a Hermitian matrix (m, m); no derivatives."""
     one: Callable = lambda h: jnp.linalg.eigvalsh(h)  # noqa: E731 (of one argument)
     return by_platform(cpu=one, default=one)(jax.lax.stop_gradient(h))
-
-
-def inverse_root(s: jax.Array) -> jax.Array:
-    """Return L^-1 for a positive definite S = L L^H (m, m); for derivatives, see `inverse`."""
-    return by_platform(
-        cpu=_root_in_small_solves,
-        default=lambda s: inverse_of_lower(jax.lax.linalg.cholesky(s, symmetrize_input=False)),
-    )(s)
-
-
-def _root_in_small_solves(s: jax.Array) -> jax.Array:
-    """Return L^-1 for S = L L^H, in solves too small for LAPACK to start threads for.
-
-    Its idle threads spin for tens of milliseconds, and slow down the products that follow.
-    """
-    m = s.shape[0]
-    width = max(1, _UNTHREADED // m)
-    identity = jnp.eye(m, dtype=s.dtype)
-    factor = jax.lax.linalg.cholesky(s, symmetrize_input=False)
-    solve = functools.partial(jax.lax.linalg.triangular_solve, factor, left_side=True, lower=True)
-    return jnp.concatenate(
-        [solve(identity[:, start : start + width]) for start in range(0, m, width)], axis=1
-    )
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
@@ -140,9 +116,7 @@ def _inverse_of_lower_jvp(primals, tangents):
 def inverse(s: jax.Array) -> jax.Array:
     """Return the inverse of the Hermitian positive definite `s` (m, m)."""
     return jax.lax.platform_dependent(
-        s,
-        cpu=lambda s: _root_and_inverse(s, _LEAF)[1],
-        default=lambda s: _root_and_inverse(s, s.shape[0])[1],
+        s, cpu=lambda s: _root_and_inverse(s)[1], default=_inverse_by_library
     )
 
 
@@ -152,20 +126,47 @@ def _inverse_jvp(primals, tangents):
     return result, -product(result, product(tangents[0], result))
 
 
-def _root_and_inverse(s: jax.Array, leaf: int) -> tuple[jax.Array, jax.Array]:
-    """Return L^-1 and S^-1 for S = L L^H, by blocks down to size `leaf`: mostly products.
+def _inverse_by_library(s: jax.Array) -> jax.Array:
+    """Return S^-1 from one Cholesky factor."""
+    factor = jax.lax.linalg.cholesky(s, symmetrize_input=False)
+    root = _solve(factor, jnp.eye(s.shape[0], dtype=s.dtype))
+    return product(adjoint(root), root)
+
+
+@jax.jit  # traced once for each size
+def _root_and_inverse(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return L^-1 and S^-1 for S = L L^H, by blocks: mostly products.
 
     As stable as Cholesky's, because the Schur complement is a difference of Gram matrices.
     """
     m, half = s.shape[0], s.shape[0] // 2
-    if m <= leaf:
-        root = inverse_root(s)
+    if m <= _LEAF:
+        root = _root_in_small_solves(s)
         return root, product(adjoint(root), root)
-    root, first = _root_and_inverse(s[:half, :half], leaf)
+    root, first = _root_and_inverse(s[:half, :half])
     side = product(root, s[:half, half:])
-    schur_root, last = _root_and_inverse(s[half:, half:] - product(adjoint(side), side), leaf)
+    schur_root, last = _root_and_inverse(s[half:, half:] - product(adjoint(side), side))
     side = product(adjoint(root), side)
     corner = product(side, last)
     below = -product(schur_root, adjoint(side))
     whole = jnp.block([[root, jnp.zeros_like(side)], [below, schur_root]])
     return whole, hermitian_blocks(first + product(corner, adjoint(side)), -corner, last)
+
+
+@jax.jit
+@jax.custom_batching.sequential_vmap
+def _root_in_small_solves(s: jax.Array) -> jax.Array:
+    """Return L^-1 for S = L L^H, in solves too small for LAPACK to start threads for.
+
+    Its idle threads spin for tens of milliseconds, and slow down the products that follow.
+    """
+    m = s.shape[0]
+    width = max(1, _UNTHREADED // m)
+    factor, identity = jax.lax.linalg.cholesky(s, symmetrize_input=False), jnp.eye(m, dtype=s.dtype)
+    starts = range(0, m, width)
+    return jnp.concatenate([_solve(factor, identity[:, a : a + width]) for a in starts], axis=1)
+
+
+def _solve(factor: jax.Array, right: jax.Array) -> jax.Array:
+    """Return L^-1 times `right`."""
+    return jax.lax.linalg.triangular_solve(factor, right, left_side=True, lower=True)

@@ -69,15 +69,32 @@ def map_stack(function: Callable, *stacks: Any) -> Any:
     """Return `function` of each matrix: `stacks` are trees of arrays with one leading axis.
 
     CPUs take the matrices in turn, for batched products are slow there; the others all at once.
+    Where one product is too small for all cores, several matrices are in a turn, side by side.
     """
     first = jax.tree.map(lambda x: x[0], stacks)
     if jax.tree.leaves(stacks)[0].shape[0] == 1:
         return jax.tree.map(lambda x: x[None], function(*first))
     return jax.lax.platform_dependent(
         *stacks,
-        cpu=lambda *stacks: jax.lax.map(lambda one: function(*one), stacks),
+        cpu=functools.partial(_in_turn, function),
         default=jax.vmap(function),
     )
+
+
+def _in_turn(function: Callable, *stacks: Any) -> Any:
+    count, *shape = jax.tree.leaves(stacks)[0].shape
+    together = (4, 3, 2, 1) if math.prod(shape) in _SIDE_BY_SIDE else (1,)
+    return jax.lax.scan(
+        lambda _, one: (None, function(*one)),
+        None,
+        stacks,
+        unroll=next(number for number in together if count % number == 0),
+    )[1]
+
+
+# CPU: entries of matrices that gain by being side by side; smaller ones gain less than it takes to
+# compile more of them (docs/benchmarks.md).
+_SIDE_BY_SIDE = range(2**13, 2**16 + 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
