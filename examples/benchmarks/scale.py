@@ -50,6 +50,7 @@ class Scale:
         devices: how many of them.
         shapes: for the accelerator: 4096x4096, or 24x768x3072 for a stack.
         dtypes: for the accelerator.
+        note: for the page, such as what else ran on the machine.
         out: JSONL log to write, numbered where it exists.
     """
 
@@ -71,6 +72,7 @@ class Scale:
         "24x768x3072",
     )
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    note: str = ""
     out: Path = Path("runs/benchmark/scale.jsonl")
 
     def __post_init__(self) -> None:
@@ -186,7 +188,8 @@ def models(config: Scale) -> Iterator[dict]:
 
 def devices(config: Scale) -> Iterator[dict]:
     arguments = (*config.stacks, "--devices", *map(str, config.devices))
-    yield from lines_of("benchmarks.scale_devices", *arguments, devices=8)
+    programs = lines_of("benchmarks.scale_devices", *arguments, devices=8)
+    yield from tqdm(programs, desc="devices", unit=" programs", leave=False)
 
 
 def accelerator(config: Scale) -> Iterator[dict]:
@@ -219,6 +222,8 @@ def table(lines: list[dict]) -> Table:
 def main(config: Scale) -> None:
     """Run, log and print."""
     out, lines = records.begin(config)
+    torch = scale_accelerator.torch
+    lines[0]["versions"] |= {"torch": torch.__version__} if torch else {}
     try:
         for record in (one for part in config.chosen() for one in PARTS[part](config)):
             lines.append(rounded(record))
