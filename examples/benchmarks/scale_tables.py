@@ -136,16 +136,22 @@ def growth(stack: str) -> str:
     """Return a table with the numbers of devices as columns."""
     found = by_case(stack)
     numbers = sorted({number for _, _, number in found})
-    kinds = dict.fromkeys((layout, row) for layout, row, number in found if number == numbers[-2])
+    kinds = dict.fromkeys((layout, row) for layout, row, number in found if number > 1)
     rows = []
     for layout, row in kinds:
-        cells = [
-            found.get((layout, row, number)) or found["replicated", row, number]
-            for number in numbers
-        ]
-        flops = [f"{m['product_flops'] / 1e9:.3g} ({m['received'] / MEBIBYTE:.3g})" for m in cells]
-        rows.append([layout, row, *flops])
+        if layout == "rows cut over half" or "," in row:  # on the most devices alone
+            continue
+        cells = (
+            found.get((layout if number > 1 else "replicated", row, number)) for number in numbers
+        )
+        rows.append([layout, row, *map(_work_and_received, cells)])
     return markdown(["layout", "transformation", *map(str, numbers)], rows)
+
+
+def _work_and_received(record: dict | None) -> str:
+    if record is None:
+        return "-"
+    return f"{record['product_flops'] / 1e9:.3g} ({record['received'] / MEBIBYTE:.3g})"
 
 
 def guide() -> str:
