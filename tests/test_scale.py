@@ -3,7 +3,14 @@
 import json
 
 import pytest
-from benchmarks import scale, scale_models, scale_paper, scale_tables, scale_timing
+from benchmarks import (
+    scale,
+    scale_devices,
+    scale_models,
+    scale_paper,
+    scale_tables,
+    scale_timing,
+)
 from benchmarks.scale_accelerator import iteration_flops
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "optax_promotes")
@@ -94,14 +101,9 @@ def test_models_have_their_published_sizes(model, kernels, parameters):
     assert (len(sizes), sum(sizes)) == (kernels, parameters)
 
 
-def counted(name):
-    (one,) = (m for m in scale_tables.of_kind("count") if m["row"] == name)
-    return scale_paper.Count(one["long"], one["short"])
-
-
 def test_counts_agree_with_a_naive_formula():
     """Five steps: a Gram matrix, its square, a product each; exact: three Gram matrices."""
-    five, exact = counted("five steps"), counted("exact")
+    five, exact = map(scale_tables.count_of, ("five steps", "exact"))
     for m, n in ((1024, 1024), (4096, 11008)):
         assert five.long * m * m * n + five.short * m**3 == pytest.approx(
             iteration_flops(m, n), rel=0.01
@@ -111,7 +113,16 @@ def test_counts_agree_with_a_naive_formula():
     # Three inverses (a solve of m^3 at least and a product each), five products to finish.
     assert 3 * (1 + 2) + 5 * 2 <= exact.short <= 3 * (2 + 2 + 1) + 5 * 2
     again = scale_paper.count("five steps")
-    assert scale_timing.rounded(again)["long"] == five.long
+    assert again["long"] == pytest.approx(five.long, rel=0.01)
+
+
+def test_work_and_bytes_over_two_devices():
+    """Each has one of two matrices: half of the work, and its share twice."""
+    alone = scale_devices.record("2x8x12", 1, "replicated", "five steps")
+    spread = scale_devices.record("2x8x12", 2, "rows cut", "five steps")
+    assert 2 * spread["product_flops"] == alone["product_flops"] > 0
+    assert spread["received"] == 2 * 8 * 12 * 4
+    assert (alone["sent"], spread["sent"]) == ({}, {"all-to-all": 2})
 
 
 def test_the_load_of_whole_and_of_cut_matrices():

@@ -11,10 +11,11 @@ only calls them.
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,15 +28,15 @@ from benchmarks.programs import Program
 from benchmarks.scale_models import FIVE, Shapes, shapes, temporary
 from egd_optax import polar, scale_by_egd
 
-LAYOUTS = {
-    "replicated": P(),
-    "rows cut": P(("a", "b"), None),
-    "columns cut": P(None, ("a", "b")),
-    "two axes": P("a", "b"),
-    "rows cut over half": P("a", None),
+MESHES = {1: {"a": 1}, 2: {"a": 2}, 4: {"a": 2, "b": 2}, 8: {"a": 4, "b": 2}}
+LAYOUTS = {  # axes of rows and of columns
+    "replicated": ("", ""),
+    "rows cut": ("ab", ""),
+    "columns cut": ("", "ab"),
+    "two axes": ("a", "b"),
+    "rows cut over half": ("a", ""),
 }
-WITHOUT = ", without mesh_axes"
-AXES = ("a", "b")
+WITHOUT, CUT = ", without mesh_axes", ", matrices cut"
 
 
 def stack_of(name: str) -> Shapes:
@@ -46,13 +47,14 @@ def stack_of(name: str) -> Shapes:
     return {path: (math.prod(rows), n) for path, (*rows, n) in shapes(name).items()}
 
 
-def optimizers() -> dict[str, optax.GradientTransformation]:
-    """Return the transformations, ours with and without the axes of the mesh."""
+def optimizers(axes: Sequence[str] = "ab") -> dict[str, optax.GradientTransformation]:
+    """Return the transformations, ours with and without these axes of the mesh."""
+    axes = tuple(axes)
     ours = {"five steps": FIVE, "exact": polar.Auto()}
-    found = {name: scale_by_egd(method, mesh_axes=AXES) for name, method in ours.items()}
+    found = {name: scale_by_egd(method, mesh_axes=axes) for name, method in ours.items()}
     found |= {name + WITHOUT: scale_by_egd(method) for name, method in ours.items()}
-    found["exact, matrices cut"] = scale_by_egd(mesh_axes=AXES, mesh_cut="matrix")
-    found["five steps, matrices cut"] = scale_by_egd(FIVE, mesh_axes=AXES, mesh_cut="matrix")
+    found["exact" + CUT] = scale_by_egd(mesh_axes=axes, mesh_cut="matrix")
+    found["five steps" + CUT] = scale_by_egd(FIVE, mesh_axes=axes, mesh_cut="matrix")
     numbers = optax.contrib.MuonDimensionNumbers()
     found["peer: optax muon"] = optax.contrib.scale_by_muon(
         beta=0.0,  # the average is the gradient
@@ -63,32 +65,31 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
 
 
 def cases(devices: int) -> Iterator[tuple[str, str]]:
-    """Yield layouts and transformations: what leaves the mesh out, on the most devices alone."""
-    whole = devices == 8
-    for layout in LAYOUTS if whole else [*LAYOUTS][:4]:
-        for name in optimizers():
-            if layout == "rows cut over half" and name not in ("five steps", "exact"):
-                continue
-            if WITHOUT in name and not (whole and layout in ("replicated", "rows cut")):
-                continue
-            if "matrices cut" in name and not (whole and layout == "columns cut"):
-                continue
-            if devices > 1 or layout == "replicated":
-                yield layout, name
+    """Yield layouts and transformations: what is special, on the most devices alone."""
+    common = {1: ["replicated"], 2: ["replicated", "rows cut", "columns cut"]}
+    layouts = common.get(devices, [*LAYOUTS][:4])
+    plain = ["five steps", "exact", "peer: optax muon"]
+    yield from itertools.product(layouts, plain)
+    if devices == 8:
+        without = [name for name in optimizers() if WITHOUT in name]
+        yield from itertools.product(["replicated", "rows cut"], without)
+        yield from itertools.product(["rows cut over half"], plain[:2])
+        yield from itertools.product(["columns cut"], [f"{name}{CUT}" for name in plain[:2]])
 
 
 def record(stack: str, devices: int, layout: str, name: str) -> dict[str, Any]:
     """Compile one update for a mesh, and return what its program does."""
-    sizes = {1: (1, 1), 2: (2, 1), 4: (2, 2), 8: (4, 2)}[devices]
-    mesh = jax.make_mesh(
-        sizes, AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:devices]
-    )
-    sharding = NamedSharding(mesh, LAYOUTS[layout])
+    sizes = MESHES[devices]
+    kinds = (AxisType.Auto,) * len(sizes)
+    some = jax.devices()[:devices]
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=some)
+    cut = (tuple(axis for axis in axes if axis in sizes) or None for axes in LAYOUTS[layout])
+    sharding = NamedSharding(mesh, P(*cut))
     leaves = {
         path: jax.ShapeDtypeStruct(shape, "float32", sharding=sharding)
         for path, shape in stack_of(stack).items()
     }
-    optimizer = optimizers()[name]
+    optimizer = optimizers(tuple(sizes))[name]
     with jax.set_mesh(mesh):
         state = jax.eval_shape(optimizer.init, leaves)
         executable = jax.jit(optimizer.update).lower(leaves, state).compile()

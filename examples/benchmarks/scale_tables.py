@@ -172,7 +172,9 @@ def guide() -> str:
     lines.append("|---|---|---|---|")
     for label, (layout, row) in cases.items():
         one = found[layout, row, 8]
-        lines.append(f"| {label} | {share(one)} | {sent(one)} | {received(one)} |")
+        kinds = len(one["sent"])
+        what = sent(one) if kinds < 3 else f"{sum(one['sent'].values()):,} collectives"
+        lines.append(f"| {label} | {share(one)} | {what} | {received(one)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -188,21 +190,26 @@ def accelerator() -> str:
     return markdown(["TFLOP/s", *(f"{shape} {dtype}" for shape, dtype in cases)], rows)
 
 
+def count_of(name: str) -> scale_paper.Count:
+    """Return what was counted of a factor."""
+    (one,) = (m for m in of_kind("count") if m["row"] == name)
+    return scale_paper.Count(one["long"], one["short"])
+
+
 def paper() -> str:
     """Return a table of one whitening step on many chips, and its part of the model's own."""
-    counts = {m["row"]: scale_paper.Count(m["long"], m["short"]) for m in of_kind("count")}
     rows = []
     for model in scale_paper.PARAMETERS:
         kernels = shapes(model)
         for name in scale_paper.METHODS:
             for cut, label in ((None, "by the rule"), ("stack", "never")):
-                load = scale_paper.load(kernels, counts[name], cut)
+                load = scale_paper.load(kernels, count_of(name), cut)
                 cells = [model, name, f"{label}: {load.cut} of {load.stacks} stacks"]
                 cells += [number(load.flops, 1e-12), number(load.received, 1e-9)]
                 for chip in (scale_paper.H100, scale_paper.V5P):
                     work, sending = load.seconds(chip, name)
                     part = (work + sending) / scale_paper.model_seconds(model, chip)
-                    cells.append(f"{number(work)} + {number(sending)} s ({part:.1%})")
+                    cells.append(f"{number(work)} + {number(sending)} s ({number(part, 100)} %)")
                 rows.append(cells)
     headings = ["model", "method", "matrices are cut", "TFLOP", "received, GB", "H100", "TPU v5p"]
     return markdown(headings, rows)
@@ -223,11 +230,14 @@ def page() -> str:
         for chip in (scale_paper.H100, scale_paper.V5P)
     }
     gpu = LOGS / ACCELERATOR
+    kernels, one = shapes("llama-7b"), count_of("five steps")
+    by_rule, whole = (scale_paper.load(kernels, one, cut).flops for cut in (None, "stack"))
     return environment.get_template("scale.md").render(
         machine=machine(recipe),
         config=recipe["config"],
         paper_constants=scale_paper,
         own=own,
+        times=by_rule / whole,
         gpu_machine=machine(records.read(gpu)[0]) if gpu.exists() else None,
         counts={m["row"]: m for m in of_kind("count")},
         stacks=distinct(of_kind("devices"), "stack"),
