@@ -8,7 +8,7 @@ NEWEST ?= 3.13
 export JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: bench build clean demo docs format help language lint mutations pages paper
+.PHONY: bench bench-scale build clean demo docs format help language lint mutations pages paper
 .PHONY: smoke test test-all test-lowest test-newest test-wheel
 
 help:  ## list the targets
@@ -48,16 +48,20 @@ bench: $(VENV)/.dev  ## time the polar methods and their peers, alone and in tra
 	PYTHONPATH=examples $(RUN) -m benchmarks.factors
 	PYTHONPATH=examples $(RUN) -m benchmarks.training
 
+bench-scale: $(VENV)/.dev  ## time whole models, count work and bytes over devices, write a log (about 20 minutes)
+	PYTHONPATH=examples $(RUN) -m benchmarks.scale
+
 paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from nothing), then make the pages
 	$(RUN) examples/grokking paper
 
 language: $(VENV)/.dev  ## train a small language model on the standard library's sources: minutes on two cores
 	$(RUN) examples/training/language train
 
-pages: $(VENV)/.dev  ## make docs/grokking, docs/arena and docs/figures from the logs, guides/models.md from the tests
+pages: $(VENV)/.dev  ## make docs/grokking, docs/arena, docs/scale.md and docs/figures from the logs, guides/models.md from the tests
 	$(RUN) examples/grokking pages
 	$(RUN) examples/arena pages
 	$(RUN) examples/training/language pages
+	PYTHONPATH=examples $(RUN) -m benchmarks.scale_tables
 	$(RUN) docs/hooks/models_page.py
 
 docs: $(VENV)/.docs  ## build the site strictly into site/

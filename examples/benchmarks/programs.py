@@ -33,7 +33,7 @@ class Program:
                 name = head[2]
                 self._bodies[name] = []
                 self._entry = name if head[1] else self._entry
-            elif " = " in line:
+            elif name and " = " in line:  # the header has some, too
                 self._bodies[name].append(line.strip().removeprefix("ROOT "))
 
     @property
