@@ -17,6 +17,8 @@ from egd_optax.polar._linalg import adjoint, hermitian_blocks, product
 _UNTHREADED = 960
 # CPU: up to this size a Cholesky factor takes over from blocks.
 _LEAF = 96
+# CPU: above this size it does so at an eighth.
+_LARGE = 1024
 
 
 def by_platform(cpu: Callable, default: Callable) -> Callable:
@@ -115,9 +117,7 @@ def _inverse_of_lower_jvp(primals, tangents):
 @jax.custom_jvp
 def inverse(s: jax.Array) -> jax.Array:
     """Return the inverse of the Hermitian positive definite `s` (m, m)."""
-    return jax.lax.platform_dependent(
-        s, cpu=lambda s: _root_and_inverse(s)[1], default=_inverse_by_library
-    )
+    return jax.lax.platform_dependent(s, cpu=_inverse_by_blocks, default=inverse_by_library)
 
 
 @inverse.defjvp
@@ -126,26 +126,31 @@ def _inverse_jvp(primals, tangents):
     return result, -product(result, product(tangents[0], result))
 
 
-def _inverse_by_library(s: jax.Array) -> jax.Array:
+def inverse_by_library(s: jax.Array) -> jax.Array:
     """Return S^-1 from one Cholesky factor."""
     factor = jax.lax.linalg.cholesky(s, symmetrize_input=False)
     root = _solve(factor, jnp.eye(s.shape[0], dtype=s.dtype))
     return product(adjoint(root), root)
 
 
-@jax.jit  # traced once for each size
-def _root_and_inverse(s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return L^-1 and S^-1 for S = L L^H, by blocks: mostly products.
+def _inverse_by_blocks(s: jax.Array) -> jax.Array:
+    m = s.shape[0]
+    return root_and_inverse(s, _LEAF if m <= _LARGE else m // 8)[1]
+
+
+@functools.partial(jax.jit, static_argnums=1)  # traced once for each size
+def root_and_inverse(s: jax.Array, leaf: int) -> tuple[jax.Array, jax.Array]:
+    """Return L^-1 and S^-1 for S = L L^H, by blocks down to size `leaf`: mostly products.
 
     As stable as Cholesky's, because the Schur complement is a difference of Gram matrices.
     """
     m, half = s.shape[0], s.shape[0] // 2
-    if m <= _LEAF:
-        root = _root_in_small_solves(s)
+    if m <= leaf:
+        root = _root(s)
         return root, product(adjoint(root), root)
-    root, first = _root_and_inverse(s[:half, :half])
+    root, first = root_and_inverse(s[:half, :half], leaf)
     side = product(root, s[:half, half:])
-    schur_root, last = _root_and_inverse(s[half:, half:] - product(adjoint(side), side))
+    schur_root, last = root_and_inverse(s[half:, half:] - product(adjoint(side), side), leaf)
     side = product(adjoint(root), side)
     corner = product(side, last)
     below = -product(schur_root, adjoint(side))
@@ -155,13 +160,14 @@ def _root_and_inverse(s: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 @jax.custom_batching.sequential_vmap
-def _root_in_small_solves(s: jax.Array) -> jax.Array:
+def _root(s: jax.Array) -> jax.Array:
     """Return L^-1 for S = L L^H, in solves too small for LAPACK to start threads for.
 
-    Its idle threads spin for tens of milliseconds, and slow down the products that follow.
+    Its idle threads spin for tens of milliseconds, and slow down the products that follow. A large
+    matrix is solved at once: there the products take longer, and many solves long to compile.
     """
     m = s.shape[0]
-    width = max(1, _UNTHREADED // m)
+    width = max(1, _UNTHREADED // m) if m <= _LEAF else m
     factor, identity = jax.lax.linalg.cholesky(s, symmetrize_input=False), jnp.eye(m, dtype=s.dtype)
     starts = range(0, m, width)
     return jnp.concatenate([_solve(factor, identity[:, a : a + width]) for a in starts], axis=1)

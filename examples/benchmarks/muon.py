@@ -6,7 +6,8 @@
 A model `4x128` has 4 layers of width 128. Its kernels are stacks of 4: query, key and value fused
 (128x384), o (128x128), up (128x512) and down (512x128). One update of all of them is timed, from
 gradients to factors, without momentum, scale and learning rate. Rounds go over all rows in random
-order, as in `benchmarks.factors`. Tracing and compilation are timed as often as there are
+order, as in `benchmarks.factors`. The five steps are also mapped over each stack by itself, in the
+ways from which `polar/_stacks.py` chooses. Tracing and compilation are timed as often as there are
 `compilations`, the rows in turn, each from nothing.
 """
 
@@ -42,6 +43,7 @@ class Muon:
 
     Args:
         models: layers and width, such as 4x128.
+        only: rows to time, such as exact; none means all.
         rounds: rounds over all rows; the median over all calls counts.
         calls: timed calls of a row in a round.
         compilations: how often each row is traced and compiled; the medians count.
@@ -50,7 +52,8 @@ class Muon:
         out: JSONL log to write, numbered where it exists.
     """
 
-    models: tuple[str, ...] = ("4x128", "4x256", "4x512", "12x768")
+    models: tuple[str, ...] = ("4x128", "4x256", "4x512")
+    only: tuple[str, ...] = ()
     rounds: int = 9
     calls: int = 3
     compilations: int = 3
@@ -67,6 +70,8 @@ class Muon:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not self.models or self.pause < 0 or self.warm < 0:
             raise ValueError("models: at least one; pause and warm: at least 0 s.")
+        if unknown := {*self.only} - {*optimizers()}:
+            raise ValueError(f"only: some of {', '.join(optimizers())}, got {', '.join(unknown)}.")
 
 
 def gradients(layers: int, width: int) -> dict[str, jax.Array]:
@@ -85,11 +90,25 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         weight_dimension_numbers=functools.partial(jax.tree.map, lambda _: numbers),
     )
     five = polar.NewtonSchulz("standard", steps=5)
+    mappings = {
+        "one by one": lambda stack: jax.lax.map(five.factor, stack),
+        "two by two": lambda stack: _side_by_side(five.factor, stack, 2),
+        "four by four": lambda stack: _side_by_side(five.factor, stack, 4),
+        "batched": jax.vmap(five.factor),
+    }
     return {
         "peer: optax muon": of_optax,
         "five steps": scale_by_egd(five, axes=axes),
         "exact": scale_by_egd(polar.Auto(), axes=axes),
-    }
+    } | {f"five steps, {name}": _mapped(function) for name, function in mappings.items()}
+
+
+def _mapped(function: Callable) -> optax.GradientTransformation:
+    return optax.stateless(lambda tree, _: jax.tree.map(function, tree))
+
+
+def _side_by_side(function: Callable, stack: jax.Array, count: int) -> jax.Array:
+    return jax.lax.scan(lambda _, x: (None, function(x)), None, stack, unroll=count)[1]
 
 
 @dataclasses.dataclass
@@ -133,7 +152,8 @@ class Row:
 def measure(config: Muon, model: str) -> list[dict]:
     """Return a record for each row."""
     tree = gradients(*map(int, model.split("x")))
-    rows = [Row(name, optimizer, tree) for name, optimizer in optimizers().items()]
+    chosen = config.only or tuple(optimizers())
+    rows = [Row(name, optimizers()[name], tree) for name in chosen]
     order = np.random.default_rng(0)  # who comes after whom matters
     for _ in tqdm(range(config.compilations), desc=f"{model}, compile", leave=False):
         for index in order.permutation(len(rows)):

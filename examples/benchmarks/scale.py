@@ -55,7 +55,16 @@ class Scale:
     """
 
     parts: tuple[Part, ...] = ()
-    models: tuple[str, ...] = ("4x128", "vit-s16", "resnet-50", "gpt2-small", "gpt2-medium")
+    models: tuple[str, ...] = (
+        "4x128",
+        "4x256",
+        "12x256",
+        "24x256",
+        "48x256",
+        "vit-s16",
+        "resnet-50",
+        "gpt2-small",
+    )
     compiled: tuple[str, ...] = ("llama-7b-layer", "llama-7b")
     compile_limit: float = 240
     calls: int = 9

@@ -16,7 +16,7 @@ import jax
 import optax
 import optax.contrib
 
-from egd_optax import MatrixAxes, egd, polar
+from egd_optax import MatrixAxes, egd, polar, scale_by_egd
 
 Shapes = dict[str, tuple[int, ...]]  # by path; convolutions are (height, width, in, out)
 FIVE = polar.NewtonSchulz("standard", steps=5)
@@ -111,6 +111,7 @@ def optimizers(kernels: Shapes) -> dict[str, optax.GradientTransformation]:
         "peer: optax muon": optax.contrib.muon(0.02, muon_weight_dimension_numbers=numbers),
         "egd, five steps": ours(method=FIVE),
         "egd, exact": ours(),
+        "whitening alone, five steps": scale_by_egd(FIVE, axes=axes),
     }
 
 

@@ -111,7 +111,7 @@ def load(
         dtype: in which matrices travel.
         chips: over which they are spread.
     """
-    spread = Spread(("chips",), chips, cut, LIMIT)
+    spread = Spread(("chips",), chips, cut)
     flops = received = 0.0
     planned = stacks(kernels, spread)
     whether = [spread.cuts_matrices(*stack) for stack in planned]

@@ -49,6 +49,24 @@ def steps() -> str:
     return markdown([*headings, "temporary, MiB", "calls"], rows)
 
 
+def depth() -> str:
+    """Return a table of one width's models: seconds to trace and compile, and of a step."""
+    rows = ["AdamW", "peer: optax muon", "egd, five steps", "whitening alone, five steps"]
+    found = {(r["model"], r["row"]): r for r in of_kind("model") if r["model"].endswith("x256")}
+    cells = []
+    for model in dict.fromkeys(model for model, _ in found):
+        ready, step = (
+            [sum(found[model, row][f"{key}seconds"] for key in keys) for row in rows]
+            for keys in (("trace_", "compile_"), ("",))
+        )
+        against = [f"{one[2] / one[1]:.2f}" for one in (ready, step)]
+        cells.append([model, *map(number, ready), against[0], *map(number, step), against[1]])
+    names = ["AdamW", "Muon", "egd", "whitening alone"]
+    headings = ["model", *(f"{name} ready, s" for name in names), "egd / Muon"]
+    headings += [*(f"{name} step, s" for name in names), "egd / Muon"]
+    return markdown(headings, cells)
+
+
 def bounds() -> str:
     """Return a table of the bound, two products a matrix, and how many times it the steps take."""
     found = {(m["model"], m["row"]): m for m in of_kind("model") if m["run"]}
@@ -243,7 +261,7 @@ def page() -> str:
         stacks=distinct(of_kind("devices"), "stack"),
         **{
             one.__name__: one
-            for one in (steps, bounds, compiled, devices, growth, accelerator, paper)
+            for one in (steps, depth, bounds, compiled, devices, growth, accelerator, paper)
         },
     )
 

@@ -106,6 +106,44 @@ def training() -> str:
     return markdown(headings, rows)
 
 
+def muon() -> str:
+    """Return a table of updates of transformers' kernels, with a row for each model."""
+    rows = []
+    for log in ("muon.jsonl", "muon-large.jsonl"):
+        _, measurements = read(log)
+        for model in distinct(measurements, "model"):
+            found = {m["row"]: m for m in measurements if m["model"] == model}
+            peer, five, exact = (
+                found[name] for name in ("peer: optax muon", "five steps", "exact")
+            )
+            cells = [milliseconds(one) for one in (peer, five, exact)]
+            cells += [f"{one['seconds'] / peer['seconds']:.2f}" for one in (five, exact)]
+            cells += [
+                f"{one['trace_seconds'] + one['compile_seconds']:.1f}"
+                for one in (peer, five, exact)
+            ]
+            rows.append([model, *cells])
+    headings = ["model", "Optax, ms", "five steps, ms", "exact, ms", "five steps / Optax"]
+    headings += ["exact / Optax", "Optax compiles, s", "five steps, s", "exact, s"]
+    return markdown(headings, rows)
+
+
+def mappings() -> str:
+    """Return a table of the ways to take the matrices of a stack."""
+    _, measurements = read("muon.jsonl")
+    models = distinct(measurements, "model")
+    found = {(m["row"], m["model"]): m for m in measurements}
+    names = [name for name in distinct(measurements, "row") if name.startswith("five steps, ")]
+    rows = [
+        [name.removeprefix("five steps, ")]
+        + [milliseconds(found[name, model]) for model in models]
+        + [f"{found[name, model]['compile_seconds']:.1f}" for model in models]
+        for name in names
+    ]
+    compiles = [f"{model} compiles, s" for model in models]
+    return markdown(["in a turn", *(f"{model}, ms" for model in models), *compiles], rows)
+
+
 def range_of_products(method: str) -> str:
     """Return the least and the largest time in products over the shapes, as `8 to 15`."""
     _, measurements = read("cpu.jsonl")
@@ -144,6 +182,8 @@ def page() -> str:
         errors=errors,
         small=small,
         training=training,
+        muon=muon,
+        mappings=mappings,
     )
 
 
