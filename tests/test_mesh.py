@@ -194,9 +194,10 @@ def test_transposes_share_a_stack_and_functions_keep_their_shapes():
     assert {*seen} == {(3, 5), (5, 3)}
 
 
-def test_a_share_is_of_all_layouts():
+@pytest.mark.parametrize("sizes", [{"a": 4, "b": 2}, {"a": 8, "b": 1}], ids=str)
+def test_a_share_is_of_all_layouts(sizes):
     """Both kernels of a feed-forward layer, cut by rows: no layout is filled up by itself."""
-    mesh = mesh_of()
+    mesh = mesh_of(**sizes)
     by_rows = NamedSharding(mesh, P(("b", "a"), None))
     kernels = {"up": (64, 256), "down": (256, 64)}
     leaves = {
