@@ -22,8 +22,8 @@ class Spread(NamedTuple):
     def cuts_matrices(self, count: int, m: int, n: int) -> bool:
         """Return whether each of `count` wide matrices is cut up, in place of their stack.
 
-        By the rule: where a device then has less to do, or a matrix is too large for one. The long
-        side's products are shared; the short side's, about twice the square of it, are repeated.
+        By the rule: where a device then has less to do, or a matrix is too large for one. Of the
+        work, in columns, n are shared and about 2 m are repeated by every device.
         """
         if self.cut is not None:
             return self.cut == "matrix"
@@ -45,8 +45,8 @@ def check_spread(mesh_axes: Any, mesh_cut: Any) -> None:
             f"mesh_axes must name axes of a mesh, such as 'data' or ('data', 'model'), or be None, "
             f"got {mesh_axes!r}."
         )
-    if mesh_axes is not None and len({*names}) != max(1, len(names)):
-        raise ValueError(f"mesh_axes must name one axis or more, none twice, got {mesh_axes!r}.")
+    if len({*names}) != len(names):
+        raise ValueError(f"mesh_axes must name no axis twice, got {mesh_axes!r}.")
     if mesh_cut is not None:
         check_choice("mesh_cut", mesh_cut, ("stack", "matrix"))
 
@@ -58,6 +58,8 @@ def spread_of(leaves: Sequence[Any], mesh_axes: Any, mesh_cut: str | None) -> Sp
         ValueError: no mesh, or axes that it does not have or that `shard_map` has taken.
     """
     mesh, names = jax.sharding.get_abstract_mesh(), names_of(mesh_axes)
+    if mesh_axes is not None and not names:
+        return None
     if mesh_axes is None:
         mesh, names = _cutting(leaves)
     else:

@@ -41,8 +41,10 @@ def whiten(
     arguments = method, scale, tuple(stacks), tuple(states)
     if spread is None:
         return _together(*arguments)
-    count = sum(stack.shape[0] for stack in stacks)
-    run = _cut_up if spread.cuts_matrices(count, *stacks[0].shape[1:]) else _whole
+    sizes = [stack.shape[0] for stack in stacks]
+    # The mesh may cut a batch axis, experts say, which is not known here: they stay where they are.
+    whole = spread.cut is None and max(sizes) > 1
+    run = _whole if whole or not spread.cuts_matrices(sum(sizes), *stacks[0].shape[1:]) else _cut_up
     return run(spread.axes, *arguments)
 
 
@@ -95,7 +97,7 @@ def _cut_up(
     """Whiten matrices that are cut along their columns: sums of small products are sent."""
     sizes = [stack.shape[0] for stack in stacks]
     cut = PartitionSpec(None, None, axes)
-    stack = jax.lax.with_sharding_constraint(_laid_apart(joined(*stacks)), cut)
+    stack = jax.lax.with_sharding_constraint(joined(*map(_laid_apart, stacks)), cut)
     factors, after = _scaled(method, scale, stack, jax.tree.map(joined, *states))
     pairs = zip(parted(factors, sizes), stacks, strict=True)
     return tuple(_laid_like(*pair) for pair in pairs), parted(after, sizes)
@@ -132,6 +134,9 @@ def _whole(
     whiten = functools.partial(_together, method, scale)
 
     def partition(mesh, arguments, results):
+        if not {*axes} <= {*mesh.axis_names}:  # no array lies on the mesh: one device has it all
+            same = jax.tree.map(lambda x: x.sharding, tuple(arguments))
+            return mesh, whiten, same, same
         layouts = [layout_of(stack, mesh) for stack in arguments[0]]
         put = tuple(NamedSharding(mesh, PartitionSpec(*one)) for one in layouts)
         everywhere = NamedSharding(mesh, PartitionSpec())

@@ -53,22 +53,23 @@ def scale_by_egd(
             AdamW's update size. Or a function (m, n) -> factor.
         mesh_axes: axes of the mesh of `jax.set_mesh` over which matrices are spread: each device
             gets its share of them whole, whitens them once, and sends them back. None: under
-            explicit sharding, the axes that cut a leaf; else the compiler decides. Axes that cut
-            rows or columns are crossed in any case; one that cuts a batch axis, experts say, is
-            not.
+            explicit sharding, the axes that cut a leaf; else the compiler decides. (): it decides
+            in any case, which `vmap` and derivatives of the update need. Axes that cut rows or
+            columns are crossed in any case; one that cuts a batch axis, experts say, is not.
         mesh_cut: "stack": the devices share the stack's matrices. "matrix": they share each
             matrix, cut along its longer side, and add up its small products. None: "matrix" where
             each device then has less to do, which takes few long matrices, or where one matrix
-            has more than 2**30 entries.
+            has more than 2**30 entries; never where leaves have batch axes, or where the longer
+            side is no multiple of the devices. Without a mesh it has no effect.
         max_stack_size: most entries of one stack of equal matrices, a bound on working memory.
-            None: 2**26, 256 MiB in float32.
+            None: 2**26, 256 MiB in float32. On a mesh a stack has room for a matrix a device.
 
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.
         Leaves that are 0-D, 1-D, empty, integer, None or masked pass through; low-precision
         leaves are whitened in float32. A matrix with a NaN or Inf becomes non-finite alone. Under
-        `jit` with automatic sharding, leaves of one shape and several layouts may come back in one
-        layout; `max_stack_size=1` keeps them apart.
+        `jit` with automatic sharding and without `mesh_axes`, leaves of one shape and several
+        layouts may come back in one layout; `max_stack_size=1` keeps them apart.
 
     Raises:
         TypeError: something that is not a method or not axes.
