@@ -57,7 +57,8 @@ def paper_table(name: str) -> str:
     )
     rows = [_paper_row(outcome) for outcome in outcomes(name).values()]
     timed = any(row[-3] != NONE for row in rows)
-    return markdown(headings, rows) if timed else markdown(headings[:-3], (row[:-3] for row in rows))
+    shown = None if timed else -3
+    return markdown(headings[:shown], [row[:shown] for row in rows])
 
 
 def _paper_row(outcome: Outcome) -> tuple:

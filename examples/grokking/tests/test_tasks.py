@@ -2,6 +2,7 @@
 
 import hashlib
 import operator
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from grokking import digits
 from grokking.networks import MLP
-from grokking import digits, tasks
 from grokking.tasks import Mnist, ModularArithmetic, SparseParity
 
 OPERATORS = {"addition": operator.add, "multiplication": operator.mul}
