@@ -54,10 +54,11 @@ paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from not
 language: $(VENV)/.dev  ## train a small language model on the standard library's sources: minutes on two cores
 	$(RUN) examples/training/language train
 
-pages: $(VENV)/.dev  ## make docs/grokking, docs/arena and docs/figures from the logs, guides/models.md from the tests
+pages: $(VENV)/.dev  ## make docs/grokking, docs/arena, docs/images.md and more from the logs, guides/models.md from the tests
 	$(RUN) examples/grokking pages
 	$(RUN) examples/arena pages
 	$(RUN) examples/training/language pages
+	$(RUN) examples/training/images pages
 	$(RUN) docs/hooks/models_page.py
 
 docs: $(VENV)/.docs  ## build the site strictly into site/

@@ -1,7 +1,6 @@
 """What the log of a network says: a table of errors and steps, and a figure."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,8 +68,3 @@ def _cells(row: Row, yardstick: float | None, cap: int) -> list[object]:
 
 def _steps(value: float, cap: int) -> str:
     return f"{value:g}" if math.isfinite(value) else f"> {cap}"
-
-
-def best_error(record: Record, name: str) -> float:
-    """Return an optimizer's median test error at the end."""
-    return statistics.median(next(row.losses for row in rows(record) if row.name == name))
