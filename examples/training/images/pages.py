@@ -57,6 +57,7 @@ def _names(record: Record) -> dict[str, Any]:
     return {
         "config": Config(**record.header["task"]["model"]),
         "task": task_of(record),
+        "error": {row.name: results.percent(row.loss) for row in found},
         "matrices": record.header["task"]["matrices"],
         "versions": record.header["versions"],
         "sources": [(OPTIMIZERS[name].title, OPTIMIZERS[name].source) for name in NAMES],

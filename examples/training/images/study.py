@@ -174,8 +174,8 @@ class Program:
         """Train, and return the line of a log."""
         images, labels = mnist()
         params = nnx.to_pure_dict(nnx.state(self.network(nnx.Rngs(seed))))
-        arguments = values, params, images.reshape(-1, SIDE, SIDE, 1), labels
-        arguments = *arguments, data(self.config, seed)
+        pictures = images.reshape(-1, SIDE, SIDE, 1)
+        arguments = values, params, pictures, labels, data(self.config, seed)
         started = time.perf_counter()
         if self._compiled is None:
             self._compiled = jax.jit(self._train).lower(*arguments).compile()
@@ -185,7 +185,7 @@ class Program:
         seconds = time.perf_counter() - started
         finite = bool(np.isfinite(losses).all())
         looks = range(self.config.every, self.config.steps + 1, self.config.every)
-        course = {
+        course: dict[str, list] = {
             "step": list(looks),
             "loss": [float(f"{loss:.5g}") if np.isfinite(loss) else None for loss in losses],
             "validation": [round(float(error), 4) for error in errors],
@@ -218,7 +218,7 @@ class Program:
             return carry, (losses.mean(), error)
 
         carry = params, transform.init(params)
-        return jax.lax.scan(look, carry, chosen.batches)[1]
+        return jax.lax.scan(look, carry, jnp.asarray(chosen.batches))[1]
 
     def _loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         logits = self._outputs(params, images)

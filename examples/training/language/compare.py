@@ -34,7 +34,7 @@ ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
 
 
 class Plan(Protocol):
-    """What a comparison is told: the field, how a log's config is called, one run."""
+    """What a comparison asks a study for: the field, a log's config, the line of one run."""
 
     @property
     def field(self) -> Field: ...
