@@ -40,7 +40,7 @@ class Compare(_OnLogs):
     """Digits in one."""
     every: int = 10
     """Steps from one look at the held-out digits to the next."""
-    trials: int = 8
+    trials: int = 16
     """Trials of each optimizer, and again for each widening."""
     seeds: int = 3
     """Fresh seeds for the best of each."""

@@ -81,7 +81,7 @@ class Study:
     """
 
     config: Config
-    trials: int = 8
+    trials: int = 16
     seeds: int = 3
 
     def __post_init__(self) -> None:

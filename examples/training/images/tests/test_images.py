@@ -117,7 +117,7 @@ def test_a_comparison_goes_on_and_its_tables_are_those_of_its_runs(tmp_path, mon
     assert record.header["task"]["model"] == dataclasses.asdict(Config(steps=20))
     assert {"versions", "hardware"} <= set(record.header)
     for name in ("adamw", "egd"):
-        assert len(record.of(TRIAL, name)) % 8 == 0
+        assert len(record.of(TRIAL, name)) % 16 == 0
         counts = record.of(COUNT, name)
         assert [line["seed"] for line in counts] == [100, 101]
         best = min(trial["runs"][0]["score"] for trial in record.of(TRIAL, name))
