@@ -89,8 +89,8 @@ def test_the_digits_are_five_hundred_of_each():
     np.testing.assert_array_equal(np.bincount(labels), 10 * [500])
     # A digit is told from the mean of each class: no label is beside another's image.
     means = np.stack([images[labels == one].mean(axis=0) for one in range(10)])
-    distances = np.square(images[:, None, ::7] - means[None, :, ::7]).sum(-1)
-    assert np.mean(distances.argmin(1) == labels) > 0.75
+    nearness = images @ means.T - np.square(means).sum(1) / 2
+    assert np.mean(nearness.argmax(1) == labels) > 0.75
 
 
 def test_the_missing_digits_are_explained(monkeypatch):
