@@ -157,7 +157,7 @@ def test_the_page_is_made_from_the_committed_logs(tmp_path):
     made, kept = ((folder / "images.md").read_text() for folder in (tmp_path, pages.DOCS))
     assert made == kept, "run `make pages`"
     assert (tmp_path / "figures" / "images.png").stat().st_size > 10_000
-    for network in NETWORKS:
-        record = read(pages.LOGS / f"{network}.jsonl")
+    for name in (*NETWORKS, pages.FEWER):
+        record = read(pages.LOGS / f"{name}.jsonl")
         assert {row.name for row in results.rows(record)} == set(NAMES)
         assert all(len(row.runs) == record.header["task"]["seeds"] for row in results.rows(record))
