@@ -57,10 +57,11 @@ paper: $(VENV)/.dev  ## run every experiment that has no log yet (hours from not
 language: $(VENV)/.dev  ## train a small language model on the standard library's sources: minutes on two cores
 	$(RUN) examples/training/language train
 
-pages: $(VENV)/.dev  ## make docs/grokking, docs/arena, docs/scale.md and docs/figures from the logs, guides/models.md from the tests
+pages: $(VENV)/.dev  ## make the pages of experiments and benchmarks from the logs, guides/models.md from the tests
 	$(RUN) examples/grokking pages
 	$(RUN) examples/arena pages
 	$(RUN) examples/training/language pages
+	$(RUN) examples/training/images pages
 	PYTHONPATH=examples $(RUN) -m benchmarks.scale_tables
 	$(RUN) docs/hooks/models_page.py
 

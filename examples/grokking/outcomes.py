@@ -132,10 +132,11 @@ def epoch_times(log: Path = LOGS / "timing.jsonl") -> dict[str, float]:
 
 
 def baseline(outcome: Outcome) -> Outcome:
-    """Return the outcome of plain training beside this one: SGD on the same variant, or Adam."""
+    """Return the outcome of plain training beside this one: SGD on the same variant, or Adam(W)."""
     found = outcomes(outcome.experiment.name)
     variant = outcome.row.name.split("-")[0]
-    return found.get(f"{variant}-sgd") or found.get("adam") or outcome
+    names = f"{variant}-sgd", "adam", "adamw-0.01"
+    return next((found[name] for name in names if name in found), outcome)
 
 
 def _median(values: Iterable[float]) -> float:

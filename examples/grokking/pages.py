@@ -46,6 +46,7 @@ def globals_of(folder: Path) -> dict[str, Any]:
         claims.claims_table,
         claims.worst_deviation,
         claims.condition,
+        claims.fewer_steps,
         claims.stretch,
         claims.after_switch,
         claims.toy,

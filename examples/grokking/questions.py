@@ -146,7 +146,7 @@ EXPERIMENTS = {
         experiments.modular("T3", "multiplication"),
         experiments.parity(),
         experiments.transformer(),
-        experiments.digits(),
+        experiments.mnist(),
         experiments.shuffled(),
         both(),
         peers(),

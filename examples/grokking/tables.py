@@ -42,7 +42,7 @@ def _measurements(run: Run) -> tuple[str, ...]:
 
 
 def paper_table(name: str) -> str:
-    """Return a table of the paper with our figures beside its own."""
+    """Return a table of the paper with our figures beside its own; seconds if they were timed."""
     headings = (
         "run",
         "seeds",
@@ -55,7 +55,10 @@ def paper_table(name: str) -> str:
         "seconds",
         "paper",
     )
-    return markdown(headings, map(_paper_row, outcomes(name).values()))
+    rows = [_paper_row(outcome) for outcome in outcomes(name).values()]
+    timed = any(row[-3] != NONE for row in rows)
+    shown = None if timed else -3
+    return markdown(headings[:shown], [row[:shown] for row in rows])
 
 
 def _paper_row(outcome: Outcome) -> tuple:
@@ -156,9 +159,10 @@ def area_table(name: str) -> str:
         verdict = "yes" if whitened.area > plain.area else "NO"
         areas = percent(plain.area), percent(whitened.area)
         known = verdict if plain.runs and whitened.runs else NONE
-        rows.append((shuffles, optimizer, len(plain.runs), *areas, known))
-    headings = ("shuffles", "optimizer", "seeds", "area, plain", "area, after EGD", "raised")
-    return markdown(headings, rows)
+        paper = [f"{count(one.published, digits=1)} %" for one in (plain, whitened)]
+        rows.append((shuffles, optimizer, len(plain.runs), *areas, known, *paper))
+    headings = ["shuffles", "optimizer", "seeds", "area, plain", "area, after EGD", "raised"]
+    return markdown([*headings, "paper, plain", "paper, after EGD"], rows)
 
 
 def plain_and_whitened(name: str) -> list[tuple[Outcome, Outcome]]:

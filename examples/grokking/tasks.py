@@ -2,8 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
-import importlib
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,12 +11,12 @@ import optax
 from flax import nnx
 
 from egd_optax.models import DecoderTransformer, TwoLayerMLP
+from grokking.digits import CLASSES, DIGITS, PIXELS, mnist
 from grokking.networks import MLP
 
 OPERATIONS = {"addition": jnp.add, "multiplication": jnp.multiply}
 ENCODINGS = ("one_hots", "tokens")
 LOSSES = ("squared_error", "cross_entropy")
-DIGITS, CLASSES, BRIGHTEST = 1_797, 10, 16.0  # scikit-learn's digits, 8 x 8
 
 
 class Examples(NamedTuple):
@@ -179,8 +177,8 @@ class SparseParity(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits(Task):
-    """Tell ten digits of 8 x 8 pixels in [0, 1] apart after a few training points.
+class Mnist(Task):
+    """Tell 5,000 of MNIST's digits apart, 784 pixels in [0, 1], after 1,000 of them.
 
     Args:
         train_size: training points, drawn by the split's key; the test set is the rest.
@@ -193,18 +191,18 @@ class Digits(Task):
         ValueError: an unknown loss, an empty set, or `shuffle_every` below 1.
     """
 
-    train_size: int = 200
+    train_size: int = 1_000
     loss_kind: str = "squared_error"
     shuffle_every: int | None = None
 
-    kind: ClassVar[str] = "digits"
+    kind: ClassVar[str] = "mnist"
 
     def __post_init__(self) -> None:
         check_choice("loss_kind", self.loss_kind, LOSSES)
         if not 1 <= self.train_size < DIGITS:
             raise ValueError(
                 f"train_size must lie in [1, {DIGITS}) and leave digits for the test set, got "
-                f"{self.train_size}; 200 is the default"
+                f"{self.train_size}; 1000 is the default"
             )
         if self.shuffle_every is not None:
             check_least("shuffle_every", self.shuffle_every, 1)
@@ -212,7 +210,7 @@ class Digits(Task):
     def split(self, key: jax.Array) -> Split:
         """Draw the training points with `key`."""
         order = jax.random.permutation(key, DIGITS)
-        images, labels = (jnp.asarray(array)[order] for array in _digits())
+        images, labels = (jnp.asarray(array)[order] for array in mnist())
         return _cut(Examples(images, labels), self.train_size)
 
     def at(self, epoch: int, split: Split, key: jax.Array) -> Split:
@@ -225,7 +223,7 @@ class Digits(Task):
         return Split(Examples(split.train.inputs, labels), split.test)
 
     def network(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
-        return MLP(64, (width, width), CLASSES, rngs=rngs)
+        return MLP(PIXELS, (width, width), CLASSES, rngs=rngs)
 
     def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the loss of the chosen kind of logits (count, 10)."""
@@ -235,7 +233,7 @@ class Digits(Task):
         return jnp.mean(jnp.square(outputs - one_hots))
 
 
-TASKS = {task.kind: task for task in (ModularArithmetic, SparseParity, Digits)}
+TASKS = {task.kind: task for task in (ModularArithmetic, SparseParity, Mnist)}
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
@@ -268,14 +266,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     ends = [one for one in known if one.endswith(f".{name}")]
     found = ends or difflib.get_close_matches(name, known, n=1)
     return f"did you mean {found[0]}? " if found else ""
-
-
-@functools.cache
-def _digits() -> tuple[Any, Any]:
-    """Return images (1797, 64), float32 in [0, 1], and labels (1797,), int32."""
-    datasets = importlib.import_module("sklearn.datasets")  # slow, and for this task only
-    images, labels = datasets.load_digits(return_X_y=True)
-    return (images / BRIGHTEST).astype("float32"), labels.astype("int32")
 
 
 def _cut(examples: Examples, train_size: int) -> Split:

@@ -267,6 +267,6 @@ assert growth("decay") < 1.2
 assert median("EGD", "fresh") > max(median(name, "fresh") for name in ("SGD", "Adam")) + 0.1
 
 # %% [markdown]
-# [Images](../grokking/images.md#digits-with-re-shuffled-labels-after-table-8) has another stream:
+# [Images](../grokking/images.md#mnist-with-re-shuffled-labels-table-8) has another stream:
 # labels shuffled among the images. This is one small network, three seeds and ten tasks: measure
 # yours.

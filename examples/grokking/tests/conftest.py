@@ -1,9 +1,10 @@
 """Strict promotion, as in the library's own tests, and a run of a few milliseconds."""
 
 import jax
+import numpy as np
 import pytest
 
-from grokking import session
+from grokking import session, tasks
 from grokking.config import Config
 from grokking.session import train_logged
 from grokking.tasks import ModularArithmetic
@@ -57,3 +58,13 @@ def finished(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("finished") / "run.jsonl"
     train_logged(path, "a-seed0", tiny, bar=False)
     return path.read_text()
+
+
+@pytest.fixture
+def some_digits(monkeypatch):
+    """Stand in for MNIST's digits, which take seconds to read: random ones of the same kind."""
+    random = np.random.default_rng(0)
+    images = random.uniform(size=(5_000, 784)).astype(np.float32)
+    made = images, random.integers(0, 10, 5_000, np.int32)
+    monkeypatch.setattr(tasks, "mnist", lambda: made)
+    return made

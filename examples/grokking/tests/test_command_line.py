@@ -66,7 +66,7 @@ def test_train_without_a_log_takes_a_free_name(tmp_path):
         (["train", "addition-97", "epochs=3"], "write --set epochs=3"),
         (["train", "addition-97", "--set"], "--set needs a change, got none"),
         (["train", "addition-97", "--seed", "-1"], "seed must be at least 0"),
-        (["train", "digits", "--set", "spectra_at=[0]"], "spectra_at needs"),
+        (["train", "mnist", "--set", "spectra_at=[0]"], "spectra_at needs"),
         (["train", "addition-97", "--log", "a.png", "--plot", "a.png"], "must not replace a log"),
         (["train", "addition-97", "--log", "file/run.jsonl"], "file cannot be (File exists)"),
         (["train", "addition-97", "--log", "folder"], "the output must be a file"),

