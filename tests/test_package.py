@@ -24,6 +24,7 @@ LAYERS = [
     ("_layers", "_program", "_siblings"),
     ("_infer_axes", "_scaling"),
     ("_mesh",),
+    ("_exchange",),
     ("_spread",),
     ("_buckets",),
     ("diagnostics", "_transform"),

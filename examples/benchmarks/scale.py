@@ -166,10 +166,15 @@ def shapes_alone(config: Scale, model: str) -> Iterator[dict]:
     kernels = scale_models.shapes(model)
     for name in tqdm(scale_models.optimizers(kernels), desc=f"{model}, compile", leave=False):
         found: dict = {"trace_seconds": None, "compile_seconds": None, "temporary": None}
-        for line in lines_of("benchmarks.scale_models", model, name, limit=config.compile_limit):
-            found |= line
-        if found["compile_seconds"] is None:
-            found["stopped_after"] = config.compile_limit
+        try:
+            for line in lines_of(
+                "benchmarks.scale_models", model, name, limit=config.compile_limit
+            ):
+                found |= line
+            if found["compile_seconds"] is None:
+                found["stopped_after"] = config.compile_limit
+        except OSError as error:  # the others are still of interest
+            found["failed"] = str(error)
         yield {**head(model, name, kernels), "run": False, **found}
 
 

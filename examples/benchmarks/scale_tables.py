@@ -89,9 +89,11 @@ def compiled() -> str:
             str(m["leaves"]),
             m["row"],
             number(m["trace_seconds"]),
-            number(m["compile_seconds"])
-            if "stopped_after" not in m
-            else f"ended after {m['stopped_after']:.0f} s",
+            "the compiler crashed"
+            if "failed" in m
+            else f"ended after {m['stopped_after']:.0f} s"
+            if "stopped_after" in m
+            else number(m["compile_seconds"]),
             number(m["temporary"], 2.0**-30),
         ]
         for m in of_kind("model")
