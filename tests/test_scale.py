@@ -28,6 +28,7 @@ def test_models_and_an_accelerator_at_toy_size(tmp_path, capsys):
         compiled=(),
         calls=1,
         shapes=("8x12",),
+        dtypes=("float32",),
         out=tmp_path / "log.jsonl",
     )
     scale.main(config)

@@ -222,7 +222,7 @@ def paper() -> str:
     for model in scale_paper.PARAMETERS:
         kernels = shapes(model)
         for name in scale_paper.METHODS:
-            for cut, label in ((None, "by the rule"), ("stack", "never")):
+            for cut, label in ((None, "by the rule"), ("matrix", "all")):
                 load = scale_paper.load(kernels, count_of(name), cut)
                 cells = [model, name, f"{label}: {load.cut} of {load.stacks} stacks"]
                 cells += [number(load.flops, 1e-12), number(load.received, 1e-9)]
@@ -250,14 +250,11 @@ def page() -> str:
         for chip in (scale_paper.H100, scale_paper.V5P)
     }
     gpu = LOGS / ACCELERATOR
-    kernels, one = shapes("llama-7b"), count_of("five steps")
-    by_rule, whole = (scale_paper.load(kernels, one, cut).flops for cut in (None, "stack"))
     return environment.get_template("scale.md").render(
         machine=machine(recipe),
         config=recipe["config"],
         paper_constants=scale_paper,
         own=own,
-        times=by_rule / whole,
         gpu_machine=machine(records.read(gpu)[0]) if gpu.exists() else None,
         counts={m["row"]: m for m in of_kind("count")},
         stacks=distinct(of_kind("devices"), "stack"),
