@@ -32,6 +32,7 @@ TESTS = {
     "_infer_axes": ("test_infer_axes.py", "test_equinox.py"),
     "_matrix_view": ("test_matrix_view.py",),
     "_scaling": ("test_transform.py",),
+    "_exchange": ("test_mesh.py",),
     "_mesh": ("test_mesh.py",),
     "_spread": ("test_buckets.py", "test_mesh.py"),
     "_selection": ("test_selection.py",),
@@ -171,11 +172,12 @@ MUTATIONS = [
     Mutation("_scaling", "max(1.0, n / m)", "max(1.0, m / n)", "fan-in for fan-out"),
     Mutation("_selection", "and not any(p.search(name) for p in unwanted)", "", "no exclusion"),
     Mutation("_selection", "if not is_partial(tree):", "if True:", "a masked part must match"),
-    Mutation(
-        "_spread", "transpose(2, 0, 3, 1, 4)", "transpose(2, 1, 3, 0, 4)", "parts out of place"
-    ),
-    Mutation("_spread", "in layout.batch + self._cut", "in self._cut", "experts travel"),
-    Mutation("_mesh", "2 * count < self", "count < self", "the rule for few matrices"),
+    Mutation("_exchange", "0, *rows, m, *columns", "0, *columns, m, *rows", "blocks"),
+    Mutation("_exchange", "numbers < end", "numbers <= end", "a layout one matrix too far"),
+    Mutation("_exchange", "name not in alone", "name not in cut", "experts travel"),
+    Mutation("_mesh", "shared < whole", "shared > whole", "the rule for few matrices"),
+    Mutation("_spread", "max(sizes) > 1", "max(sizes) > 99", "experts are cut up"),
+    Mutation("_spread", "joined(*map(_laid_apart, stacks))", "joined(*stacks)", "layouts merge"),
     Mutation(
         "_transform", "method, rule, leaves", "method, lambda m, n: 1, leaves", "scale dropped"
     ),
@@ -233,7 +235,7 @@ MUTATIONS = [
     ),
     Mutation(
         "polar/_stacks",
-        "cpu=lambda *stacks: jax.lax.map(lambda one: function(*one), stacks)",
+        "cpu=functools.partial(_in_turn, function)",
         "cpu=jax.vmap(function)",
         "a stack vmapped on CPU",
     ),
