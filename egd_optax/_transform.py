@@ -60,7 +60,7 @@ def scale_by_egd(
             matrix, cut along its longer side, and add up its small products. None: "matrix" where
             each device then has less to do, which takes few long matrices, or where one matrix
             has more than 2**30 entries; never where leaves have batch axes, or where the longer
-            side is no multiple of the devices. Without a mesh it has no effect.
+            side is no multiple of the devices. Where no axes are named or used it has no effect.
         max_stack_size: most entries of one stack of equal matrices, a bound on working memory.
             None: 2**26, 256 MiB in float32. On a mesh a stack has room for a matrix a device.
 

@@ -171,7 +171,8 @@ def growth(stack: str) -> str:
 def _work_and_received(record: dict | None) -> str:
     if record is None:
         return "-"
-    return f"{record['product_flops'] / 1e9:.3g} ({record['received'] / MEBIBYTE:.3g})"
+    work, received = record["product_flops"], record["received"]
+    return f"{number(work, 1e-9)} ({number(received, 1 / MEBIBYTE)})"
 
 
 def guide() -> str:

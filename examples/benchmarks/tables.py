@@ -163,6 +163,7 @@ def machine(recipe: dict) -> str:
 def page() -> str:
     """Return the page."""
     recipe, measurements = read("cpu.jsonl")
+    muon_recipe, _ = read("muon.jsonl")
     environment = Environment(
         loader=FileSystemLoader(HERE),
         undefined=StrictUndefined,
@@ -183,6 +184,7 @@ def page() -> str:
         small=small,
         training=training,
         muon=muon,
+        muon_config=muon_recipe["config"] | {"started": muon_recipe["started"][:10]},
         mappings=mappings,
     )
 
