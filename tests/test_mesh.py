@@ -254,9 +254,9 @@ def test_experts_are_not_cut_up():
 
 @pytest.mark.parametrize("cut", ["stack", "matrix"])
 def test_layouts_of_one_shape_stay_apart(cut):
-    mesh = mesh_of()
-    optimizer = scale_by_egd(polar.NewtonSchulz(steps=2), mesh_axes=("a", "b"), mesh_cut=cut)
-    layouts = [P(), P("a", None), P(None, "b"), P("b", "a")]
+    mesh = mesh_of(a=8)
+    optimizer = scale_by_egd(polar.NewtonSchulz(steps=2), mesh_axes="a", mesh_cut=cut)
+    layouts = [P(), P("a", None)]
     leaves = [
         jax.ShapeDtypeStruct((32, 64), "float32", sharding=NamedSharding(mesh, layout))
         for layout in layouts
