@@ -1,19 +1,16 @@
 """The command line: `python examples/training/images --help`."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from arena.record import Record, read
 from language import compare
+from language.command_line import run_one
 
 from images import pages, results
 from images.study import NAMES, Config, Study
-
-BAD_INPUT, INTERRUPTED = 2, 130
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,26 +82,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 bad input, 130 interrupted.
-
-    Raises:
-        SystemExit: with code 2, the arguments do not parse; with code 0, help was asked for.
-    """
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        args=sys.argv[1:] if arguments is None else arguments,
-        prog="python examples/training/images",
-        description="Two small networks on 5,000 of MNIST's digits: every optimizer tuned alike.",
-    )
-    try:
-        command.run()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was logged is kept, the same command goes on\n")
-        return INTERRUPTED
-    return 0
+    """Run the command line and return its exit code."""
+    about = "Two small networks on 5,000 of MNIST's digits: every optimizer tuned alike."
+    return run_one(COMMANDS, arguments, "python examples/training/images", about)
 
 
 def _show(record: Record) -> None:

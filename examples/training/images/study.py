@@ -14,20 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from arena.contract import Optimizer, Task
 from arena.field import FIRST_FRESH_SEED, Field
 from arena.record import Line
 from arena.space import Settings, traced
 from flax import nnx
 from grokking.digits import DIGITS, mnist
 from grokking.tasks import check_choice, check_least
+from language.compare import planned
 from language.optimizers import OPTIMIZERS, Recipe
 
 from egd_optax import infer_axes
 from images.networks import NETWORKS, SIDE, TITLES
 
 NAMES = ("adamw", "sgd", "muon", "egd")
-TUNING_SEED = 0
 HELD_OUT = 1_000  # digits to tune by, and as many again to test on
 
 
@@ -91,28 +90,9 @@ class Study:
     @property
     def field(self) -> Field:
         """The study in the arena's words: no target is reached, the lowest error is the best."""
-        task = Task(
-            name=f"images-{self.config.network}",
-            title=TITLES[self.config.network],
-            init=_untold,
-            loss=_untold,
-            data=_untold,
-            score=_untold,
-            target=-1.0,
-            steps=self.config.steps,
-            batches=(self.config.batch,),
-            every=self.config.every,
-            trials=self.trials,
-            seeds=self.seeds,
-            tuning_seeds=(TUNING_SEED,),
-            lower=True,
-        )
-        entries = {
-            name: Optimizer(name, entry.title, entry.source, entry.knobs, _untold)
-            for name, entry in OPTIMIZERS.items()
-            if name in NAMES
-        }
-        return Field(task, entries)
+        chosen = {name: OPTIMIZERS[name] for name in OPTIMIZERS if name in NAMES}
+        network = self.config.network
+        return planned(self, f"images-{network}", TITLES[network], chosen)
 
     def told(self, header: Line) -> Line:
         """Return a log's config with the network and its training, which must not change."""
@@ -237,7 +217,3 @@ def whitened(network: str) -> list[str]:
 @functools.lru_cache(maxsize=1)  # it is used until its optimizer is done
 def _program(config: Config, name: str) -> Program:
     return Program(config, name)
-
-
-def _untold(*_: Any) -> Any:
-    raise NotImplementedError("the arena plans this study, and does not train it")

@@ -214,20 +214,29 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 bad input, 130 interrupted.
+    """Run the command line and return its exit code."""
+    about = "A language model on the standard library: one run, a comparison, an ablation."
+    return run_one(COMMANDS, arguments, "python examples/training/language", about)
+
+
+def run_one(
+    commands: dict[str, Callable[..., Any]],
+    arguments: Sequence[str] | None,
+    program: str,
+    about: str,
+) -> int:
+    """Run the command that the arguments name, and return: 0, 2 bad input, 130 interrupted.
 
     Raises:
         SystemExit: with code 2, the arguments do not parse; with code 0, help was asked for.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        args=sys.argv[1:] if arguments is None else arguments,
-        prog="python examples/training/language",
-        description="A language model on the standard library: one run, a comparison, an ablation.",
+        commands, args=given, prog=program, description=about
     )
     try:
         command.run()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return BAD_INPUT
     except KeyboardInterrupt:

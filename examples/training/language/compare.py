@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from language.config import HOPELESS, Config
 from language.corpus import Corpus
 from language.course import Point, Program
-from language.optimizers import OPTIMIZERS
+from language.optimizers import OPTIMIZERS, Entry
 
 TUNING_SEED = 0
 ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
@@ -69,27 +69,7 @@ class Study:
     @property
     def field(self) -> Field:
         """The study in the arena's words: no target is reached, the lowest score is the best."""
-        task = Task(
-            name="language",
-            title="Language model",
-            init=_untold,
-            loss=_untold,
-            data=_untold,
-            score=_untold,
-            target=0.0,
-            steps=self.config.steps,
-            batches=(self.config.batch,),
-            every=self.config.every,
-            trials=self.trials,
-            seeds=self.seeds,
-            tuning_seeds=(TUNING_SEED,),
-            lower=True,
-        )
-        entries = {
-            name: Optimizer(name, entry.title, entry.source, entry.knobs, _untold)
-            for name, entry in OPTIMIZERS.items()
-        }
-        return Field(task, entries)
+        return planned(self, "language", "Language model", OPTIMIZERS)
 
     def told(self, header: Line) -> Line:
         """Return a log's config with the model and the text, which must not change either."""
@@ -100,6 +80,32 @@ class Study:
         """Train once, and return the run's line."""
         program = _program(self.config, self.text, name)
         return trial(program, values_of(name, settings), seed)
+
+
+def planned(study: Any, name: str, title: str, optimizers: Mapping[str, Entry]) -> Field:
+    """Return a study as the arena plans it, which trains nothing of it: the lowest score wins."""
+    config = study.config
+    task = Task(
+        name=name,
+        title=title,
+        init=_untold,
+        loss=_untold,
+        data=_untold,
+        score=_untold,
+        target=-1.0,  # never reached
+        steps=config.steps,
+        batches=(config.batch,),
+        every=config.every,
+        trials=study.trials,
+        seeds=study.seeds,
+        tuning_seeds=(TUNING_SEED,),
+        lower=True,
+    )
+    entries = {
+        name: Optimizer(name, entry.title, entry.source, entry.knobs, _untold)
+        for name, entry in optimizers.items()
+    }
+    return Field(task, entries)
 
 
 class Tuned(NamedTuple):
