@@ -71,7 +71,7 @@ class Muon:
         if not self.models or self.pause < 0 or self.warm < 0:
             raise ValueError("models: at least one; pause and warm: at least 0 s.")
         if unknown := {*self.only} - {*optimizers()}:
-            raise ValueError(f"only: some of {', '.join(optimizers())}, got {', '.join(unknown)}.")
+            raise ValueError(f"only: some of {[*optimizers()]}, got {[*unknown]}.")
 
 
 def gradients(layers: int, width: int) -> dict[str, jax.Array]:
