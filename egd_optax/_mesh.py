@@ -1,7 +1,7 @@
 """Over which devices of a mesh matrices are spread, and what the mesh cuts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -51,43 +51,52 @@ def check_spread(mesh_axes: Any, mesh_cut: Any) -> None:
         check_choice("mesh_cut", mesh_cut, ("stack", "matrix"))
 
 
-def spread_of(leaves: Sequence[Any], mesh_axes: Any, mesh_cut: str | None) -> Spread | None:
+def spread_of(leaves: Mapping[str, Any], mesh_axes: Any, mesh_cut: str | None) -> Spread | None:
     """Return over which devices the leaves' matrices are spread; None: as the compiler likes.
+
+    Args:
+        leaves: by path.
+        mesh_axes: see `scale_by_egd`.
+        mesh_cut: see `scale_by_egd`.
 
     Raises:
         ValueError: no mesh, or axes that it does not have or that `shard_map` has taken.
     """
     mesh, names = jax.sharding.get_abstract_mesh(), names_of(mesh_axes)
-    if mesh_axes is not None and not names:
+    if not leaves or (mesh_axes is not None and not names):
         return None
     if mesh_axes is None:
-        mesh, names = _cutting(leaves)
+        mesh, names = _cutting(leaves.values())
     else:
-        _check_mesh(mesh, names, mesh_axes)
+        path, leaf = next(iter(leaves.items()))
+        _check_mesh(mesh, names, f"mesh_axes={mesh_axes!r}", f"{path!r}, {jax.typeof(leaf)}")
     devices = math.prod(mesh.shape[name] for name in names)
     return Spread(names, devices, mesh_cut) if names else None
 
 
-def _check_mesh(mesh: Any, names: Names, mesh_axes: Any) -> None:
+def _check_mesh(mesh: Any, names: Names, given: str, leaf: str) -> None:
     if not mesh.axis_names:
-        raise ValueError(f"mesh_axes={mesh_axes!r} needs a mesh: update under jax.set_mesh(mesh).")
+        raise ValueError(
+            f"{given} needs a mesh to spread leaf {leaf} over: update under jax.set_mesh(mesh)."
+        )
     if not {*names} <= {*mesh.axis_names}:
         raise ValueError(
-            f"mesh_axes={mesh_axes!r} must name axes of the mesh, which has {mesh.axis_names}."
+            f"{given} must name axes of the mesh, which has {mesh.axis_names}, to spread leaf "
+            f"{leaf} over. Name some of those, or set a mesh that has the axes."
         )
     if AxisType.Manual in mesh.axis_types:
         raise ValueError(
-            f"mesh_axes={mesh_axes!r} cannot be used inside shard_map, where each device runs code "
-            "of its own. Update outside of it, or give mesh_axes=None, by which each device "
-            "whitens what it has."
+            f"{given} cannot spread leaf {leaf} inside shard_map, where each device runs code of "
+            "its own. Update outside of it, or give mesh_axes=None, by which each device whitens "
+            "what it has."
         )
 
 
-def _cutting(leaves: Sequence[Any]) -> tuple[Any, Names]:
+def _cutting(leaves: Iterable[Any]) -> tuple[Any, Names]:
     """Return the mesh of the leaves' types, and its axes that cut one of them."""
     shardings = [jax.typeof(leaf).sharding for leaf in leaves]
     cut = {name for one in shardings for entry in one.spec for name in names_of(entry)}
-    mesh = shardings[0].mesh if shardings else jax.sharding.get_abstract_mesh()
+    mesh = shardings[0].mesh
     manual = AxisType.Manual in mesh.axis_types
     return mesh, () if manual else tuple(name for name in mesh.axis_names if name in cut)
 

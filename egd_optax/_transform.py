@@ -111,7 +111,7 @@ def scale_by_egd(
         leaves, structure = jax.tree.flatten(updates)
         views = matrix_views(updates, literal_axes(updates, axes), method.turns)
         before = dict.fromkeys((v.path for v in views), ()) if stateless else state.method_states
-        spread = spread_of([leaves[view.index] for view in views], mesh_axes, mesh_cut)
+        spread = spread_of({v.path: leaves[v.index] for v in views}, mesh_axes, mesh_cut)
         whitened, after = list(leaves), {}
         for bucket in plan_buckets(views, leaves, limit, spread):
             states = [before[view.path] for view in bucket.views]

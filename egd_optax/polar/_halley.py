@@ -45,12 +45,12 @@ class Halley(Exact):
         least = 2 * max(resolve_rtol(self.rtol, x.dtype), float(jnp.finfo(x.dtype).tiny))
         *passes, last = halley_weights(least / _SAFETY, float(jnp.finfo(x.dtype).eps))
         square = gram(x)
-        norm = _SAFETY * jnp.sqrt(largest_eigenvalue(square)).astype(x.dtype)
-        x, square = x / norm, square / norm**2
+        scale = 1 / (_SAFETY * jnp.sqrt(largest_eigenvalue(square)).astype(x.dtype))
+        square = square * scale**2
         for beta, gamma, c in passes:
-            x = product(beta * identity + gamma * inverse(identity + c * square), x)
-            square = gram(x)
-        return oriented.restore(_finish(x, square, last))
+            x = product(scale * (beta * identity + gamma * inverse(identity + c * square)), x)
+            square, scale = gram(x), jnp.ones_like(scale)
+        return oriented.restore(_finish(scale * x, square, last))
 
 
 def _finish(x: jax.Array, square: jax.Array, weights: tuple[float, float, float]) -> jax.Array:

@@ -54,6 +54,17 @@ def task_table(record: Record, titles: dict[str, str]) -> str:
     return tabulate(found, headings, tablefmt="github", disable_numparse=True)
 
 
+def tasks_table(records: Sequence[Record], titles: dict[str, str]) -> str:
+    """Return steps and seconds to each task's target, in the order of the first task."""
+    found = [{row.optimizer: row for row in rows(record)} for record in records]
+    headings, cells = ["optimizer"], [[titles.get(name, name)] for name in found[0]]
+    for record, by_name in zip(records, found, strict=True):
+        headings += [f"{task_of(record).title}, steps (range)", "seconds without / with compiling"]
+        for line, name in zip(cells, found[0], strict=True):
+            line += [steps_of(by_name[name]), _seconds(by_name[name])]
+    return tabulate(cells, headings, tablefmt="github", disable_numparse=True)
+
+
 def settings_table(record: Record, titles: dict[str, str]) -> str:
     """Return the best settings of each optimizer in Markdown."""
     found = [(titles.get(r.optimizer, r.optimizer), cells_of(r)[-1]) for r in rows(record)]

@@ -136,6 +136,12 @@ class Row:
         self.tracing.append(middle - start)
         self.run = lambda: jax.block_until_ready(executable(self.tree, state))
 
+    def gains(self) -> tuple[float, float]:
+        """Return the least and the largest singular value of all factors."""
+        factors = jax.tree.leaves(self.run())
+        values = [np.linalg.svd(np.asarray(x, np.float64), compute_uv=False) for x in factors]
+        return min(float(s.min()) for s in values), max(float(s.max()) for s in values)
+
     def record(self, model: str) -> dict:
         """Return the log's line."""
         return {
@@ -146,6 +152,7 @@ class Row:
             "quartiles": np.quantile(self.times, (0.25, 0.75)).tolist(),
             "trace_seconds": statistics.median(self.tracing),
             "compile_seconds": statistics.median(self.compiling),
+            "gains": self.gains(),
         }
 
 
@@ -167,7 +174,7 @@ def measure(config: Muon, model: str) -> list[dict]:
 def table(found: list[dict]) -> Table:
     """Return the measurements of one model as a table; the first row is the peer."""
     result = Table(title=found[0]["model"], box=None)
-    for heading in ("row", "ms", "quartiles", "times faster", "trace, s", "compile, s"):
+    for heading in ("row", "ms", "quartiles", "times faster", "trace, s", "compile, s", "gains"):
         result.add_column(heading)
     for record in found:
         result.add_row(
@@ -177,6 +184,7 @@ def table(found: list[dict]) -> Table:
             f"{found[0]['seconds'] / record['seconds']:.2f}",
             f"{record['trace_seconds']:.2f}",
             f"{record['compile_seconds']:.2f}",
+            " to ".join(f"{gain:.3f}" for gain in record["gains"]),
         )
     return result
 

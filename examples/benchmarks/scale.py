@@ -14,6 +14,7 @@ The log is written after every row. `benchmarks.scale_tables` makes docs/scale.m
 
 import dataclasses
 import re
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Scale:
         models: to run: names of benchmarks.scale_models, or 4x128 for 4 layers of width 128.
         compiled: models to compile from shapes, each optimizer in a process of its own.
         compile_limit: seconds after which such a process is ended.
+        compilations: how often a row that is run is traced and compiled; the medians count.
         calls: most timed calls of a row; the median counts.
         budget: seconds for a row's calls, after which it gets no more; the first call always runs.
         stacks: for the devices: 24x256x1024, or a model.
@@ -67,6 +69,7 @@ class Scale:
     )
     compiled: tuple[str, ...] = ("llama-7b-layer", "llama-7b")
     compile_limit: float = 240
+    compilations: int = 3
     calls: int = 9
     budget: float = 15
     stacks: tuple[str, ...] = ("24x256x1024", "gpt2-small")
@@ -93,8 +96,9 @@ class Scale:
         for shape in self.shapes:
             if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*x[1-9]\d*", shape):
                 raise ValueError(f"a shape is 4096x4096, or 24x768x3072, got {shape!r}.")
-        if self.calls < 1:
-            raise ValueError(f"calls must be at least 1, got {self.calls}.")
+        if min(self.compilations, self.calls) < 1:
+            given = f"{self.compilations} and {self.calls}"
+            raise ValueError(f"compilations and calls must be at least 1, got {given}.")
         if self.budget < 0 or self.compile_limit <= 0:
             raise ValueError("budget must be at least 0 s, and compile_limit more than 0 s.")
 
@@ -109,25 +113,48 @@ def random(shape: tuple[int, ...], seed: int) -> jax.Array:
     return jnp.asarray(draw(shape, dtype=np.float32))
 
 
-def compiled(
-    name: str, optimizer: optax.GradientTransformation, gradients: dict[str, jax.Array]
-) -> tuple[Row, dict]:
-    """Return one update as a row, and what tracing and compiling took, from nothing."""
-    jax.clear_caches()
-    kernels = {path: leaf.shape for path, leaf in gradients.items()}
-    start = time.perf_counter()
-    lowered = scale_models.lower(optimizer, kernels)
-    traced = time.perf_counter()
-    executable = lowered.compile()
-    seconds = {"trace_seconds": traced - start, "compile_seconds": time.perf_counter() - traced}
-    state = jax.block_until_ready(jax.jit(optimizer.init)(gradients))
+@dataclasses.dataclass
+class Update:
+    """One optimizer's update of a model: what tracing and compiling it took, each time."""
 
-    def run() -> None:
-        nonlocal state
-        updates, state = jax.block_until_ready(executable(gradients, state, gradients))
-        del updates
+    name: str
+    optimizer: optax.GradientTransformation
+    gradients: dict[str, jax.Array]
+    tracing: list[float] = dataclasses.field(default_factory=list)
+    compiling: list[float] = dataclasses.field(default_factory=list)
 
-    return Row(name, run), seconds | {"temporary": scale_models.temporary(executable)}
+    def compile(self) -> None:
+        """Trace and compile once more, from nothing."""
+        jax.clear_caches()
+        kernels = {path: leaf.shape for path, leaf in self.gradients.items()}
+        start = time.perf_counter()
+        lowered = scale_models.lower(self.optimizer, kernels)
+        traced = time.perf_counter()
+        self.executable = lowered.compile()
+        self.tracing.append(traced - start)
+        self.compiling.append(time.perf_counter() - traced)
+
+    def row(self) -> Row:
+        """Return the compiled update as a row to time."""
+        state = jax.block_until_ready(jax.jit(self.optimizer.init)(self.gradients))
+
+        def run() -> None:
+            nonlocal state
+            updates, state = jax.block_until_ready(
+                self.executable(self.gradients, state, self.gradients)
+            )
+            del updates
+
+        return Row(self.name, run)
+
+    def record(self) -> dict:
+        """Return what was measured before the first call."""
+        return {
+            "trace_seconds": statistics.median(self.tracing),
+            "compile_seconds": statistics.median(self.compiling),
+            "compilations": len(self.compiling),
+            "temporary": scale_models.temporary(self.executable),
+        }
 
 
 def unit(sides: list[tuple[int, int]], config: Scale) -> tuple[float, float]:
@@ -142,18 +169,20 @@ def steps(config: Scale, model: str) -> Iterator[dict]:
     """Yield a record for each optimizer on a model that is run."""
     kernels = scale_models.shapes(model)
     gradients = {path: random(shape, i) for i, (path, shape) in enumerate(kernels.items())}
-    optimizers = scale_models.optimizers(kernels)
-    bar = tqdm(optimizers.items(), desc=f"{model}, compile", leave=False)
-    found = [compiled(name, optimizer, gradients) for name, optimizer in bar]
-    take_turns([row for row, _ in found], config.budget, config.calls, model)
+    optimizers = scale_models.optimizers(kernels).items()
+    updates = [Update(name, optimizer, gradients) for name, optimizer in optimizers]
+    for update in tqdm(updates * config.compilations, desc=f"{model}, compile", leave=False):
+        update.compile()
+    rows = [update.row() for update in updates]
+    take_turns(rows, config.budget, config.calls, model)
     sides = [scale_models.matrix(shape) for shape in kernels.values()]
     seconds, flops = unit(sides, config)
-    for row, about in found:
+    for update, row in zip(updates, rows, strict=True):
         measured = row.record()
         yield {
             **head(model, row.name, kernels),
             "run": True,
-            **about,
+            **update.record(),
             **measured,
             "products": measured["seconds"] / seconds,
             "product_seconds": seconds,

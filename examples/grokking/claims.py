@@ -4,12 +4,18 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from arena.optimizers import OPTIMIZERS
+from arena.record import read
+from arena.results import is_finished
+from arena.tables import tasks_table
+
 from grokking.experiments import LOGS
 from grokking.outcomes import Outcome, baseline, epoch_times, outcomes
 from grokking.tables import NONE, count, each, markdown, percent, plain_and_whitened, ratio
 from grokking.toy_experiment import ToyLog, read_toy, slope, worst_gap
 
 TOY = LOGS / "toy.jsonl"
+ARENA = LOGS.parents[1] / "arena" / "logs"
 Claim = tuple[str, str, str]
 
 
@@ -17,6 +23,13 @@ def claims_table() -> str:
     """Return claims beside their numbers, the paper's and ours."""
     claims = [*_modular(), *_parity(), *_transformer(), *_images(), *_times()]
     return markdown(("", "paper", "ours"), claims)
+
+
+def arena_table() -> str:
+    """Return the arena's finished tasks in modular arithmetic, everybody tuned alike."""
+    records = [read(log) for log in sorted(ARENA.glob("*-97.jsonl"))]
+    titles = {name: one.title for name, one in OPTIMIZERS.items()}
+    return tasks_table([one for one in records if is_finished(one)], titles)
 
 
 def _modular() -> Iterator[Claim]:
@@ -72,10 +85,6 @@ def _times() -> Iterator[Claim]:
         egd = outcomes("T2")[f"p{p}-egd_svd"]
         cost = ratio(egd.epoch_ms, baseline(egd).epoch_ms)
         yield f"an epoch of EGD costs so many of SGD, p = {p}", NONE, cost
-    for name in ("egd-lr1-wd0.0001", "adamw-lr0.03-wd1", "muon-lr0.2-wd0.1"):
-        peer = outcomes("peers")[name]
-        seconds = count(peer.seconds, digits=1)
-        yield f"addition modulo 97, seconds, best of four: {peer.row.label}", NONE, seconds
 
 
 def _epochs(claim: str, outcome: Outcome) -> Claim:

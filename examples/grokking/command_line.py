@@ -105,7 +105,7 @@ class Paper:
     names: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="EXPERIMENT ...")
     ] = ()
-    """T2, T3, T4, T6, T7, T8, both, peers, ..., toy, timing; none means all of them."""
+    """T2, T3, T4, T6, T7, T8, both, spectra, ..., toy, timing; none means all of them."""
     processes: int = 2
     """Runs at a time."""
     logs: Path = LOGS

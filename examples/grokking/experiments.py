@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,26 +132,6 @@ def paper_rows(setting: str, variant: str, kinds: dict[str, tuple[str, dict, int
         )
         for method, (label, changes, seeds) in kinds.items()
     ]
-
-
-def sweep(
-    base: Config,
-    kinds: Mapping[str, tuple[str, dict[str, Any], Sequence[float], Sequence[float]]],
-) -> tuple[Row, ...]:
-    """Return a row for each learning rate and decay of each kind: label, changes, rates, decays."""
-    return tuple(
-        changed(
-            base,
-            f"{name}-lr{rate:g}-wd{decay:g}",
-            label,
-            learning_rate=rate,
-            weight_decay=decay,
-            **changes,
-        )
-        for name, (label, changes, rates, decays) in kinds.items()
-        for rate in rates
-        for decay in decays
-    )
 
 
 def sketch(rank: int) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def render(docs: Path = DOCS) -> None:
 def globals_of(folder: Path) -> dict[str, Any]:
     """Return what the templates may use; figures are drawn into `folder`."""
     functions = (
+        claims.arena_table,
         claims.claims_table,
         claims.worst_deviation,
         claims.condition,

@@ -1,7 +1,7 @@
 """Controls and questions of our own, most on addition modulo 97, and the table of everything."""
 
 from grokking import experiments
-from grokking.experiments import PAPER, Experiment, changed, sweep
+from grokking.experiments import PAPER, Experiment, changed
 
 ADDITION = PAPER["addition-97"]
 SGD = {"optimizer": "plain"}
@@ -15,21 +15,6 @@ def both() -> Experiment:
         for op in ("addition", "multiplication")
     ]
     return Experiment("both", "Both matrices whitened", tuple(rows))
-
-
-def peers() -> Experiment:
-    """Four settings for each method."""
-    base = ADDITION.changed(method="auto", matrices="all", switch_off=None, epochs=100)
-    adam = SGD | {"base": "adam", "decay": "decoupled"}
-    muon = SGD | {"base": "muon", "decay": "decoupled"}
-    grokfast = adam | {"optimizer": "grokfast_ema"}
-    kinds = {
-        "egd": ("EGD, both matrices", {}, (0.7, 1.0), (3e-5, 1e-4)),
-        "adamw": ("AdamW", adam, (0.01, 0.03), (0.3, 1.0)),
-        "muon": ("Muon", muon, (0.05, 0.2), (0.03, 0.1)),
-        "grokfast": ("Grokfast and AdamW", grokfast, (0.01, 0.03), (0.3, 1.0)),
-    }
-    return Experiment("peers", "Addition modulo 97 against peers", sweep(base, kinds))
 
 
 def spectra() -> Experiment:
@@ -149,7 +134,6 @@ EXPERIMENTS = {
         experiments.mnist(),
         experiments.shuffled(),
         both(),
-        peers(),
         spectra(),
         decay(),
         switch(),

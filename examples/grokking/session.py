@@ -57,7 +57,7 @@ def one_blas_thread() -> contextlib.AbstractContextManager:
 
 
 ROUNDS = 7
-TABLES = ("T2", "T4", "T7", "both", "methods", "peers")
+TABLES = ("T2", "T4", "T7", "both", "methods")
 
 
 def run_timing(path: Path) -> None:

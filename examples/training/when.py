@@ -1,0 +1,165 @@
+"""The page docs/when-to-use.md from its template, with tables made from the logs of all examples.
+
+PYTHONPATH=examples:examples/training python examples/training/when.py
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from arena import results as races
+from arena.optimizers import COUPLED
+from arena.record import Record, read
+from arena.space import BATCH, Settings
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from language import results as courses
+from tabulate import tabulate
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES, DOCS = HERE.parent, HERE.parents[1] / "docs"
+COMPARED = ("adamw", "muon", "egd")
+PERCENT = "images"
+NONE = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What one optimizer came to on a task.
+
+    Args:
+        steps: to the task's target, median over the fresh seeds; may be infinite.
+        step_seconds: of one step, timed side by side; None if that was not done.
+        end: the score at the end of training, where it is what was tuned.
+        settings: the best.
+    """
+
+    steps: float
+    step_seconds: float | None
+    end: str
+    settings: Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What whitening brought on a task, by optimizer."""
+
+    title: str
+    page: str
+    target: str
+    entries: dict[str, Entry]
+
+    def ratio(self, name: str, *, seconds: bool) -> str:
+        """Return an optimizer's steps or seconds over AdamW's."""
+        one, other = self.entries[name], self.entries["adamw"]
+        if not math.isfinite(one.steps):
+            return NONE
+        ratio = one.steps / other.steps
+        if seconds:
+            if one.step_seconds is None or other.step_seconds is None:
+                return NONE
+            ratio *= one.step_seconds / other.step_seconds
+        return f"{ratio:.2f}"
+
+    @property
+    def cells(self) -> list[str]:
+        """The row of the table of steps."""
+        steps = [told(self.entries[name].steps) for name in COMPARED]
+        ratios = [self.ratio(name, seconds=False) for name in ("muon", "egd")]
+        ends = " / ".join(self.entries[name].end for name in COMPARED)
+        seconds = self.ratio("egd", seconds=True)
+        return [f"[{self.title}]({self.page})", self.target, *steps, *ratios, seconds, ends]
+
+
+def told(steps: float) -> str:
+    return f"{steps:g}" if math.isfinite(steps) else "never"
+
+
+def findings() -> Iterator[Finding]:
+    """Yield what the logs say, as far as they are finished."""
+    for path in sorted((EXAMPLES / "arena" / "logs").glob("*.jsonl")):
+        if races.is_finished(record := read(path)):
+            yield race(record)
+    language = HERE / "language" / "logs" / "compare.jsonl"
+    if language.exists() and courses.is_finished(record := read(language)):
+        yield course(record, "language.md")
+    for path in (HERE / "images" / "logs" / name for name in ("cnn.jsonl", "vit.jsonl")):
+        yield course(read(path), "images.md")
+
+
+def race(record: Record) -> Finding:
+    """Return a task of the arena: steps until the target is held."""
+    found = {row.optimizer: row for row in races.rows(record)}
+    entries = {
+        name: Entry(row.median, row.step_seconds, NONE, row.last.best["settings"])
+        for name, row in found.items()
+        if name in COMPARED
+    }
+    task = races.task_of(record)
+    return Finding(task.title, f"arena/{task.name}.md", f"{task.target:.0%} held", entries)
+
+
+def course(record: Record, page: str) -> Finding:
+    """Return a training of fixed length: steps until AdamW's score at its end."""
+    found = {row.name: row for row in courses.rows(record)}
+    goal, task = found["adamw"].loss, races.task_of(record)
+    entries = {
+        name: Entry(row.steps_to(goal), row.step_seconds, score(page, row.loss), settings_of(row))
+        for name, row in found.items()
+        if name in COMPARED
+    }
+    return Finding(task.title, page, f"AdamW's {score(page, goal)}", entries)
+
+
+def score(page: str, value: float) -> str:
+    return f"{value:.1%}" if page.startswith(PERCENT) else f"{value:.3f}"
+
+
+def settings_of(row: courses.Row) -> Settings:
+    return row.tuned.best["settings"]
+
+
+def steps_table(found: Sequence[Finding]) -> str:
+    headings = ["task", "until", "AdamW", "Muon", "EGD", "Muon / AdamW", "EGD / AdamW"]
+    headings += ["EGD / AdamW, seconds", "at the end: AdamW / Muon / EGD"]
+    return markdown(headings, [one.cells for one in found])
+
+
+def settings_table(found: Sequence[Finding]) -> str:
+    """Return EGD's best settings, in the arguments of `egd`."""
+    rows = []
+    for one in found:
+        best = one.entries["egd"].settings
+        momentum, kind = 1 - 1 / best["reach"], best.get("kind", "decoupled")
+        rate, decay = best["learning_rate"], best["decay"] * (COUPLED if kind == "coupled" else 1)
+        others, batch = best["others"], best[BATCH]
+        scale = "1" if one.page.startswith("arena") else "muon"
+        cells = [f"{rate:.3g}", scale, f"{momentum:.2f}", f"{decay:.2g}, {kind}", f"{others:.2g}"]
+        rows.append([one.title, *cells, batch])
+    headings = ("task", "learning rate", "scale", "momentum", "decay", "rate of `others`", "batch")
+    return markdown(headings, rows)
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
+
+
+def main() -> None:
+    """Write the page."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    found = list(findings())
+    text = environment.get_template("when-to-use.md").render(
+        steps=steps_table(found), settings=settings_table(found)
+    )
+    page = DOCS / "when-to-use.md"
+    page.write_text(text, encoding="utf-8")
+    print(f"written: {page}")
+
+
+if __name__ == "__main__":
+    main()
