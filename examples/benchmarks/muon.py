@@ -13,6 +13,7 @@ ways from which `polar/_stacks.py` chooses. Tracing and compilation are timed as
 
 import dataclasses
 import functools
+import math
 import re
 import statistics
 import sys
@@ -138,9 +139,13 @@ class Row:
 
     def gains(self) -> tuple[float, float]:
         """Return the least and the largest singular value of all factors."""
-        factors = jax.tree.leaves(self.run())
-        values = [np.linalg.svd(np.asarray(x, np.float64), compute_uv=False) for x in factors]
-        return min(float(s.min()) for s in values), max(float(s.max()) for s in values)
+        least, largest = math.inf, 0.0
+        for stack in jax.tree.leaves(self.run()):
+            for matrix in np.asarray(stack, np.float64):
+                wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+                gains = np.sqrt(np.linalg.eigvalsh(wide @ wide.T))
+                least, largest = min(least, gains[0]), max(largest, gains[-1])
+        return float(least), float(largest)
 
     def record(self, model: str) -> dict:
         """Return the log's line."""
