@@ -9,7 +9,7 @@ from typing import Any, Literal
 import tyro
 from arena.record import Record, read
 
-from language import ablate, compare, corpus, pages, results
+from language import ablate, compare, corpus, pages, race, results
 from language.config import SIZES, Config
 from language.optimizers import OPTIMIZERS
 from language.train import Run, train
@@ -183,6 +183,29 @@ class Ablate(_OnStudy):
 
 
 @dataclasses.dataclass(frozen=True)
+class Race(_OnModel):
+    """Train several optimizers at their own settings, and time their steps side by side.
+
+    Nothing is tuned: for a model that is too large for that. Killed, the same command goes on.
+    """
+
+    size: Literal["tiny", "small", "gpt2"] = "gpt2"
+    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. What follows changes it."""
+    folder: Path = Path("runs/race")
+    """Of the logs, the checkpoints and the picture."""
+    only: tuple[Literal["adamw", "muon", "egd", "sgd", "shampoo"], ...] = ("adamw", "muon", "egd")
+    """Names of optimizers."""
+    seed: int = 0
+    """Of the initial values and the batches."""
+
+    def run(self) -> None:
+        given = race.Race(
+            self.folder, self.config(), self.only, corpus.read(self.corpus), self.seed
+        )
+        print(f"\n{race.run(given)}\n\nlog: {given.log}\nfigure: {given.picture}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Show:
     """Print the tables of the logs, however far they are."""
 
@@ -209,7 +232,8 @@ class Pages:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command for command in (Train, Compare, Time, Ablate, Show, Pages)
+    command.__name__.lower(): command
+    for command in (Train, Compare, Time, Ablate, Race, Show, Pages)
 }
 
 

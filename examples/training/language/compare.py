@@ -27,7 +27,7 @@ from tqdm import tqdm
 from language.config import HOPELESS, Config
 from language.corpus import Corpus
 from language.course import Point, Program
-from language.optimizers import OPTIMIZERS, Entry
+from language.optimizers import OPTIMIZERS, Entry, Values
 
 TUNING_SEED = 0
 ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
@@ -222,7 +222,17 @@ def time_bests(study: Study, path: Path) -> Record:
         found = {name: tuned(log.record, study.field.task, name) for name in log.record.optimizers}
         bests = {name: one.best["settings"] for name, one in found.items() if one and one.trials}
         if bests:
-            log.add({"kind": TIMES, "rows": _timed(study, bests)})
+            rows = timed(
+                {
+                    name: (
+                        Program(study.config, OPTIMIZERS[name], study.text),
+                        values_of(name, settings),
+                    )
+                    for name, settings in bests.items()
+                }
+            )
+            whole = {name: {"settings": bests[name]} | row for name, row in rows.items()}
+            log.add({"kind": TIMES, "rows": whole})
         return log.record
 
 
@@ -262,28 +272,22 @@ def _program(config: Config, text: Corpus, name: str) -> Program:
     return Program(config, OPTIMIZERS[name], text)
 
 
-def _timed(study: Study, bests: dict[str, Settings]) -> Line:
-    """Return seconds of a step of each, several times, and of its compilation."""
-    programs, compiled = {}, {}
-    for name, settings in bests.items():
-        values = values_of(name, settings)
-        program = Program(study.config, OPTIMIZERS[name], study.text)
-        state = program.start(values, TUNING_SEED)
-        compiled[name] = round(program.compile(values, state), 2)
-        programs[name] = program, values, state
-    seconds: dict[str, list[float]] = {name: [] for name in bests}
+def timed(programs: Mapping[str, tuple[Program, Values]]) -> Line:
+    """Return seconds of a step of each, several times in turn, and of its compilation."""
+    states, rows = {}, {}
+    for name, (program, values) in programs.items():
+        states[name] = program.start(values, TUNING_SEED)
+        rows[name] = {"compile": round(program.compile(values, states[name]), 2), "seconds": []}
     for number in range(ROUNDS + 1):
-        for name, (program, values, state) in programs.items():
+        for name, (program, values) in programs.items():
             started = time.perf_counter()
             for step in range(STEPS):
-                state, loss = program.step(values, state, program.batch(TUNING_SEED, step))
+                batch = program.batch(TUNING_SEED, step)
+                states[name], loss = program.step(values, states[name], batch)
             loss.block_until_ready()
             if number:  # the first round only warms up
-                seconds[name].append(round((time.perf_counter() - started) / STEPS, 6))
-    return {
-        name: {"settings": settings, "compile": compiled[name], "seconds": seconds[name]}
-        for name, settings in bests.items()
-    }
+                rows[name]["seconds"].append(round((time.perf_counter() - started) / STEPS, 6))
+    return rows
 
 
 def values_of(name: str, settings: Settings) -> dict[str, np.generic]:

@@ -86,7 +86,7 @@ def train(run: Run) -> Line:
         lines = _lines_so_far(run, checkpoints.latest_step() or 0)
         if lines[-1]["kind"] != END:
             _go_on(run, lines, checkpoints)
-    draw([_curve(run, lines)], run.picture)
+    draw([curve(run, lines)], run.picture)
     return lines[-1]
 
 
@@ -136,20 +136,20 @@ def _go_on(run: Run, lines: list[Line], checkpoints: ocp.CheckpointManager) -> N
     if after:
         print(f"going on after step {after}")
         lines.append({"kind": RESUMED, "step": after})
-    _write(run.log, lines)
+    write(run.log, lines)
     print("compiling ...", flush=True)
     program.compile(values, state)
     with tqdm(total=run.config.steps, initial=after, unit="step", disable=None) as bar:
         for point in program.course(values, state, run.seed, after, bar.update):
             lines.append(_line(run, lines, point))
-            _write(run.log, lines)
+            write(run.log, lines)
             state = point.state
             saved = {"leaves": jax.tree.leaves(state)}
             checkpoints.save(point.step, args=ocp.args.StandardSave(saved))
             bar.set_postfix(train=f"{point.loss:.3f}", validation=f"{point.validation:.3f}")
     lines.append(_end(run, program, lines, state))
     checkpoints.wait_until_finished()
-    _write(run.log, lines)
+    write(run.log, lines)
 
 
 def _line(run: Run, lines: list[Line], point: Point) -> Line:
@@ -165,7 +165,8 @@ def _line(run: Run, lines: list[Line], point: Point) -> Line:
     }
 
 
-def _curve(run: Run, lines: list[Line]) -> Curve:
+def curve(run: Run, lines: list[Line]) -> Curve:
+    """Return the losses of a run's log."""
     points = [line for line in lines if line["kind"] == STEP]
     return Curve(
         OPTIMIZERS[run.optimizer].title,
@@ -209,7 +210,7 @@ def _restored(checkpoints: ocp.CheckpointManager, state: State) -> tuple[int, St
     return last, jax.tree.unflatten(structure, saved["leaves"])
 
 
-def _write(path: Path, lines: list[Line]) -> None:
+def write(path: Path, lines: list[Line]) -> None:
     """Replace the log, wholly or not at all."""
     whole = path.with_suffix(".part")
     whole.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import random
@@ -208,3 +209,19 @@ def test_from_nothing_to_the_page(folder, tmp_path, capsys):
     assert "| EGD " in page
     assert ablate.BASE not in page  # that log is not finished
     assert (tmp_path / "docs" / "figures" / "language.png").exists()
+
+
+@pytest.mark.slow
+def test_a_race_times_what_it_trained(folder, tmp_path, capsys):
+    """EGD's share of a step is above plain descent's 0 %; done twice, the runs are the same."""
+    options = ["--steps", "4", "--every", "2", "--corpus", str(folder)]
+    command = ["race", *SHORT, *options, "--only", "adamw", "egd", "--folder", str(tmp_path)]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    rows = json.loads((tmp_path / "speed.jsonl").read_text().splitlines()[1])["rows"]
+    assert list(rows) == ["gradients alone", "adamw", "egd", "egd, five steps"]
+    before = {name: read_run(tmp_path / name / "log.jsonl") for name in ("adamw", "egd")}
+    for name, lines in before.items():
+        assert f"{lines[-1]['validation']:.3f}" in told, name
+    assert main(command) == 0
+    assert before == {name: read_run(tmp_path / name / "log.jsonl") for name in before}
