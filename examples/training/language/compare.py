@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from language.config import HOPELESS, Config
 from language.corpus import Corpus
-from language.course import Point, Program
+from language.course import Point, Program, State
 from language.optimizers import OPTIMIZERS, Entry, Values
 
 TUNING_SEED = 0
@@ -274,7 +274,8 @@ def _program(config: Config, text: Corpus, name: str) -> Program:
 
 def timed(programs: Mapping[str, tuple[Program, Values]]) -> Line:
     """Return seconds of a step of each, several times in turn, and of its compilation."""
-    states, rows = {}, {}
+    states: dict[str, State] = {}
+    rows: dict[str, Line] = {}
     for name, (program, values) in programs.items():
         states[name] = program.start(values, TUNING_SEED)
         rows[name] = {"compile": round(program.compile(values, states[name]), 2), "seconds": []}

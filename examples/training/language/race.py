@@ -118,6 +118,6 @@ def table(config: Config, rows: Line, logs: Mapping[str, Iterable[Line]]) -> str
                 "-" if whole is None else f"{whole:.0f}",
             )
         )
-    headings = ("optimizer", "step, ms", "bytes a second", "optimizer's share", "compiles, s")
-    headings += ("validation loss", "trained for, s")
+    headings = ["optimizer", "step, ms", "bytes a second", "optimizer's share", "compiles, s"]
+    headings += ["validation loss", "trained for, s"]
     return tabulate(cells, headings, disable_numparse=True)
