@@ -212,6 +212,7 @@ MUTATIONS = [
     ),
     Mutation("diagnostics/_spectra", "gains < 0.5", "gains > 0.5", "kept energy for dropped"),
     Mutation("polar/_linalg", "_RTOL_IN_EPS = 84.0", "_RTOL_IN_EPS = 840.0", "tolerance times ten"),
+    Mutation("polar/_halley", "_finish(scale * x", "_finish(x", "a single pass without the norm"),
     Mutation("polar/_halley", "4.375 * error2", "4.0 * error2", "a coefficient of the filter"),
     Mutation(
         "polar/_lapack",

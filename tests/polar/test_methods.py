@@ -53,6 +53,14 @@ def test_low_precision_is_whitened_in_float32(method, dtype):
     np.testing.assert_array_equal(actual.astype(jnp.float32), expected.astype(jnp.float32))
 
 
+def test_tolerance_that_a_single_pass_serves():
+    """With rtol .45 `Halley` makes one pass, which has to scale the matrix, too."""
+    spectrum = np.append(np.linspace(1, 0.95, 24), 1e-3)
+    actual = factor(37 * matrices.with_spectrum((25, 40), spectrum), polar.Halley(rtol=0.45))
+    gains = np.linalg.svd(actual, compute_uv=False)
+    np.testing.assert_allclose(gains, np.append(np.ones(24), 0), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", EXACT, ids=repr)
 def test_complex(method):
     real, imaginary = (matrices.with_spectrum((24, 40), np.ones(24), seed=s) for s in (0, 1))
