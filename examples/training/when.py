@@ -44,6 +44,7 @@ class Entry:
 class Finding:
     """What whitening brought on a task, by optimizer."""
 
+    name: str
     title: str
     page: str
     target: str
@@ -96,7 +97,9 @@ def race(record: Record) -> Finding:
         if name in COMPARED
     }
     task = races.task_of(record)
-    return Finding(task.title, f"arena/{task.name}.md", f"{task.target:.0%} held", entries)
+    return Finding(
+        task.name, task.title, f"arena/{task.name}.md", f"{task.target:.0%} held", entries
+    )
 
 
 def course(record: Record, page: str) -> Finding:
@@ -108,7 +111,7 @@ def course(record: Record, page: str) -> Finding:
         for name, row in found.items()
         if name in COMPARED
     }
-    return Finding(task.title, page, f"AdamW's {score(page, goal)}", entries)
+    return Finding(task.name, task.title, page, f"AdamW's {score(page, goal)}", entries)
 
 
 def score(page: str, value: float) -> str:
@@ -144,8 +147,8 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
 
 
-def main() -> None:
-    """Write the page."""
+def page() -> str:
+    """Return the page."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         undefined=StrictUndefined,
@@ -153,12 +156,18 @@ def main() -> None:
         autoescape=False,
     )
     found = list(findings())
-    text = environment.get_template("when-to-use.md").render(
-        steps=steps_table(found), settings=settings_table(found)
+    return environment.get_template("when.jinja").render(
+        steps=steps_table(found),
+        settings=settings_table(found),
+        **{one.name: one for one in found if one.name in ("language", "vit", "cnn")},
     )
-    page = DOCS / "when-to-use.md"
-    page.write_text(text, encoding="utf-8")
-    print(f"written: {page}")
+
+
+def main() -> None:
+    """Write the page."""
+    path = DOCS / "when-to-use.md"
+    path.write_text(page(), encoding="utf-8")
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,13 @@ class Change:
         choices: of EGD.
         batch: another one, on as many bytes; None leaves it.
         factor: of the learning rate of the matrices.
+        share: of the steps, along which the learning rates fall as far.
     """
 
     choices: Choices = EXACT
     batch: int | None = None
     factor: float = 1.0
+    share: float = 1.0
 
 
 def changes(config: Config) -> dict[str, Change]:
@@ -46,7 +48,9 @@ def changes(config: Config) -> dict[str, Change]:
     rms = 0.2 * math.sqrt(config.width)
     found = {
         BASE: Change(),
-        "five polynomial steps": Change(Choices(polar.NewtonSchulz(steps=5))),
+        "half of the steps": Change(share=0.5),
+        "five steps, Polar Express": Change(Choices(polar.NewtonSchulz(steps=5))),
+        "five steps, Muon's": Change(Choices(polar.NewtonSchulz("standard"))),
         "sketch of rank 16": Change(Choices(polar.SubspaceIteration(rank=16))),
         "sketch of rank 64": Change(Choices(polar.SubspaceIteration(rank=64))),
         "no average": Change(Choices(average=False)),
@@ -85,10 +89,18 @@ def run(study: Study, compared: Record, path: Path, only: Iterable[str] = ()) ->
     with Log(path, header) as log:
         done = {(line["optimizer"], line["seed"]) for line in log.record.lines}
         todo = [one for one in _jobs(chosen, study.seeds) if one not in done]
+        ran = {  # by the comparison
+            (BASE, line["seed"]): line | {"optimizer": BASE, "round": 0}
+            for line in compared.of(COUNT, EGD)
+            if line["settings"] == settings
+        }
         bar = tqdm(todo, unit="run", disable=None)
         last, program = "", None
         for name, seed in bar:
             bar.set_postfix_str(name)
+            if (name, seed) in ran:
+                log.add(ran[name, seed])
+                continue
             if program is None or name != last:
                 last, program = name, _program(study, known[name])
             log.add(_line(name, known[name], program, settings, seed))
@@ -117,6 +129,7 @@ def _jobs(names: Iterable[str], seeds: int) -> Iterator[tuple[str, int]]:
 
 def _program(study: Study, change: Change) -> Program:
     config = study.config.at_equal_tokens(change.batch or study.config.batch)
+    config = dataclasses.replace(config, steps=max(LEAST_STEPS, int(change.share * config.steps)))
     return Program(config, OPTIMIZERS[EGD], study.text, change.choices)
 
 

@@ -138,12 +138,14 @@ class Compare(_OnStudy):
     """Trials of each optimizer, and again for each widening."""
     seeds: int = 3
     """Fresh seeds for the best of each."""
+    rounds: int = 1
+    """Rounds of tuning for each; a further one goes on around the best, with as many trials."""
     only: tuple[str, ...] = ("adamw", "sgd", "muon", "egd")
     """Names of optimizers. Shampoo, whose roots take seconds a step on two cores, must be named."""
 
     def run(self) -> None:
         study = compare.Study(self.config(), corpus.read(self.corpus), self.trials, self.seeds)
-        record = compare.run(study, self.log, self.only)
+        record = compare.run(study, self.log, self.only, self.rounds)
         _show(record)
         figure = self.log.with_suffix(".png")
         results.draw_comparison(record, figure)

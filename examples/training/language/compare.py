@@ -164,8 +164,14 @@ def tuned(record: Record, task: Task, name: str) -> Tuned | None:
     return Tuned(last, trials, counts)
 
 
-def run(study: Plan, path: Path, only: Iterable[str] = ()) -> Record:
+def run(study: Plan, path: Path, only: Iterable[str] = (), rounds: int = 1) -> Record:
     """Do all that the log at `path` lacks: tune alike, then run the bests on fresh seeds.
+
+    Args:
+        study: what is compared.
+        path: the log.
+        only: names of optimizers; none means all.
+        rounds: of tuning, for each; from the second one on, it goes on around the best.
 
     Raises:
         ValueError: an unknown optimizer.
@@ -175,23 +181,24 @@ def run(study: Plan, path: Path, only: Iterable[str] = ()) -> Record:
     with Log(path, study.told(study.field.config())) as log, _bar(log.record, chosen) as bar:
         for name in chosen.optimizers:
             bar.set_postfix_str(name)
-            while line := _next(study, log.record, name):
+            while line := _next(study, log.record, name, rounds):
                 log.add(line)
                 if line["kind"] == ROUND:
                     bar.total = sum(remaining(log.record, chosen, counting=True))
-                    if line["widened"]:
-                        tqdm.write(f"{name}: tuned in wider ranges, {line['widened']}")
+                    if line["round"]:
+                        told = f"in wider ranges, {line['widened']}" if line["widened"] else "again"
+                        tqdm.write(f"{name}: tuned {told}, around the best")
                 else:
                     bar.update()
         return log.record
 
 
-def _next(study: Plan, record: Record, name: str) -> Line | None:
+def _next(study: Plan, record: Record, name: str, rounds: int) -> Line | None:
     """Return the line that an optimizer's part of the log lacks first; None: it has all."""
     found = tuned(record, study.field.task, name)
     if found is None:
         return _round(study, name, 0, study.field.optimizers[name].knobs, {})
-    if found.widens:
+    if found.widens or (found.complete and found.last.number + 1 < rounds):
         knobs = widened(found.last.knobs, found.edges)
         return _round(study, name, found.last.number + 1, knobs, found.edges)
     if not found.complete:
