@@ -63,6 +63,10 @@ class Finding:
         return f"{ratio:.2f}"
 
     @property
+    def timed(self) -> bool:
+        return all(self.entries[name].step_seconds is not None for name in ("adamw", "egd"))
+
+    @property
     def cells(self) -> list[str]:
         """The row of the table of steps."""
         steps = [told(self.entries[name].steps) for name in COMPARED]

@@ -22,6 +22,7 @@ from arena.plan import WIDENINGS, Round, last_round, rank
 from arena.record import COUNT, ROUND, TIMES, TRIAL, Line, Log, Record
 from arena.session import remaining
 from arena.space import Settings, edges, to_json, traced, widened
+from grokking.log import environment
 from tqdm import tqdm
 
 from language.config import HOPELESS, Config
@@ -239,7 +240,7 @@ def time_bests(study: Study, path: Path) -> Record:
                 }
             )
             whole = {name: {"settings": bests[name]} | row for name, row in rows.items()}
-            log.add({"kind": TIMES, "rows": whole})
+            log.add({"kind": TIMES, "hardware": environment()["hardware"], "rows": whole})
         return log.record
 
 

@@ -50,14 +50,19 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
     found = results.rows(record)
     model = record.header["task"]["model"]
     ranges = [(row.title, ", ".join(map(range_of, row.tuned.last.knobs))) for row in found]
+    goal = next(row.loss for row in found if row.name == results.YARDSTICK)
     complete = ablation is not None and _is_complete(ablation)
     return {
         "config": Config(**model),
         "task": task_of(record),
         "corpus": record.header["task"]["corpus"],
         "versions": record.header["versions"],
-        "hardware": record.header["hardware"],
+        "hardware": record.times.get("hardware"),
         "sources": [(one.title, one.source) for one in OPTIMIZERS.values()],
+        "loss": {row.name: f"{row.loss:.3f}" for row in found},
+        "steps": {row.name: f"{row.steps_to(goal):g}" for row in found},
+        "best": {row.name: row.tuned.best["settings"] for row in found},
+        "changed": results.changed(ablation) if ablation else {},
         "table": results.table(record, STYLE),
         "settings": results.settings_table(record, STYLE),
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),

@@ -110,6 +110,12 @@ def draw_comparison(record: Record, path: Path) -> None:
     draw([_curve(row, record) for row in rows(record) if row.runs], path, zoom=True)
 
 
+def changed(record: Record) -> dict[str, str]:
+    """Return the median loss of each change of an ablation."""
+    names = dict.fromkeys(line["optimizer"] for line in record.lines)
+    return {name: _loss(_median_score(record.of(COUNT, name))) for name in names}
+
+
 def ablation_table(record: Record, style: str = "simple") -> str:
     """Return the table of an ablation; seconds are each run's own, one after the other."""
     names = dict.fromkeys(line["optimizer"] for line in record.lines)
