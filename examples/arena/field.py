@@ -116,7 +116,9 @@ def check_known(what: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
         hint = nearest(name, known)
-        raise ValueError(f"{what} is one of {', '.join(known)}; got {name!r}; {hint}see `list`")
+        raise ValueError(
+            f"{what} is one of {', '.join(known)}; got {name!r}; {hint}name one of these"
+        )
 
 
 def check_field(field: Field) -> None:

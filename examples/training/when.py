@@ -18,6 +18,11 @@ from tabulate import tabulate
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES, DOCS = HERE.parent, HERE.parents[1] / "docs"
+TRAININGS = {
+    "language/logs/compare.jsonl": "language.md",
+    "images/logs/cnn.jsonl": "images.md",
+    "images/logs/vit.jsonl": "images.md",
+}
 COMPARED = ("adamw", "muon", "egd")
 PERCENT = "images"
 NONE = "-"
@@ -53,7 +58,7 @@ class Finding:
     def ratio(self, name: str, *, seconds: bool) -> str:
         """Return an optimizer's steps or seconds over AdamW's."""
         one, other = self.entries[name], self.entries["adamw"]
-        if not math.isfinite(one.steps):
+        if not (math.isfinite(one.steps) and math.isfinite(other.steps)):
             return NONE
         ratio = one.steps / other.steps
         if seconds:
@@ -85,11 +90,10 @@ def findings() -> Iterator[Finding]:
     for path in sorted((EXAMPLES / "arena" / "logs").glob("*.jsonl")):
         if races.is_finished(record := read(path)):
             yield race(record)
-    language = HERE / "language" / "logs" / "compare.jsonl"
-    if language.exists() and courses.is_finished(record := read(language)):
-        yield course(record, "language.md")
-    for path in (HERE / "images" / "logs" / name for name in ("cnn.jsonl", "vit.jsonl")):
-        yield course(read(path), "images.md")
+    for name, page in TRAININGS.items():
+        path = HERE / name
+        if path.exists() and courses.is_finished(record := read(path)):
+            yield course(record, page)
 
 
 def race(record: Record) -> Finding:
@@ -140,7 +144,7 @@ def settings_table(found: Sequence[Finding]) -> str:
         momentum, kind = 1 - 1 / best["reach"], best.get("kind", "decoupled")
         rate, decay = best["learning_rate"], best["decay"] * (COUPLED if kind == "coupled" else 1)
         others, batch = best["others"], best[BATCH]
-        scale = "1" if one.page.startswith("arena") else "muon"
+        scale = "None" if one.page.startswith("arena") else '"muon"'
         cells = [f"{rate:.3g}", scale, f"{momentum:.2f}", f"{decay:.2g}, {kind}", f"{others:.2g}"]
         rows.append([one.title, *cells, batch])
     headings = ("task", "learning rate", "scale", "momentum", "decay", "rate of `others`", "batch")
@@ -159,11 +163,11 @@ def page() -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    found = list(findings())
+    found = [one for one in findings() if one.entries.keys() == {*COMPARED}]
     return environment.get_template("when.jinja").render(
         steps=steps_table(found),
         settings=settings_table(found),
-        **{one.name: one for one in found if one.name in ("language", "vit", "cnn")},
+        language=next((one for one in found if one.name == "language"), None),
     )
 
 

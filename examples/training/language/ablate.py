@@ -49,8 +49,8 @@ def changes(config: Config) -> dict[str, Change]:
     found = {
         BASE: Change(),
         "half of the steps": Change(share=0.5),
-        "five steps, Polar Express": Change(Choices(polar.NewtonSchulz(steps=5))),
-        "five steps, Muon's": Change(Choices(polar.NewtonSchulz("standard"))),
+        "five Polar Express steps": Change(Choices(polar.NewtonSchulz(steps=5))),
+        "Muon's five steps": Change(Choices(polar.NewtonSchulz("standard"))),
         "sketch of rank 16": Change(Choices(polar.SubspaceIteration(rank=16))),
         "sketch of rank 64": Change(Choices(polar.SubspaceIteration(rank=64))),
         "no average": Change(Choices(average=False)),

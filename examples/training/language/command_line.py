@@ -21,7 +21,7 @@ LOGS = pages.LOGS
 @dataclasses.dataclass(frozen=True)
 class _OnModel:
     size: Literal["tiny", "small", "gpt2"] = "small"
-    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. What follows changes it."""
+    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. Later options change it."""
     corpus: Path | None = None
     """Folder of Python files; left out, the standard library."""
     layers: int | None = None
@@ -114,7 +114,9 @@ class Train(_OnModel):
 
 
 @dataclasses.dataclass(frozen=True)
-class _OnStudy(_OnModel):
+class _OnLogs:
+    corpus: Path | None = None
+    """Folder of Python files; left out, the standard library."""
     out: Path = LOGS
     """Folder of the logs, compare.jsonl and ablate.jsonl."""
 
@@ -128,7 +130,7 @@ class _OnStudy(_OnModel):
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(_OnStudy):
+class Compare(_OnLogs, _OnModel):
     """Tune every optimizer alike, run the bests on fresh seeds, print the table.
 
     Killed, the same command goes on. A best at an edge of its ranges has them widened.
@@ -153,7 +155,7 @@ class Compare(_OnStudy):
 
 
 @dataclasses.dataclass(frozen=True)
-class Time(_OnStudy):
+class Time(_OnLogs):
     """Time the bests of the comparison side by side; nothing else should be running."""
 
     def run(self) -> None:
@@ -165,7 +167,7 @@ class Time(_OnStudy):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ablate(_OnStudy):
+class Ablate(_OnLogs):
     """Run one change at a time from EGD's best settings in the comparison's log.
 
     Killed, the same command goes on.
@@ -192,7 +194,7 @@ class Race(_OnModel):
     """
 
     size: Literal["tiny", "small", "gpt2"] = "gpt2"
-    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. What follows changes it."""
+    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. Later options change it."""
     folder: Path = Path("runs/race")
     """Of the logs, the checkpoints and the picture."""
     only: tuple[Literal["adamw", "muon", "egd", "sgd", "shampoo"], ...] = ("adamw", "muon", "egd")

@@ -1,5 +1,6 @@
 """Loss against steps and against seconds."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,16 +30,19 @@ def draw(curves: Sequence[Curve], path: Path, zoom: bool = False) -> None:
         zoom: leave out the losses far above the least one.
     """
     figure, panels = new_figure(2, (9.5, 4.6))
+    losses = [loss for curve in curves for loss in curve.validation if math.isfinite(loss)]
+    most = min(losses, default=math.inf) + CUT
     for curve, look in zip(curves, looks(), strict=False):
         for axes, places in zip(panels, (curve.steps, curve.seconds), strict=True):
-            label = curve.label if axes is panels[0] else None
+            inside = any(loss <= most for loss in curve.validation)
+            shown = axes is panels[0] and (inside or not zoom)
+            label = curve.label if shown else None
             axes.plot(places, curve.validation, label=label, **look)
             if curve.train:
                 thin = {**look, "linestyle": "--", "linewidth": 0.9}
                 axes.plot(places, curve.train, label=label and f"{label}, training", **thin)
-    least = min((min(curve.validation) for curve in curves if curve.validation), default=None)
-    if zoom and least is not None:
-        panels[0].set_ylim(least - 0.05 * CUT, least + CUT)
+    if zoom and losses:
+        panels[0].set_ylim(most - 1.05 * CUT, most)
     for axes, label in zip(panels, ("steps", "seconds of training"), strict=True):
         axes.set_xlabel(label)
     panels[0].set_ylabel("validation loss, nats a byte")

@@ -1,5 +1,6 @@
 """The page docs/language.md from its template, with tables and figures made from the logs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,9 @@ from arena.session import range_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
-from language import results
+from language import race, results
 from language.ablate import BASE, changes
 from language.config import Config
-from language.optimizers import OPTIMIZERS
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[2] / "docs"
@@ -26,7 +26,7 @@ def render(docs: Path, logs: Path) -> str:
     Returns:
         A line that says where.
     """
-    log, ablation = logs / "compare.jsonl", logs / "ablate.jsonl"
+    log, ablation, speed = (logs / f"{name}.jsonl" for name in ("compare", "ablate", "speed"))
     record = read(log) if log.exists() else None
     if record is None or not results.is_finished(record):
         return f"no finished comparison in {logs}; `compare` makes it"
@@ -39,6 +39,7 @@ def render(docs: Path, logs: Path) -> str:
         autoescape=False,
     )
     names = _names(record, read(ablation) if ablation.exists() else None)
+    names |= _speed(speed) if speed.exists() else {"speed": None}
     text = environment.get_template("language.md").render(names)
     page = docs / "language.md"
     page.write_text(text, encoding="utf-8")
@@ -58,11 +59,11 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "corpus": record.header["task"]["corpus"],
         "versions": record.header["versions"],
         "hardware": record.times.get("hardware"),
-        "sources": [(one.title, one.source) for one in OPTIMIZERS.values()],
         "loss": {row.name: f"{row.loss:.3f}" for row in found},
         "steps": {row.name: f"{row.steps_to(goal):g}" for row in found},
         "best": {row.name: row.tuned.best["settings"] for row in found},
         "changed": results.changed(ablation) if ablation else {},
+        "rounds": results.rounds(record),
         "table": results.table(record, STYLE),
         "settings": results.settings_table(record, STYLE),
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),
@@ -70,6 +71,13 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "ablation": results.ablation_table(ablation, STYLE) if ablation and complete else None,
         "ablation_seeds": len(ablation.of("count", BASE)) if ablation else 0,
     }
+
+
+def _speed(path: Path) -> dict[str, Any]:
+    """Return what the page may use of a race's times."""
+    header, line = map(json.loads, path.read_text("utf-8").splitlines())
+    table = race.table(Config(**header["config"]), line["rows"], STYLE)
+    return {"speed": table, "cores": header["hardware"]["cpus_used"]}
 
 
 def _is_complete(ablation: Record) -> bool:

@@ -5,7 +5,7 @@ Nothing is tuned. For a model that is too large for a comparison.
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import optax
@@ -30,7 +30,7 @@ HEADER, SPEED = "race", "speed"
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """Who runs on what.
+    """Who runs on what, with the settings of `OPTIMIZERS`.
 
     Args:
         folder: of the logs: one of each run, and speed.jsonl.
@@ -38,6 +38,9 @@ class Race:
         optimizers: their names.
         text: what is read.
         seed: of initial values and batches.
+
+    Raises:
+        ValueError: nobody runs, or the seed is negative.
     """
 
     folder: Path
@@ -45,6 +48,12 @@ class Race:
     optimizers: tuple[str, ...]
     text: Corpus
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.optimizers:
+            raise ValueError("a race needs an optimizer, got none; name one after --only")
+        if self.seed < 0:
+            raise ValueError(f"a seed is at least 0, got {self.seed}; 0, say")
 
     @property
     def log(self) -> Path:
@@ -62,7 +71,7 @@ class Race:
 
 
 def run(race: Race) -> str:
-    """Train all, time their steps side by side, draw the picture, and return the table.
+    """Train all, time their steps side by side, draw the picture, and return the tables.
 
     Killed, the same command goes on. Steps are timed anew each time.
 
@@ -78,7 +87,7 @@ def run(race: Race) -> str:
     train.write(race.log, [*lines, {"kind": SPEED, "rows": rows}])
     logs = {one.optimizer: train.read(one.log) for one in race.runs()}
     draw([train.curve(one, logs[one.optimizer]) for one in race.runs()], race.picture, zoom=True)
-    return table(race.config, rows, logs)
+    return f"{ends(logs)}\n\n{table(race.config, rows)}"
 
 
 def speed(race: Race) -> Line:
@@ -99,25 +108,25 @@ def speed(race: Race) -> Line:
     )
 
 
-def table(config: Config, rows: Line, logs: Mapping[str, Iterable[Line]]) -> str:
-    """Return what a step costs, which share of it is the optimizer's, and what came out."""
+def table(config: Config, rows: Line, style: str = "simple") -> str:
+    """Return what a step costs, and which share of it is the optimizer's."""
     plain = statistics.median(rows[PLAIN]["seconds"])
     cells = []
     for name, row in rows.items():
         seconds = statistics.median(row["seconds"])
-        ends = [line for line in logs.get(name, ()) if line["kind"] in (train.STEP, train.END)]
-        whole = max((line["seconds"] for line in ends if line["kind"] == train.STEP), default=None)
-        cells.append(
-            (
-                OPTIMIZERS[name].title if name in OPTIMIZERS else name,
-                f"{1000 * seconds:.4g}",
-                f"{config.tokens / seconds:,.0f}",
-                f"{1 - plain / seconds:.0%}",
-                f"{row['compile']:.1f}",
-                f"{ends[-1]['validation']:.3f}" if ends else "-",
-                "-" if whole is None else f"{whole:.0f}",
-            )
-        )
-    headings = ["optimizer", "step, ms", "bytes a second", "optimizer's share", "compiles, s"]
-    headings += ["validation loss", "trained for, s"]
+        title = OPTIMIZERS[name].title if name in OPTIMIZERS else name
+        rate, share = f"{config.tokens / seconds:,.0f}", f"{1 - plain / seconds:.0%}"
+        cells.append((title, f"{1000 * seconds:.4g}", rate, share, f"{row['compile']:.1f}"))
+    headings = ("optimizer", "step, ms", "bytes a second", "share", "compiles, s")
+    return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
+
+
+def ends(logs: Mapping[str, Sequence[Line]]) -> str:
+    """Return the table of what came out, and after how many seconds."""
+    cells = []
+    for name, lines in logs.items():
+        last = max((one for one in lines if one["kind"] == train.STEP), key=lambda x: x["step"])
+        seconds, loss = f"{last['seconds']:.0f}", f"{last['validation']:.3f}"
+        cells.append((OPTIMIZERS[name].title, last["step"], seconds, loss))
+    headings = ("optimizer", "steps", "seconds", "validation loss")
     return tabulate(cells, headings, disable_numparse=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from arena.record import COUNT, Line, Record
+from arena.record import COUNT, ROUND, Line, Record
 from arena.results import task_of
 from arena.space import BATCH
 from tabulate import tabulate
@@ -72,10 +72,19 @@ def rows(record: Record) -> list[Row]:
     return sorted(found, key=lambda row: (not row.runs, row.loss))
 
 
+def rounds(record: Record) -> int:
+    """Return how many rounds of tuning were asked for; there may be more, in wider ranges."""
+    lines = [line for line in record.lines if line["kind"] == ROUND]
+    return 1 + max((line["round"] for line in lines if not line["widened"]), default=0)
+
+
 def is_finished(record: Record) -> bool:
-    """Return whether every optimizer that was begun, and the yardstick, ran on all fresh seeds."""
-    found, seeds = rows(record), len(record.header["fresh_seeds"])
-    whole = all(len(row.runs) == seeds and not row.tuned.widens for row in found)
+    """Return whether all that were begun, and the yardstick, ran on all seeds, tuned alike."""
+    found, seeds, asked = rows(record), len(record.header["fresh_seeds"]), rounds(record)
+    whole = all(
+        len(row.runs) == seeds and not row.tuned.widens and row.tuned.last.number + 1 >= asked
+        for row in found
+    )
     return whole and YARDSTICK in {row.name for row in found}
 
 
@@ -117,18 +126,17 @@ def changed(record: Record) -> dict[str, str]:
 
 
 def ablation_table(record: Record, style: str = "simple") -> str:
-    """Return the table of an ablation; seconds are each run's own, one after the other."""
+    """Return the table of an ablation, however far its log is."""
     names = dict.fromkeys(line["optimizer"] for line in record.lines)
     runs = {name: record.of(COUNT, name) for name in names}
     losses = {name: _median_score(lines) for name, lines in runs.items()}
     base = losses.get(BASE, math.nan)
     cells = []
     for name, lines in runs.items():
-        seconds = statistics.median(line["seconds"] for line in lines)
         steps = lines[0]["course"]["step"][-1]
         difference = _loss(losses[name] - base, "+.3f")
-        cells.append((name, _loss(losses[name]), difference, steps, f"{seconds:.0f}", len(lines)))
-    headings = ("change", "final validation loss", "difference", "steps", "seconds", "seeds")
+        cells.append((name, _loss(losses[name]), difference, steps, len(lines)))
+    headings = ("change", "final validation loss", "difference", "steps", "seeds")
     return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
 
 
@@ -138,9 +146,10 @@ def _cells(row: Row, yardstick: Row | None, record: Record) -> list[str]:
     cells = [row.title, told or f"({_loss(row.loss)} tuning)"]
     if yardstick is None or not row.runs:
         return [*cells, *[NONE] * 5]
-    steps, own = row.steps_to(yardstick.loss), yardstick.steps_to(yardstick.loss)
+    cap = record.header["task"]["steps"]
+    steps, own = row.steps_to(yardstick.loss), min(yardstick.steps_to(yardstick.loss), cap)
     if math.isinf(steps):
-        return [*cells, f"> {record.header['task']['steps']}", *[NONE] * 4]
+        return [*cells, f"> {cap}", *[NONE] * 4]
     model = record.header["task"]["model"]
     cells += [f"{steps:g}", f"{steps * model['batch'] * model['context']:,.0f}"]
     if row.step_seconds is None or yardstick.step_seconds is None:
