@@ -143,7 +143,7 @@ class Compare(_OnLogs, _OnModel):
     rounds: int = 1
     """Rounds of tuning for each; a further one goes on around the best, with as many trials."""
     only: tuple[str, ...] = ("adamw", "sgd", "muon", "egd")
-    """Names of optimizers. Shampoo, whose roots take seconds a step on two cores, must be named."""
+    """Names of optimizers. Shampoo, whose steps are the dearest, must be named."""
 
     def run(self) -> None:
         study = compare.Study(self.config(), corpus.read(self.corpus), self.trials, self.seeds)

@@ -24,7 +24,7 @@ from language.figures import draw
 from language.optimizers import EXACT, OPTIMIZERS, Choices, Entry
 
 PLAIN = "gradients alone"
-FIVE = "egd, five steps"
+FIVE = "EGD, Muon's five steps"
 HEADER, SPEED = "race", "speed"
 
 

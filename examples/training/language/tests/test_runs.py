@@ -225,7 +225,7 @@ def test_a_race_times_what_it_trained(folder, tmp_path, capsys):
     assert main(command) == 0
     told = capsys.readouterr().out
     rows = json.loads((tmp_path / "speed.jsonl").read_text().splitlines()[1])["rows"]
-    assert list(rows) == ["gradients alone", "adamw", "egd", "egd, five steps"]
+    assert list(rows) == ["gradients alone", "adamw", "egd", "EGD, Muon's five steps"]
     before = {name: read_run(tmp_path / name / "log.jsonl") for name in ("adamw", "egd")}
     for name, lines in before.items():
         assert f"{lines[-1]['validation']:.3f}" in told, name
