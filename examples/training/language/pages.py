@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
 from language import race, results
-from language.ablate import BASE, changes
+from language.ablate import changes
 from language.config import Config
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +69,6 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),
         "timed": bool(record.times),
         "ablation": results.ablation_table(ablation, STYLE) if ablation and complete else None,
-        "ablation_seeds": len(ablation.of("count", BASE)) if ablation else 0,
     }
 
 

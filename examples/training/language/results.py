@@ -47,7 +47,7 @@ class Row:
     def losses(self) -> list[float]:
         """Validation loss at the end, of each fresh seed, else of the best trial; may be inf."""
         lines = self.runs or self.tuned.best["runs"]
-        return [math.inf if line["score"] is None else line["score"] for line in lines]
+        return [_score(line) for line in lines]
 
     @property
     def loss(self) -> float:
@@ -126,16 +126,16 @@ def changed(record: Record) -> dict[str, str]:
 
 
 def ablation_table(record: Record, style: str = "simple") -> str:
-    """Return the table of an ablation, however far its log is."""
+    """Return the table of an ablation, however far its log is; differences are on equal seeds."""
     names = dict.fromkeys(line["optimizer"] for line in record.lines)
-    runs = {name: record.of(COUNT, name) for name in names}
-    losses = {name: _median_score(lines) for name, lines in runs.items()}
-    base = losses.get(BASE, math.nan)
+    base = {line["seed"]: _score(line) for line in record.of(COUNT, BASE)}
     cells = []
-    for name, lines in runs.items():
+    for name in names:
+        lines = record.of(COUNT, name)
+        gaps = [_score(line) - base[line["seed"]] for line in lines if line["seed"] in base]
+        difference = _loss(statistics.median(gaps), "+.3f") if gaps else NONE
         steps = lines[0]["course"]["step"][-1]
-        difference = _loss(losses[name] - base, "+.3f")
-        cells.append((name, _loss(losses[name]), difference, steps, len(lines)))
+        cells.append((name, _loss(_median_score(lines)), difference, steps, len(lines)))
     headings = ("change", "final validation loss", "difference", "steps", "seeds")
     return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
 
@@ -175,7 +175,11 @@ def _first_at(course: dict[str, Sequence], loss: float) -> float:
 
 
 def _median_score(lines: Sequence[Line]) -> float:
-    return statistics.median(math.inf if line["score"] is None else line["score"] for line in lines)
+    return statistics.median(map(_score, lines))
+
+
+def _score(line: Line) -> float:
+    return math.inf if line["score"] is None else line["score"]
 
 
 def _loss(value: float, form: str = ".3f") -> str:

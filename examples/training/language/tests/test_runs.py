@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from arena.record import COUNT, TIMES, TRIAL, LogError, read
+from arena.record import COUNT, TIMES, TRIAL, LogError, Record, read
 
 from language import ablate, compare, pages, results
 from language.command_line import main
@@ -189,6 +189,19 @@ def test_what_is_hopeless(tiny):
     assert is_hopeless(point(4, 5.6), config)
     assert not is_hopeless(point(4, 5.5), config)
     assert is_hopeless(point(2, math.nan), config)
+
+
+def test_differences_are_on_equal_seeds():
+    record = Record({})
+    for name, seed, score in (
+        (ablate.BASE, 100, 1.0),
+        (ablate.BASE, 101, 2.0),
+        ("batch 8", 101, 2.5),
+    ):
+        about = {"kind": COUNT, "optimizer": name, "seed": seed}
+        record.add(about | {"score": score, "course": {"step": [9]}})
+    row = results.ablation_table(record).splitlines()[-1]
+    assert row.split() == ["batch", "8", "2.500", "+0.500", "9", "1"]
 
 
 @pytest.mark.slow
