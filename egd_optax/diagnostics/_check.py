@@ -125,7 +125,10 @@ def check_whitening(
     leaves = witness.plan_of(params).leaves
     if not any(leaf.axes for leaf in leaves):
         reasons = listed([f"{leaf.path}: {leaf.reason}" for leaf in leaves])
-        raise ValueError(f"This optimizer whitens none of these leaves: {reasons}.")
+        raise ValueError(
+            f"This optimizer whitens none of these leaves: {reasons}. Only `egd` and "
+            "`scale_by_egd` are seen here; name leaves in their `axes`."
+        )
     return WhiteningCheck({leaf.path: witness.check_of(leaf) for leaf in leaves})
 
 

@@ -109,7 +109,9 @@ class Train(_OnModel):
             if name not in own:
                 raise ValueError(f"{self.optimizer} has no {name}; leave it out")
             if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0, got {value}; {own[name]}")
+                raise ValueError(
+                    f"{name} must be a number of at least 0, got {value}; {own[name]}, say"
+                )
         return own | settings
 
 
@@ -194,7 +196,7 @@ class Race(_OnModel):
     """
 
     size: Literal["tiny", "small", "gpt2"] = "gpt2"
-    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. Later options change it."""
+    """tiny: a minute; small: several on two cores; gpt2: for a GPU. Later options change it."""
     folder: Path = Path("runs/race")
     """Of the logs, the checkpoints and the picture."""
     only: tuple[Literal["adamw", "muon", "egd", "sgd", "shampoo"], ...] = ("adamw", "muon", "egd")
