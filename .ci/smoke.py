@@ -22,7 +22,7 @@ assert (package / "py.typed").is_file()
 
 page = wheel.metadata.get_payload()
 assert not re.search(r"\]\((?!\w+:)", page), "a link of the long description leads nowhere"
-blocks = re.findall(r"```python\n(.*?)```", page.partition("## Use")[2], re.S)
+blocks = re.findall(r"```python\n(.*?)```", page.partition("## Install and use")[2], re.S)
 example = next(block for block in blocks if "import" in block and "flax" not in block)
 parsed = doctest.DocTestParser().get_doctest(example, {}, "README", None, 0)
 assert doctest.DocTestRunner().run(parsed).failed == 0
