@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax.polar._lapack import inverse
-from egd_optax.polar._linalg import gram, largest_eigenvalue, product, resolve_rtol
+from egd_optax.polar._linalg import (
+    commuting_product,
+    gram,
+    largest_eigenvalue,
+    product,
+    resolve_rtol,
+)
 from egd_optax.polar._method import Exact
 from egd_optax.polar._oriented import orient
 
@@ -61,12 +67,12 @@ def _finish(x: jax.Array, square: jax.Array, weights: tuple[float, float, float]
     beta, gamma, c = weights
     identity = jnp.eye(x.shape[0], dtype=x.dtype)
     w = inverse(identity + c * square)
-    cross = 2 * beta * gamma * (identity - w) + gamma**2 * (w - product(w, w))
+    cross = 2 * beta * gamma * (identity - w) + gamma**2 * (w - commuting_product(w, w))
     error = identity - (beta**2 * square + cross / c)
-    error2 = product(error, error)
-    series = identity + 2.5 * error + 4.375 * error2 + 6.5625 * product(error, error2)
-    filtered = product(identity - 2 * error + error2, series)
-    return product(product(beta * identity + gamma * w, filtered), x)
+    error2 = commuting_product(error, error)
+    series = identity + 2.5 * error + 4.375 * error2 + 6.5625 * commuting_product(error, error2)
+    filtered = commuting_product(identity - 2 * error + error2, series)
+    return product(commuting_product(beta * identity + gamma * w, filtered), x)
 
 
 # The power iteration underestimates the norm, by a sixth at worst (m = 4096).

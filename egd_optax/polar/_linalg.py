@@ -10,9 +10,9 @@ import numpy as np
 # methods resolve directions from 2 rtol on; tests/polar/test_accuracy.py holds both.
 _RTOL_IN_EPS = 84.0
 # CPU: up to this size a library's product takes over from blocks.
-_GRAM_LEAF = 128
+_LEAF = 128
 # CPU: up to this size a product is spread over the cores only where its first matrix is transposed.
-TRANSPOSED = 208
+_TRANSPOSED = 208
 
 product = functools.partial(jnp.matmul, precision="highest")
 
@@ -43,14 +43,28 @@ def gram(x: jax.Array, precision: jax.lax.PrecisionLike = "highest") -> jax.Arra
     """Return x x^H for `x` (m, n); on CPU in blocks, the mirrored ones computed once."""
     return jax.lax.platform_dependent(
         x,
-        cpu=functools.partial(_gram_by_blocks, precision=precision, depth=2),
+        cpu=lambda x: _by_blocks(x, x, precision),
         default=lambda x: jnp.matmul(x, adjoint(x), precision=precision),
     )
 
 
-def hermitian_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return a b for Hermitian `a` (m, m) and any `b` (m, m), at the default precision."""
-    return jnp.matmul(adjoint(a) if a.shape[0] <= TRANSPOSED else a, b)
+def commuting_product(
+    a: jax.Array, b: jax.Array, precision: jax.lax.PrecisionLike = "highest"
+) -> jax.Array:
+    """Return a b, which is Hermitian, for Hermitian `a` and `b` (m, m) that commute.
+
+    Functions of one matrix do. On CPU in blocks, the mirrored ones computed once.
+    """
+    return jax.lax.platform_dependent(
+        a,
+        b,
+        cpu=lambda a, b: (
+            jnp.matmul(adjoint(a), b, precision=precision)
+            if a.shape[0] <= _TRANSPOSED
+            else _by_blocks(a, b, precision)
+        ),
+        default=lambda a, b: jnp.matmul(a, b, precision=precision),
+    )
 
 
 def hermitian_blocks(first: jax.Array, corner: jax.Array, last: jax.Array) -> jax.Array:
@@ -72,11 +86,16 @@ def largest_eigenvalue(s: jax.Array, steps: int = 12) -> jax.Array:
     return jnp.max(lengths)
 
 
-def _gram_by_blocks(x: jax.Array, precision: jax.lax.PrecisionLike, depth: int) -> jax.Array:
+def _by_blocks(
+    x: jax.Array, y: jax.Array, precision: jax.lax.PrecisionLike, depth: int = 2
+) -> jax.Array:
+    """Return x y^H, known to be Hermitian, for `x` and `y` (m, n)."""
     half = x.shape[0] // 2
-    if depth == 0 or half <= _GRAM_LEAF:
-        return jnp.matmul(x, adjoint(x), precision=precision)
-    top, bottom = x[:half], x[half:]
-    corner = jnp.matmul(top, adjoint(bottom), precision=precision)
-    first, last = (_gram_by_blocks(part, precision, depth - 1) for part in (top, bottom))
+    if depth == 0 or half <= _LEAF:
+        return jnp.matmul(x, adjoint(y), precision=precision)
+    corner = jnp.matmul(x[:half], adjoint(y[half:]), precision=precision)
+    first, last = (
+        _by_blocks(x[part], y[part], precision, depth - 1)
+        for part in (slice(half), slice(half, None))
+    )
     return hermitian_blocks(first, corner, last)

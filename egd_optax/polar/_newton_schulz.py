@@ -12,7 +12,7 @@ import numpy as np
 
 from egd_optax._checks import check_at_least, check_choice
 from egd_optax.polar._coefficients import TABLES, Row, Rows
-from egd_optax.polar._linalg import TRANSPOSED, gram, hermitian_product, working_dtype
+from egd_optax.polar._linalg import commuting_product, gram, working_dtype
 from egd_optax.polar._method import Stateless
 from egd_optax.polar._oriented import orient
 
@@ -124,9 +124,9 @@ def _follow(runs: list[Rows], x: jax.Array) -> jax.Array:
         gramian = gram(x, None)
         whole = step = _step(first if index else _normalized(first, gramian), gramian)
         for row in others:
-            gramian = hermitian_product(step, hermitian_product(gramian, step))
+            gramian = _product(step, _product(gramian, step))
             step = _step(row, gramian)
-            whole = hermitian_product(step, whole)
+            whole = _product(step, whole)
         x = whole @ x
     return x
 
@@ -139,11 +139,13 @@ def _normalized(row: Row, gramian: jax.Array) -> Sequence[jax.Array]:
 
 
 def _step(row: Sequence[float | jax.Array], gramian: jax.Array) -> jax.Array:
-    """Return P = a I + b A + c A^2, with A^2 = A A^H."""
-    (a, b, c), small = row, gramian.shape[0] <= TRANSPOSED
+    """Return P = a I + b A + c A^2."""
+    a, b, c = row
     identity = jnp.eye(gramian.shape[0], dtype=gramian.dtype)
-    square = hermitian_product(gramian, gramian) if small else gram(gramian, None)
-    return a * identity + b * gramian + c * square
+    return a * identity + b * gramian + c * _product(gramian, gramian)
+
+
+_product = functools.partial(commuting_product, precision=None)
 
 
 # Aspect from which several steps on the Gram matrix cost less than as many on the matrix.
