@@ -1,9 +1,9 @@
 """The ablation: one change at a time from EGD's best settings in a comparison's log."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from arena.field import FIRST_FRESH_SEED, check_known
 from arena.record import COUNT, Line, Log, Record
@@ -12,7 +12,7 @@ from arena.space import Settings
 from tqdm import tqdm
 
 from egd_optax import polar
-from language.compare import Study, trial, tuned, values_of
+from language.compare import Study, choices_of, trial, tuned, values_of
 from language.config import LEAST_STEPS, Config
 from language.course import Program
 from language.optimizers import EXACT, OPTIMIZERS, Choices
@@ -32,37 +32,42 @@ class Change:
         share: of the steps, along which the learning rates fall as far.
     """
 
-    choices: Choices = EXACT
+    choices: Choices
     batch: int | None = None
     factor: float = 1.0
     share: float = 1.0
 
 
-def changes(config: Config) -> dict[str, Change]:
-    """Return all changes by name.
+def changes(config: Config, best: Choices = EXACT) -> dict[str, Change]:
+    """Return all changes by name, from the best settings' choices.
 
     Where the scale changes, so does the learning rate, such that a matrix width x width moves as
     far as before. Nothing else is tuned again.
     """
 
-    rms = 0.2 * math.sqrt(config.width)
+    def one(**changed: Any) -> Change:
+        choices = dataclasses.replace(best, **changed)
+        size = (config.width, config.width)
+        return Change(choices, factor=best.length(*size) / choices.length(*size))
+
+    scales = {"muon": "Muon's scale", "consistent_rms": "scale consistent_rms"}
     found = {
-        BASE: Change(),
-        "half of the steps": Change(share=0.5),
-        "five Polar Express steps": Change(Choices(polar.NewtonSchulz(steps=5))),
-        "Muon's five steps": Change(Choices(polar.NewtonSchulz("standard"))),
-        "sketch of rank 16": Change(Choices(polar.SubspaceIteration(rank=16))),
-        "sketch of rank 64": Change(Choices(polar.SubspaceIteration(rank=64))),
-        "no average": Change(Choices(average=False)),
-        "coupled decay": Change(Choices(decay="coupled")),
-        "no scale": Change(Choices(scale=None)),
-        "scale consistent_rms": Change(Choices(scale="consistent_rms"), factor=1 / rms),
-        "every 2nd step": Change(Choices(every=2)),
-        "every 4th step": Change(Choices(every=4)),
+        BASE: one(),
+        "half of the steps": Change(best, share=0.5),
+        "five Polar Express steps": one(method=polar.NewtonSchulz(steps=5)),
+        "Muon's five steps": one(method=polar.NewtonSchulz("standard")),
+        "sketch of rank 16": one(method=polar.SubspaceIteration(rank=16)),
+        "sketch of rank 64": one(method=polar.SubspaceIteration(rank=64)),
+        "no average": one(average=False),
+        "coupled decay": one(decay="coupled"),
+        "no scale": one(scale=None),
+        **{told: one(scale=scale) for scale, told in scales.items() if scale != best.scale},
+        "every 2nd step": one(every=2),
+        "every 4th step": one(every=4),
     }
     most = config.batch * config.steps // LEAST_STEPS
     sizes = (size for size in BATCHES if size != config.batch and size <= most)
-    return found | {f"batch {size}": Change(batch=size) for size in sizes}
+    return found | {f"batch {size}": Change(best, batch=size) for size in sizes}
 
 
 def run(study: Study, compared: Record, path: Path, only: Iterable[str] = ()) -> Record:
@@ -78,11 +83,11 @@ def run(study: Study, compared: Record, path: Path, only: Iterable[str] = ()) ->
         ValueError: EGD is not tuned there, or on another model; an unknown change.
         OSError, LogError: the log cannot be used.
     """
-    known = changes(study.config)
+    settings = best_settings(study, compared)
+    known = changes(study.config, choices_of(settings))
     for name in only:
         check_known("a change", name, known)
     chosen = [name for name in known if name in set(only or known)]
-    settings = best_settings(study, compared)
     header = study.told(study.field.config() | {"ranges": {}})
     header["task"] |= {"name": "language-ablation", "settings": settings}
     del header["task"]["seeds"]  # there may be more of them later

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from language.config import HOPELESS, Config
 from language.corpus import Corpus
 from language.course import Point, Program, State
-from language.optimizers import OPTIMIZERS, Entry, Values
+from language.optimizers import EXACT, OPTIMIZERS, Choices, Entry, Values
 
 TUNING_SEED = 0
 ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
@@ -79,7 +79,7 @@ class Study:
 
     def trained(self, name: str, settings: Settings, seed: int) -> Line:
         """Train once, and return the run's line."""
-        program = _program(self.config, self.text, name)
+        program = _program(self.config, self.text, name, choices_of(settings))
         return trial(program, values_of(name, settings), seed)
 
 
@@ -235,7 +235,7 @@ def time_bests(study: Study, path: Path) -> Record:
             rows = timed(
                 {
                     name: (
-                        Program(study.config, OPTIMIZERS[name], study.text),
+                        Program(study.config, OPTIMIZERS[name], study.text, choices_of(settings)),
                         values_of(name, settings),
                     )
                     for name, settings in bests.items()
@@ -277,9 +277,9 @@ def is_hopeless(point: Point, config: Config) -> bool:
     return not known or (point.step > config.warmup and point.validation > HOPELESS)
 
 
-@functools.lru_cache(maxsize=1)  # it is used until its optimizer is done
-def _program(config: Config, text: Corpus, name: str) -> Program:
-    return Program(config, OPTIMIZERS[name], text)
+@functools.lru_cache(maxsize=2)  # of one optimizer, with either scale
+def _program(config: Config, text: Corpus, name: str, choices: Choices) -> Program:
+    return Program(config, OPTIMIZERS[name], text, choices)
 
 
 def timed(programs: Mapping[str, tuple[Program, Values]]) -> Line:
@@ -302,7 +302,14 @@ def timed(programs: Mapping[str, tuple[Program, Values]]) -> Line:
 
 
 def values_of(name: str, settings: Settings) -> dict[str, np.generic]:
-    return traced(OPTIMIZERS[name].knobs, settings)
+    """Return a run's numbers."""
+    knobs = (knob for knob in OPTIMIZERS[name].knobs if not knob.choices)
+    return traced(knobs, settings)
+
+
+def choices_of(settings: Settings) -> Choices:
+    """Return what of a run is no number."""
+    return Choices(scale=settings.get("scale", EXACT.scale))
 
 
 def _bar(record: Record, chosen: Field) -> tqdm:

@@ -27,17 +27,20 @@ Values: TypeAlias = Mapping[str, Any]  # of numbers
 B2 = 0.95  # of Adam, as language models have it
 # Whitened steps of .01 to 10 are as long as the weights of this model: a decade lower.
 WHITENED = Knob("learning_rate", 0.001, 1.0)
+# Optax's two factors by shape for whitened steps, as in `muon(consistent_rms=0.2)`.
+SCALE = Knob("scale", choices=("muon", "consistent_rms"))
+RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What of EGD is no number.
+    """What of an optimizer is no number; all but the scale is EGD's.
 
     Args:
         method: how polar factors are computed; None: exactly.
         average: whiten an average of the gradients that looks ahead, or the gradients.
         decay: "decoupled", or "coupled" and a thousandth of it.
-        scale: factor by shape.
+        scale: factor by shape; Muon and Shampoo have it, too.
         every: whiten at every so many steps; between, a step as long along the average.
     """
 
@@ -46,6 +49,12 @@ class Choices:
     decay: str = "decoupled"
     scale: str | None = "muon"
     every: int = 1
+
+    def length(self, rows: int, columns: int) -> float:
+        """Return the scale's factor."""
+        if self.scale == "consistent_rms":
+            return RMS * math.sqrt(max(rows, columns))
+        return math.sqrt(max(1.0, columns / rows)) if self.scale == "muon" else 1.0
 
 
 EXACT = Choices()
@@ -106,18 +115,19 @@ def muon(values: Values, recipe: Recipe) -> optax.GradientTransformation:
         adam_b2=B2,
         adam_learning_rate=recipe.rate(values["others"]),
         muon_weight_dimension_numbers=numbers,
+        consistent_rms=RMS if recipe.choices.scale == "consistent_rms" else None,
     )
 
 
 def shampoo(values: Values, recipe: Recipe) -> optax.GradientTransformation:
-    precondition = optax.chain(controls.shampoo(_beta(values["memory"])), _muon_scale())
+    precondition = optax.chain(controls.shampoo(_beta(values["memory"])), _scale(recipe.choices))
     return _changed(values, recipe, as_matrices(precondition, recipe.axes))
 
 
 def egd(values: Values, recipe: Recipe) -> optax.GradientTransformation:
     choices, reach = recipe.choices, values["reach"]
     if choices.every > 1:
-        return _changed(values, recipe, _at_every(choices.every, recipe.axes))
+        return _changed(values, recipe, _at_every(choices, recipe.axes))
     return egd_optax.egd(
         recipe.rate(values["learning_rate"]),
         method=choices.method,
@@ -176,13 +186,13 @@ def _changed(
     return _apart(matrices, values, recipe)
 
 
-def _at_every(count: int, axes: InferredAxes) -> optax.GradientTransformation:
+def _at_every(choices: Choices, axes: InferredAxes) -> optax.GradientTransformation:
     """Whiten at every so many steps, else scale to the length of what is whitened."""
-    length = as_matrices(optax.chain(controls.scale_to_whitened(), _muon_scale()), axes)
-    whiten = scale_by_egd(axes=axes, scale="muon")
+    length = as_matrices(optax.chain(controls.scale_to_whitened(), _scale(choices)), axes)
+    whiten = scale_by_egd(axes=axes, scale=choices.scale)
     return optax.chain(
-        optax.conditionally_transform(whiten, lambda step: step % count == 0),
-        optax.conditionally_transform(length, lambda step: step % count != 0),
+        optax.conditionally_transform(whiten, lambda step: step % choices.every == 0),
+        optax.conditionally_transform(length, lambda step: step % choices.every != 0),
     )
 
 
@@ -205,10 +215,9 @@ def _others(values: Values, recipe: Recipe) -> optax.GradientTransformation:
     return optax.adamw(rate, b1=B1, b2=B2, weight_decay=0.0, nesterov=True)
 
 
-def _muon_scale() -> optax.GradientTransformation:
+def _scale(choices: Choices) -> optax.GradientTransformation:
     def scale(matrix: jax.Array, _: Any) -> jax.Array:
-        rows, columns = matrix.shape
-        return matrix * max(1.0, columns / rows) ** 0.5
+        return matrix * choices.length(*matrix.shape)
 
     return optax.stateless_with_tree_map(scale)
 
@@ -241,21 +250,21 @@ OPTIMIZERS: dict[str, Entry] = {
     "muon": Entry(
         "Muon",
         "Optax",
-        (WHITENED, OTHERS, DECAY, REACH),
+        (WHITENED, OTHERS, DECAY, REACH, SCALE),
         muon,
         {"learning_rate": 0.02, "reach": 20.0, **OTHER_RATE},
     ),
     "egd": Entry(
         "EGD",
         "egd_optax, exact, on the average",
-        (WHITENED, OTHERS, DECAY, REACH),
+        (WHITENED, OTHERS, DECAY, REACH, SCALE),
         egd,
         {"learning_rate": 0.02, "reach": 20.0, **OTHER_RATE},
     ),
     "shampoo": Entry(
         "Shampoo",
         "Gupta et al. 2018, arXiv 1802.09568; the arena's control",
-        (WHITENED, OTHERS, DECAY, REACH, MEMORY),
+        (WHITENED, OTHERS, DECAY, REACH, MEMORY, SCALE),
         shampoo,
         {"learning_rate": 0.02, "reach": 20.0, "memory": 20.0, **OTHER_RATE},
     ),

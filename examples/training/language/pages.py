@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from language import race, results
 from language.ablate import changes
+from language.compare import choices_of
 from language.config import Config
 
 HERE = Path(__file__).resolve().parent
@@ -82,4 +83,5 @@ def _speed(path: Path) -> dict[str, Any]:
 def _is_complete(ablation: Record) -> bool:
     """Return whether every change was run."""
     run = {line["optimizer"] for line in ablation.lines}
-    return run >= set(changes(Config(**ablation.header["task"]["model"])))
+    task = ablation.header["task"]
+    return run >= set(changes(Config(**task["model"]), choices_of(task["settings"])))

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from arena.record import COUNT, ROUND, Line, Record
@@ -107,7 +108,7 @@ def settings_table(record: Record, style: str = "simple") -> str:
     cells = []
     for row in rows(record):
         best = row.tuned.best["settings"]
-        told = ", ".join(f"{name} {value:g}" for name, value in best.items() if name != BATCH)
+        told = ", ".join(_setting(*one) for one in best.items() if one[0] != BATCH)
         at_edge = ", ".join(row.tuned.edges) if row.tuned.complete else ""
         cells.append((row.title, told, len(row.tuned.trials), at_edge or NONE))
     headings = ("optimizer", "best settings", "trials", "at an edge")
@@ -176,6 +177,10 @@ def _first_at(course: dict[str, Sequence], loss: float) -> float:
 
 def _median_score(lines: Sequence[Line]) -> float:
     return statistics.median(map(_score, lines))
+
+
+def _setting(name: str, value: Any) -> str:
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _score(line: Line) -> float:
