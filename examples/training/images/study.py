@@ -89,8 +89,15 @@ class Study:
 
     @property
     def field(self) -> Field:
-        """The study in the arena's words: no target is reached, the lowest error is the best."""
-        chosen = {name: OPTIMIZERS[name] for name in OPTIMIZERS if name in NAMES}
+        """The study in the arena's words: no target is reached, the lowest error is the best.
+
+        The factor by shape is Muon's throughout.
+        """
+        chosen = {
+            name: entry._replace(knobs=entry.numbers)
+            for name, entry in OPTIMIZERS.items()
+            if name in NAMES
+        }
         network = self.config.network
         return planned(self, f"images-{network}", TITLES[network], chosen)
 
@@ -106,7 +113,7 @@ class Study:
         end there is no score.
         """
         program = _program(self.config, name)
-        return program.run(traced(OPTIMIZERS[name].knobs, settings), seed)
+        return program.run(traced(OPTIMIZERS[name].numbers, settings), seed)
 
 
 class Data(NamedTuple):

@@ -303,8 +303,7 @@ def timed(programs: Mapping[str, tuple[Program, Values]]) -> Line:
 
 def values_of(name: str, settings: Settings) -> dict[str, np.generic]:
     """Return a run's numbers."""
-    knobs = (knob for knob in OPTIMIZERS[name].knobs if not knob.choices)
-    return traced(knobs, settings)
+    return traced(OPTIMIZERS[name].numbers, settings)
 
 
 def choices_of(settings: Settings) -> Choices:

@@ -82,6 +82,11 @@ class Entry(NamedTuple):
     settings: dict[str, float]
     """To begin with, where nothing was tuned."""
 
+    @property
+    def numbers(self) -> tuple[Knob, ...]:
+        """The knobs that are no choice."""
+        return tuple(knob for knob in self.knobs if not knob.choices)
+
 
 def adamw(values: Values, recipe: Recipe) -> optax.GradientTransformation:
     matrices = optax.adamw(

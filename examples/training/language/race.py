@@ -101,7 +101,7 @@ def speed(race: Race) -> Line:
         {
             name: (
                 Program(race.config, entry, race.text, choices),
-                traced(entry.knobs, entry.settings),
+                traced(entry.numbers, entry.settings),
             )
             for name, (entry, choices) in entries.items()
         }

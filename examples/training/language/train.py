@@ -131,7 +131,7 @@ def _go_on(run: Run, lines: list[Line], checkpoints: ocp.CheckpointManager) -> N
     entry = OPTIMIZERS[run.optimizer]
     program = Program(run.config, entry, run.text, Choices(scale=run.scale))
     print(program.recipe.axes)
-    values = traced(entry.knobs, run.settings)
+    values = traced(entry.numbers, run.settings)
     after, state = _restored(checkpoints, program.start(values, run.seed))
     if after:
         print(f"going on after step {after}")

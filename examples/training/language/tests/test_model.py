@@ -13,7 +13,7 @@ from language import corpus
 from language.command_line import main
 from language.course import Program
 from language.model import Network
-from language.optimizers import OPTIMIZERS
+from language.optimizers import OPTIMIZERS, SCALE, Choices
 
 HIDDEN = {
     *(f"attention/{name}/kernel" for name in ("query", "key", "value", "out")),
@@ -87,24 +87,43 @@ def test_the_hidden_kernels_alone_are_whitened(tiny, scanned, tied, dtype):
 @pytest.mark.parametrize(("name", "spread"), [("egd", 1e-3), ("shampoo", 1e-2), ("muon", 0.6)])
 def test_every_optimizer_sees_the_same_matrices(tiny, text, name, spread):
     """Attention's kernels have three axes; of one gradient all three make the polar factor."""
-    entry = OPTIMIZERS[name]
-    program = Program(tiny, entry, text)
-    values = traced(entry.knobs, {**entry.settings, "decay": 0.0})
-
-    def first_update(gradients):
-        transform = entry.make(values, program.recipe)
-        return transform.update(gradients, transform.init(gradients), gradients)[0]
-
-    leaves, structure = jax.tree.flatten(program.network.shapes)
-    rng = np.random.default_rng(0)
-    drawn = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
-    gradients = jax.tree.unflatten(structure, drawn)
-    block, wanted = (tree["blocks"][0] for tree in (jax.jit(first_update)(gradients), gradients))
+    program = Program(tiny, OPTIMIZERS[name], text)
+    gradients, update = first_update(program, name)
+    block, wanted = (tree["blocks"][0] for tree in (update, gradients))
     for path in ("query", "out"):
         update = np.reshape(block["attention"][path]["kernel"], (16, 16))
         u, _, vt = np.linalg.svd(np.reshape(wanted["attention"][path]["kernel"], (16, 16)))
         gains = np.diag(u.T @ update @ vt.T)
         assert gains / gains.mean() == pytest.approx(1, abs=spread)
+
+
+@pytest.mark.parametrize("name", ["egd", "shampoo", "muon"])
+def test_either_scale_is_the_same_for_all(tiny, text, name):
+    lengths = []
+    for scale in SCALE.choices:
+        program = Program(tiny, OPTIMIZERS[name], text, Choices(scale=scale))
+        block = first_update(program, name)[1]["blocks"][0]["mlp"]
+        lengths.append([np.linalg.norm(block[path]["kernel"]) for path in ("expand", "contract")])
+    of_muon, of_rms = lengths
+    # 16 to 64 and back: factors 2 and 1, and .2 times the root of 64
+    assert np.divide(of_rms, of_muon) == pytest.approx([1.6 / 2, 1.6], rel=1e-4)
+
+
+def first_update(program, name):
+    """Return random gradients, and an optimizer's first update of them."""
+    entry = OPTIMIZERS[name]
+    values = traced(entry.numbers, {**entry.settings, "decay": 0.0})
+    leaves, structure = jax.tree.flatten(program.network.shapes)
+    rng = np.random.default_rng(0)
+    drawn = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
+    gradients = jax.tree.unflatten(structure, drawn)
+
+    @jax.jit
+    def update(gradients):
+        transform = entry.make(values, program.recipe)
+        return transform.update(gradients, transform.init(gradients), gradients)[0]
+
+    return gradients, update(gradients)
 
 
 BAD = {
