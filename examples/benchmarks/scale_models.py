@@ -20,6 +20,7 @@ from egd_optax import MatrixAxes, egd, polar, scale_by_egd
 
 Shapes = dict[str, tuple[int, ...]]  # by path; convolutions are (height, width, in, out)
 FIVE = polar.NewtonSchulz("standard", steps=5)
+STACK = 2**29  # entries; only Llama's stacks reach the default, 2**26
 
 
 def transformer(layers: int, width: int) -> Shapes:
@@ -104,14 +105,21 @@ def optimizers(kernels: Shapes) -> dict[str, optax.GradientTransformation]:
     }
     axes = {name: MatrixAxes(*_axes(shape)) for name, shape in kernels.items()}
     ours = functools.partial(
-        egd, 0.02, momentum=0.95, nesterov=True, axes=axes, scale="muon", decay="decoupled"
+        egd,
+        0.02,
+        momentum=0.95,
+        nesterov=True,
+        axes=axes,
+        scale="muon",
+        decay="decoupled",
+        max_stack_size=STACK,
     )
     return {
         "AdamW": optax.adamw(1e-3),
         "peer: optax muon": optax.contrib.muon(0.02, muon_weight_dimension_numbers=numbers),
         "egd, five steps": ours(method=FIVE),
         "egd, exact": ours(),
-        "whitening alone, five steps": scale_by_egd(FIVE, axes=axes),
+        "whitening alone, five steps": scale_by_egd(FIVE, axes=axes, max_stack_size=STACK),
     }
 
 

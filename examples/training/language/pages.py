@@ -1,6 +1,7 @@
 """The page docs/language.md from its template, with tables and figures made from the logs."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from language.config import Config
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[2] / "docs"
 LOGS = HERE / "logs"
+SHORT = Path("short") / "compare.jsonl"  # in the folder of the logs
 STYLE = "github"
 
 
@@ -28,6 +30,7 @@ def render(docs: Path, logs: Path) -> str:
         A line that says where.
     """
     log, ablation, speed = (logs / f"{name}.jsonl" for name in ("compare", "ablate", "speed"))
+    short = logs / SHORT
     record = read(log) if log.exists() else None
     if record is None or not results.is_finished(record):
         return f"no finished comparison in {logs}; `compare` makes it"
@@ -41,6 +44,7 @@ def render(docs: Path, logs: Path) -> str:
     )
     names = _names(record, read(ablation) if ablation.exists() else None)
     names |= _speed(speed) if speed.exists() else {"speed": None}
+    names |= _short(record, read(short)) if short.exists() else {"short": None}
     text = environment.get_template("language.md").render(names)
     page = docs / "language.md"
     page.write_text(text, encoding="utf-8")
@@ -70,6 +74,20 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),
         "timed": bool(record.times),
         "ablation": results.ablation_table(ablation, STYLE) if ablation and complete else None,
+    }
+
+
+def _short(record: Record, short: Record) -> dict[str, Any]:
+    """Return what the page may use of the comparison of shorter trainings."""
+    if not results.is_finished(short, yardstick="egd"):
+        return {"short": None}
+    goal = next(row.loss for row in results.rows(record) if row.name == results.YARDSTICK)
+    found = {row.name: row for row in results.short_rows(record, short)}
+    return {
+        "short": results.short_table(record, short, STYLE),
+        "short_steps": task_of(short).steps,
+        "short_loss": {name: f"{row.loss:.3f}" for name, row in found.items()},
+        "short_reached": math.isfinite(found["egd"].steps_to(goal)),
     }
 
 

@@ -20,6 +20,15 @@ from language.optimizers import OPTIMIZERS
 
 YARDSTICK = "adamw"
 NONE = "-"
+HEADINGS = (
+    "optimizer",
+    "final validation loss (range)",
+    "steps to AdamW's",
+    "tokens",
+    "seconds",
+    "steps / AdamW's",
+    "seconds / AdamW's",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +88,14 @@ def rounds(record: Record) -> int:
     return 1 + max((line["round"] for line in lines if not line["widened"]), default=0)
 
 
-def is_finished(record: Record) -> bool:
+def is_finished(record: Record, yardstick: str = YARDSTICK) -> bool:
     """Return whether all that were begun, and the yardstick, ran on all seeds, tuned alike."""
     found, seeds, asked = rows(record), len(record.header["fresh_seeds"]), rounds(record)
     whole = all(
         len(row.runs) == seeds and not row.tuned.widens and row.tuned.last.number + 1 >= asked
         for row in found
     )
-    return whole and YARDSTICK in {row.name for row in found}
+    return whole and yardstick in {row.name for row in found}
 
 
 def table(record: Record, style: str = "simple") -> str:
@@ -97,10 +106,22 @@ def table(record: Record, style: str = "simple") -> str:
     """
     found = rows(record)
     yardstick = next((row for row in found if row.name == YARDSTICK and row.runs), None)
-    headings = ["optimizer", "final validation loss (range)", "steps to AdamW's", "tokens"]
-    headings += ["seconds", "steps / AdamW's", "seconds / AdamW's"]
-    cells = [_cells(row, yardstick, record) for row in found]
-    return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
+    cells = [_cells(row, yardstick, record, record) for row in found]
+    return tabulate(cells, HEADINGS, tablefmt=style, disable_numparse=True)
+
+
+def short_rows(record: Record, short: Record) -> list[Row]:
+    """Return what shorter runs came to; a step takes as long as in the comparison's record."""
+    seconds = {row.name: row.step_seconds for row in rows(record)}
+    found = rows(short)
+    return [dataclasses.replace(row, step_seconds=seconds.get(row.name)) for row in found]
+
+
+def short_table(record: Record, short: Record, style: str = "simple") -> str:
+    """Return the table of shorter runs: steps and seconds to the yardstick's loss in `record`."""
+    yardstick = next(row for row in rows(record) if row.name == YARDSTICK)
+    cells = [_cells(row, yardstick, short, record) for row in short_rows(record, short)]
+    return tabulate(cells, HEADINGS, tablefmt=style, disable_numparse=True)
 
 
 def settings_table(record: Record, style: str = "simple") -> str:
@@ -141,14 +162,15 @@ def ablation_table(record: Record, style: str = "simple") -> str:
     return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
 
 
-def _cells(row: Row, yardstick: Row | None, record: Record) -> list[str]:
+def _cells(row: Row, yardstick: Row | None, record: Record, compared: Record) -> list[str]:
+    """Return a row of the table of `record`; the yardstick is in `compared`."""
     low, high = min(row.losses), max(row.losses)
     told = f"{_loss(row.loss)} ({_loss(low)} to {_loss(high)})" if row.runs else None
     cells = [row.title, told or f"({_loss(row.loss)} tuning)"]
     if yardstick is None or not row.runs:
         return [*cells, *[NONE] * 5]
-    cap = record.header["task"]["steps"]
-    steps, own = row.steps_to(yardstick.loss), min(yardstick.steps_to(yardstick.loss), cap)
+    cap, whole = (one.header["task"]["steps"] for one in (record, compared))
+    steps, own = row.steps_to(yardstick.loss), min(yardstick.steps_to(yardstick.loss), whole)
     if math.isinf(steps):
         return [*cells, f"> {cap}", *[NONE] * 4]
     model = record.header["task"]["model"]
