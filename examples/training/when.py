@@ -144,7 +144,7 @@ def settings_table(found: Sequence[Finding]) -> str:
         momentum, kind = 1 - 1 / best["reach"], best.get("kind", "decoupled")
         rate, decay = best["learning_rate"], best["decay"] * (COUPLED if kind == "coupled" else 1)
         others, batch = best["others"], best[BATCH]
-        scale = "None" if one.page.startswith("arena") else '"muon"'
+        scale = "None" if one.page.startswith("arena") else f'"{best.get("scale", "muon")}"'
         cells = [f"{rate:.3g}", scale, f"{momentum:.2f}", f"{decay:.2g}, {kind}", f"{others:.2g}"]
         rows.append([one.title, *cells, batch])
     headings = ("task", "learning rate", "scale", "momentum", "decay", "rate of `others`", "batch")
