@@ -221,6 +221,7 @@ MUTATIONS = [
         "LAPACK gets batches",
     ),
     Mutation("polar/_linalg", "return jnp.conj(matrix.mT)", "return matrix.mT", "missing conj"),
+    Mutation("polar/_linalg", "adjoint(y[half:])", "adjoint(x[half:])", "b missing in a block"),
     Mutation("polar/_newton_schulz", "b * gramian + c *", "b * gramian - c *", "a sign"),
     Mutation(
         "polar/_oriented",

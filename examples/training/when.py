@@ -12,6 +12,7 @@ from arena import results as races
 from arena.optimizers import COUPLED
 from arena.record import Record, read
 from arena.space import BATCH, Settings
+from arena.tasks import TASKS
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from language import results as courses
 from tabulate import tabulate
@@ -88,7 +89,7 @@ def told(steps: float) -> str:
 def findings() -> Iterator[Finding]:
     """Yield what the logs say, as far as they are finished."""
     for path in sorted((EXAMPLES / "arena" / "logs").glob("*.jsonl")):
-        if races.is_finished(record := read(path)):
+        if path.stem in TASKS and races.is_finished(record := read(path)):
             yield race(record)
     for name, page in TRAININGS.items():
         path = HERE / name

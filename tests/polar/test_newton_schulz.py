@@ -74,11 +74,14 @@ def test_eight_steps_of_polar_express_are_within_1e_6_of_one_in_float32(shape, l
 
 @pytest.mark.parametrize(
     ("shape", "counts"),
-    [((48, 160), (1, 2, 3, 4, 5, 8, 12)), ((64, 64), (1, 12))],
-    ids=["wide", "square"],
+    [((48, 160), (1, 2, 3, 4, 5, 8, 12)), ((64, 64), (1, 12)), ((521, 920), (5,))],
+    ids=["wide", "square", "blocks"],
 )
 def test_any_number_of_steps_is_the_composed_polynomial(shape, counts):
-    """Wide matrices take steps on the Gram matrix, by two, then threes: each remainder counts."""
+    """Wide matrices take steps on the Gram matrix, by two, then threes: each remainder counts.
+
+    Large ones multiply by blocks, which 521 rows do not divide evenly.
+    """
     spectrum = np.logspace(0, -2.5, shape[0])
     matrix, relative = matrices.with_spectrum(shape, spectrum), spectrum / np.linalg.norm(spectrum)
     rows = coefficients.TABLES["polar_express"]
