@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
 from language import race, results
-from language.ablate import changes
+from language.ablate import BASE, changes
 from language.compare import choices_of
 from language.config import Config
 
@@ -58,6 +58,7 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
     ranges = [(row.title, ", ".join(map(range_of, row.tuned.last.knobs))) for row in found]
     goal = next(row.loss for row in found if row.name == results.YARDSTICK)
     complete = ablation is not None and _is_complete(ablation)
+    ablated = ablation.header["task"]["settings"] if ablation else {}
     return {
         "config": Config(**model),
         "task": task_of(record),
@@ -74,6 +75,9 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),
         "timed": bool(record.times),
         "ablation": results.ablation_table(ablation, STYLE) if ablation and complete else None,
+        "ablated": results.settings_told(ablated),
+        "ablation_of_best": any(row.tuned.best["settings"] == ablated for row in found),
+        "base": BASE,
     }
 
 

@@ -5,12 +5,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from arena.record import COUNT, ROUND, Line, Record
 from arena.results import task_of
-from arena.space import BATCH
+from arena.space import BATCH, Settings
 from tabulate import tabulate
 
 from language.ablate import BASE
@@ -129,11 +128,20 @@ def settings_table(record: Record, style: str = "simple") -> str:
     cells = []
     for row in rows(record):
         best = row.tuned.best["settings"]
-        told = ", ".join(_setting(*one) for one in best.items() if one[0] != BATCH)
+        told = settings_told(best)
         at_edge = ", ".join(row.tuned.edges) if row.tuned.complete else ""
         cells.append((row.title, told, len(row.tuned.trials), at_edge or NONE))
     headings = ("optimizer", "best settings", "trials", "at an edge")
     return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
+
+
+def settings_told(settings: Settings) -> str:
+    """Return settings in words, without the batch."""
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in settings.items()
+        if name != BATCH
+    )
 
 
 def draw_comparison(record: Record, path: Path) -> None:
@@ -199,10 +207,6 @@ def _first_at(course: dict[str, Sequence], loss: float) -> float:
 
 def _median_score(lines: Sequence[Line]) -> float:
     return statistics.median(map(_score, lines))
-
-
-def _setting(name: str, value: Any) -> str:
-    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _score(line: Line) -> float:
