@@ -48,6 +48,7 @@ def gram(x: jax.Array, precision: jax.lax.PrecisionLike = "highest") -> jax.Arra
     )
 
 
+@functools.partial(jax.jit, static_argnames="precision")  # traced once for each size
 def commuting_product(
     a: jax.Array, b: jax.Array, precision: jax.lax.PrecisionLike = "highest"
 ) -> jax.Array:

@@ -1,6 +1,7 @@
 """The polynomial class: gains of the composed polynomial, whatever the runs."""
 
 import helpers
+import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
@@ -10,6 +11,7 @@ from helpers import factor
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
+from egd_optax.polar._linalg import commuting_product
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
@@ -90,6 +92,24 @@ def test_any_number_of_steps_is_the_composed_polynomial(shape, counts):
         expected = helpers.composed((*rows, *rows[-1:] * 9)[:steps], relative)
         message = f"{steps} steps"
         np.testing.assert_allclose(np.diag(gains), expected, rtol=0, atol=1e-4, err_msg=message)
+
+
+def test_products_by_blocks_are_products():
+    """And so are their derivatives; blocks that 523 rows do not divide evenly, complex entries."""
+    rng = np.random.default_rng(0)
+    half, turn = rng.normal(size=(2, 523, 523)) + 1j * rng.normal(size=(2, 523, 523))
+    a, da = half + half.conj().T, turn + turn.conj().T
+
+    def of(a):
+        return commuting_product(a, a @ a)
+
+    found, derivative = jax.jit(lambda a, da: jax.jvp(of, (a,), (da,)))(
+        a.astype(np.complex64), da.astype(np.complex64)
+    )
+    expected = {"value": a @ a @ a, "derivative": da @ a @ a + a @ da @ a + a @ a @ da}
+    for got, wanted in zip((found, derivative), expected.values(), strict=True):
+        # round-off of 523 terms, twice
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.linalg.norm(wanted, 2))
 
 
 def test_rows_that_shrink_small_values_do_not_lengthen_a_run():

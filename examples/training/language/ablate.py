@@ -143,5 +143,7 @@ def _line(name: str, change: Change, program: Program, settings: Settings, seed:
         "learning_rate": settings["learning_rate"] * change.factor,
         "batch": program.config.batch,
     }
+    if "scale" in settings:
+        changed["scale"] = change.choices.scale
     about = {"kind": COUNT, "optimizer": name, "round": 0, "settings": changed}
     return about | trial(program, values_of(EGD, changed), seed)

@@ -77,7 +77,7 @@ class Train(_OnModel):
     average: float | None = None
     """Decay rate of the average of the gradients, such as .95."""
     scale: Literal["muon", "consistent_rms"] = "muon"
-    """EGD's factor by shape."""
+    """Factor by shape of EGD, Muon and Shampoo."""
     seed: int = 0
     """Of the initial values and the batches."""
 

@@ -31,6 +31,8 @@ def render(docs: Path, logs: Path) -> str:
     """
     log, ablation, speed = (logs / f"{name}.jsonl" for name in ("compare", "ablate", "speed"))
     short = logs / SHORT
+    if not ablation.exists():
+        ablation = logs / "before" / ablation.name  # of the tuning in which the scale was Muon's
     record = read(log) if log.exists() else None
     if record is None or not results.is_finished(record):
         return f"no finished comparison in {logs}; `compare` makes it"
@@ -78,7 +80,16 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "ablated": results.settings_told(ablated),
         "ablation_of_best": any(row.tuned.best["settings"] == ablated for row in found),
         "base": BASE,
+        "to_muon": _to_muon(found),
     }
+
+
+def _to_muon(found: list[results.Row]) -> dict[str, str]:
+    """Return the steps to Muon's final loss."""
+    goal = next((row.loss for row in found if row.name == "muon"), None)
+    if goal is None:
+        return {}
+    return {row.name: f"{row.steps_to(goal):g}" for row in found}
 
 
 def _short(record: Record, short: Record) -> dict[str, Any]:
@@ -89,7 +100,6 @@ def _short(record: Record, short: Record) -> dict[str, Any]:
     found = {row.name: row for row in results.short_rows(record, short)}
     return {
         "short": results.short_table(record, short, STYLE),
-        "short_steps": task_of(short).steps,
         "short_loss": {name: f"{row.loss:.3f}" for name, row in found.items()},
         "short_reached": math.isfinite(found["egd"].steps_to(goal)),
     }

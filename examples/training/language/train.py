@@ -40,7 +40,7 @@ class Run:
         config: the model and its training.
         optimizer: name of the optimizer.
         settings: its numbers.
-        scale: EGD's factor by shape.
+        scale: factor by shape of EGD, Muon and Shampoo.
         seed: of the initial values and the batches.
         text: what is read.
     """
