@@ -66,8 +66,8 @@ def gain_matrix(matrix, factor):
 
 def composed(rows, x):
     """The composed polynomial at `x`: gain times x of exact arithmetic."""
-    for a, b, c in rows:
-        x = a * x + b * x**3 + c * x**5
+    for row in rows:
+        x = sum(number * x ** (2 * k + 1) for k, number in enumerate(row))
     return x
 
 

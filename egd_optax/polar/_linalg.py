@@ -1,6 +1,7 @@
 """Dtypes and tolerances, products, Gram matrices and norms of matrices, real or complex."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def gram(x: jax.Array, precision: jax.lax.PrecisionLike = "highest") -> jax.Arra
     """Return x x^H for `x` (m, n); on CPU in blocks, the mirrored ones computed once."""
     return jax.lax.platform_dependent(
         x,
-        cpu=lambda x: _by_blocks(x, x, precision),
+        cpu=lambda x: _by_blocks(x, lambda rows: adjoint(x[rows]), precision),
         default=lambda x: jnp.matmul(x, adjoint(x), precision=precision),
     )
 
@@ -56,15 +57,14 @@ def commuting_product(
 
     Functions of one matrix do. On CPU in blocks, the mirrored ones computed once.
     """
+
+    def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
+        if a.shape[0] <= _TRANSPOSED:
+            return jnp.matmul(adjoint(a), b, precision=precision)
+        return _by_blocks(a, lambda rows: b[:, rows], precision)
+
     return jax.lax.platform_dependent(
-        a,
-        b,
-        cpu=lambda a, b: (
-            jnp.matmul(adjoint(a), b, precision=precision)
-            if a.shape[0] <= _TRANSPOSED
-            else _by_blocks(a, b, precision)
-        ),
-        default=lambda a, b: jnp.matmul(a, b, precision=precision),
+        a, b, cpu=on_cpu, default=lambda a, b: jnp.matmul(a, b, precision=precision)
     )
 
 
@@ -88,15 +88,14 @@ def largest_eigenvalue(s: jax.Array, steps: int = 12) -> jax.Array:
 
 
 def _by_blocks(
-    x: jax.Array, y: jax.Array, precision: jax.lax.PrecisionLike, depth: int = 2
+    x: jax.Array, columns: Callable, precision: jax.lax.PrecisionLike, start: int = 0, depth: int = 2
 ) -> jax.Array:
-    """Return x y^H, known to be Hermitian, for `x` and `y` (m, n)."""
-    half = x.shape[0] // 2
+    """Return the product, known to be Hermitian, of `x` (m, n) and columns from `start` on."""
+    m = x.shape[0]
+    half = m // 2
     if depth == 0 or half <= _LEAF:
-        return jnp.matmul(x, adjoint(y), precision=precision)
-    corner = jnp.matmul(x[:half], adjoint(y[half:]), precision=precision)
-    first, last = (
-        _by_blocks(x[part], y[part], precision, depth - 1)
-        for part in (slice(half), slice(half, None))
-    )
+        return jnp.matmul(x, columns(slice(start, start + m)), precision=precision)
+    corner = jnp.matmul(x[:half], columns(slice(start + half, start + m)), precision=precision)
+    first = _by_blocks(x[:half], columns, precision, start, depth - 1)
+    last = _by_blocks(x[half:], columns, precision, start + half, depth - 1)
     return hermitian_blocks(first, corner, last)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,26 +12,28 @@ import numpy as np
 
 from egd_optax._checks import check_at_least, check_choice
 from egd_optax.polar._coefficients import TABLES, Row, Rows
-from egd_optax.polar._linalg import commuting_product, gram, working_dtype
+from egd_optax.polar._linalg import adjoint, commuting_product, gram, working_dtype
 from egd_optax.polar._method import Stateless
 from egd_optax.polar._oriented import orient
 
 
 @dataclasses.dataclass(frozen=True)
 class NewtonSchulz(Stateless):
-    """Approximate polar factor by odd quintics X <- a X + (b A + c A^2) X, A = X X^H.
+    """Approximate polar factor by odd polynomials X <- (a I + b A + c A^2 + ...) X, A = X X^H.
 
-    Products are at JAX's default matmul precision. On CPU, where that is the dtype's own, wide
-    matrices take two or three steps at a time on A alone (Gram Newton-Schulz).
+    Products are at JAX's default matmul precision; those of steps of degree 7 and more, whose
+    terms cancel, at the highest. On CPU, where the default is the dtype's own, wide matrices take
+    two or three steps at a time on A alone (Gram Newton-Schulz).
 
     Accuracy class: polynomial. Singular values above 1e-3 of the Frobenius norm get the gains of
     their table (docs/how-to-choose.md); the ones below stay small. There is no rank tolerance,
     because a polynomial cannot cut: enough steps lift round-off as well.
 
     Args:
-        coefficients: "polar_express" (8 rows), "standard" (5 rows; Muon's, by Jordan: also
-            "jordan") or "dion" (5 rows, by You: also "you"); or rows (a, b, c), such as those of
-            `polar_express_coefficients(12, lower=1e-6)`.
+        coefficients: "polar_express" (8 rows of degree 5), "standard" (5 rows; Muon's, by Jordan:
+            also "jordan"), "dion" (5 rows, by You: also "you") or "three_steps" (rows of degrees
+            9, 9 and 13: as good as "standard" for less work on wide matrices); or rows
+            (a, b, c, ...), such as those of `polar_express_coefficients(12, lower=1e-6)`.
         steps: None: one for each row. Fewer take the first rows, more repeat the last one.
         dtype: floating-point type to iterate in. None: the leaf's own, at least float32.
 
@@ -59,6 +61,11 @@ class NewtonSchulz(Stateless):
             bits = 0
         if bits < 16:
             raise ValueError(f"dtype: floating-point type of at least 16 bits, got {self.dtype!r}.")
+        if bits < 32 and _long(self.rows):
+            raise ValueError(
+                f"dtype={self.dtype!r} is too short for steps of degree 7 and more, whose terms "
+                "cancel; take rows (a, b, c), or float32."
+            )
 
     @property
     def rows(self) -> Rows:
@@ -84,15 +91,15 @@ class NewtonSchulz(Stateless):
 def _as_rows(coefficients: Any) -> Rows:
     """Return rows as tuples, which hash; lists and arrays are welcome."""
     try:
-        table = np.array([[float(x) for x in row] for row in coefficients])
+        rows = tuple(tuple(float(x) for x in row) for row in coefficients)
     except (TypeError, ValueError):
-        table = np.empty(0)
-    if table.shape[1:] != (3,) or not np.isfinite(table).all() or not len(table):
+        rows = ()
+    if not rows or not all(len(row) >= 2 and np.isfinite(row).all() for row in rows):
         raise ValueError(
-            "coefficients must be a table's name or finite rows (a, b, c), got "
-            f"{coefficients!r}; a number of steps is `steps`."
+            "coefficients must be a table's name or finite rows (a, b, c), or shorter or longer "
+            f"ones from (a, b) on, got {coefficients!r}; a number of steps is `steps`."
         )
-    return tuple(map(tuple, table.tolist()))
+    return rows
 
 
 def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> list[Rows]:
@@ -102,7 +109,9 @@ def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> li
     felt: after two or three steps, in short dtypes and near squares after each one.
     """
     m, n = shape
-    most = _GROWTH if n >= _WIDE * m and dtype == working_dtype(dtype) else 0.0
+    most = _LONG_GROWTH if _long(rows) else _GROWTH
+    if n < _WIDE * m or dtype != working_dtype(dtype):
+        most = 0.0
     runs: list[Rows] = []
     growth = math.inf
     for row in rows:
@@ -116,39 +125,50 @@ def _runs(rows: Rows, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> li
 
 
 def _follow(runs: list[Rows], x: jax.Array) -> jax.Array:
-    """Take the steps of X / ||X||_F: the norm is in the Gram matrix, and goes into the first row.
+    """Take the steps of X / ||X||_F: the norm is in the Gram matrix, and divides the first step.
 
     A run takes its steps on A = X X^H alone, X <- P X and A <- P A P, and applies their product.
     """
+    long = any(map(_long, runs))
+    precision = "highest" if long else None
+    product = functools.partial(commuting_product, precision=precision)
     for index, (first, *others) in enumerate(runs):
-        gramian = gram(x, None)
-        whole = step = _step(first if index else _normalized(first, gramian), gramian)
+        gramian = gram(x, precision)
+        if not index:
+            norm = jnp.sqrt(jnp.trace(gramian, dtype=working_dtype(gramian.dtype)).real)
+            inverse = (1 / norm).astype(gramian.dtype)
+            gramian = gramian * inverse * inverse
+        whole = step = _step(first, gramian, product)
         for row in others:
-            gramian = _product(step, _product(gramian, step))
-            step = _step(row, gramian)
-            whole = _product(step, whole)
-        x = whole @ x
+            gramian = product(step, product(gramian, step))
+            if long:  # round-off that is not Hermitian would grow
+                gramian = (gramian + adjoint(gramian)) / 2
+            step = _step(row, gramian, product)
+            whole = (jnp.matmul if long else product)(step, whole, precision=precision)
+        if not index:
+            whole = whole * inverse
+        x = jnp.matmul(whole, x, precision=precision)
     return x
 
 
-def _normalized(row: Row, gramian: jax.Array) -> Sequence[jax.Array]:
-    """Return the row of x -> p(x / ||X||_F)."""
-    norm = jnp.sqrt(jnp.trace(gramian, dtype=working_dtype(gramian.dtype)).real)
-    numbers = (number / norm**power for number, power in zip(row, (1, 3, 5), strict=True))
-    return [number.astype(gramian.dtype) for number in numbers]
+def _long(rows: Rows) -> bool:
+    """Return whether a step is of degree 7 or more: its terms cancel."""
+    return any(len(row) > 3 for row in rows)
 
 
-def _step(row: Sequence[float | jax.Array], gramian: jax.Array) -> jax.Array:
-    """Return P = a I + b A + c A^2."""
-    a, b, c = row
+def _step(row: Row, gramian: jax.Array, product: Callable) -> jax.Array:
+    """Return P = a I + b A + c A^2 + ..., by Horner's rule in A^2."""
     identity = jnp.eye(gramian.shape[0], dtype=gramian.dtype)
-    return a * identity + b * gramian + c * _product(gramian, gramian)
-
-
-_product = functools.partial(commuting_product, precision=None)
+    square = product(gramian, gramian)
+    pairs = [row[i : i + 2] for i in range(0, len(row), 2)]
+    above = pairs.pop()[0] * square if len(row) % 2 else 0.0
+    for a, b in pairs[:0:-1]:
+        above = product(square, a * identity + b * gramian + above)
+    a, b = row[:2]
+    return a * identity + b * gramian + above
 
 
 # Aspect from which several steps on the Gram matrix cost less than as many on the matrix.
 _WIDE = 1.75
-# What a run may multiply round-off by: to 1e-4 in float32.
-_GROWTH = 1e3
+# What a run may multiply round-off by: to 1e-4 in float32, and to 1e-3 where steps are long.
+_GROWTH, _LONG_GROWTH = 1e3, 1e4

@@ -100,6 +100,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     return {
         "peer: optax muon": of_optax,
         "five steps": scale_by_egd(five, axes=axes),
+        "three steps": scale_by_egd(polar.NewtonSchulz("three_steps"), axes=axes),
         "exact": scale_by_egd(polar.Auto(), axes=axes),
     } | {f"five steps, {name}": _mapped(function) for name, function in mappings.items()}
 

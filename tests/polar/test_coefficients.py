@@ -8,6 +8,7 @@ from helpers import factor
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
+from egd_optax.polar._newton_schulz import _runs
 
 # Rows, and what the composed polynomial keeps to from 1e-3 to 1.01.
 CANS = (
@@ -21,6 +22,7 @@ PROMISES = {
     "polar_express": ("polar_express", (1 - 1e-6, 1 + 1e-6)),
     "standard": ("standard", (0.47, 1.21)),
     "dion": ("dion", (0.47, 1.15)),
+    "three_steps": ("three_steps", (0.49, 1.17)),
     "cans": (polar.polar_express_coefficients(5, cushion=0.0), (0.86, 1.12)),
 }
 
@@ -78,3 +80,35 @@ def test_without_a_cushion_five_rows_are_those_of_cans():
 def test_generated_tables_reach_1e_6(steps, lower):
     rows = polar.polar_express_coefficients(steps, lower=lower)
     assert np.abs(helpers.composed(rows, np.logspace(np.log10(lower), 0, 10_001)) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize("degree", [3, 5, 9, 13, 21])
+def test_a_row_is_the_best_polynomial_of_its_degree(degree):
+    """Chebyshev: the error of the best one has equal extrema of alternating signs, one a term and
+    one more."""
+    (row,) = polar.polar_express_coefficients((degree,), lower=0.1, safety=1.0, cushion=0.0)
+    errors = helpers.composed([row], np.linspace(0.1, 1, 100_001)) - 1
+    lobes = np.split(errors, np.flatnonzero(np.diff(np.sign(errors))) + 1)
+    extrema = [np.abs(lobe).max() for lobe in lobes]
+    assert len(row) == (degree + 1) // 2
+    assert len(extrema) == len(row) + 1
+    np.testing.assert_allclose(extrema, extrema[0], rtol=1e-4)  # the grid's resolution
+
+
+def test_three_steps_are_nowhere_farther_from_one_than_the_standard_five():
+    """From every value on, the worst gain: so their factors are at least as good as Muon's."""
+    x = np.geomspace(1e-6, 1, 100_001)
+    worst = {
+        name: np.maximum.accumulate(
+            np.abs(helpers.composed(coefficients.TABLES[name], x) - 1)[::-1]
+        )
+        for name in ("three_steps", "standard")
+    }
+    assert np.all(worst["three_steps"] <= worst["standard"])
+
+
+def test_one_run_serves_the_three_steps_where_matrices_are_wide():
+    """Three Gram matrices would cost what the steps save."""
+    rows = coefficients.TABLES["three_steps"]
+    counts = [len(_runs(rows, shape, np.float32)) for shape in ((64, 112), (64, 64))]
+    assert counts == [1, 3]

@@ -154,10 +154,11 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.Halley(rtol=float("nan")), "rtol"),
         (
             lambda: polar.NewtonSchulz("muon"),
-            "polar_express, standard, dion, jordan, you, got 'muon'",
+            "polar_express, three_steps, standard, dion, jordan, you, got 'muon'",
         ),
         (lambda: polar.NewtonSchulz(steps=0), "steps .* at least 1, got 0"),
-        (lambda: polar.NewtonSchulz(((1.0, 2.0),)), "rows"),
+        (lambda: polar.NewtonSchulz(((1.0, 2.0), (1.0,))), "rows"),
+        (lambda: polar.NewtonSchulz("three_steps", dtype=jnp.bfloat16), "too short .* float32"),
         (lambda: polar.NewtonSchulz(5), "rows .* got 5"),
         (lambda: polar.NewtonSchulz(np.zeros((0, 3))), "rows"),
         (lambda: polar.NewtonSchulz(((1.0, 2.0, np.nan),)), "finite rows"),
@@ -171,6 +172,8 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.polar_express_coefficients(0), "steps .* at least 1, got 0"),
         (lambda: polar.polar_express_coefficients(2.5), "steps .* integer"),
         (lambda: polar.polar_express_coefficients(2, safety=np.inf), "safety \\[1, 2"),
+        (lambda: polar.polar_express_coefficients((9, 4)), "odd degrees .* got \\(9, 4\\)"),
+        (lambda: polar.polar_express_coefficients(()), "odd degrees"),
     ],
 )
 def test_bad_values_are_refused(make, says):
