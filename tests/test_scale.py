@@ -143,7 +143,7 @@ def test_the_load_of_whole_and_of_cut_matrices():
 
 def test_the_products_bound_is_named_by_the_log():
     """Whitening takes longer than two products a matrix, and AdamW less than whitening."""
-    found = {(m["model"], m["row"]): m for m in scale_tables.of_kind("model") if m["run"]}
+    found = scale_tables.ran()
     assert found
     for (model, row), one in found.items():
         if row != "AdamW":

@@ -88,7 +88,11 @@ def largest_eigenvalue(s: jax.Array, steps: int = 12) -> jax.Array:
 
 
 def _by_blocks(
-    x: jax.Array, columns: Callable, precision: jax.lax.PrecisionLike, start: int = 0, depth: int = 2
+    x: jax.Array,
+    columns: Callable,
+    precision: jax.lax.PrecisionLike,
+    start: int = 0,
+    depth: int = 2,
 ) -> jax.Array:
     """Return the product, known to be Hermitian, of `x` (m, n) and columns from `start` on."""
     m = x.shape[0]

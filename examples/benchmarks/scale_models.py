@@ -118,6 +118,7 @@ def optimizers(kernels: Shapes) -> dict[str, optax.GradientTransformation]:
         "AdamW": optax.adamw(1e-3),
         "peer: optax muon": optax.contrib.muon(0.02, muon_weight_dimension_numbers=numbers),
         "egd, five steps": ours(method=FIVE),
+        "egd, three steps": ours(method=polar.NewtonSchulz("three_steps")),
         "egd, exact": ours(),
         "whitening alone, five steps": scale_by_egd(FIVE, axes=axes, max_stack_size=STACK),
     }

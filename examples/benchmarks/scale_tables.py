@@ -2,6 +2,7 @@
 
 import fractions
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks import records, scale_paper
 from benchmarks.scale_models import shapes
-from benchmarks.tables import DOCS, HERE, LOGS, distinct, machine, markdown, read
+from benchmarks.tables import DOCS, HERE, LOGS, distinct, machine, markdown, muon_share, read
 
 PAGE, GUIDE = DOCS / "scale.md", DOCS / "guides" / "distributed.md"
 LOG, ACCELERATOR = "scale.jsonl", "scale-gpu.jsonl"
@@ -22,6 +23,49 @@ MEBIBYTE = 2**20
 def of_kind(kind: str, log: str = LOG) -> list[dict]:
     """Return the measurements of one kind."""
     return [m for m in read(log)[1] if m["kind"] == kind]
+
+
+def ran() -> dict[tuple[str, str], dict]:
+    """Return what was measured of each model and optimizer that ran.
+
+    Where several processes ran it, the one of the median step, of an even number the slower of the
+    middle two; tracing and compilation are medians of all.
+    """
+    found: dict[tuple[str, str], list[dict]] = {}
+    for m in of_kind("model"):
+        if m["run"]:
+            found.setdefault((m["model"], m["row"]), []).append(m)
+    return {key: _median(several) for key, several in found.items()}
+
+
+def _median(several: list[dict]) -> dict:
+    one = sorted(several, key=lambda m: m["seconds"])[len(several) // 2]
+    ready = ("trace_seconds", "compile_seconds")
+    return one | {key: statistics.median(m[key] for m in several) for key in ready}
+
+
+def parts(model: str, row: str) -> list[float]:
+    """Return a row's share of Muon's step in each process that ran the model, in order."""
+    ours, muon = (
+        [m["seconds"] for m in of_kind("model") if m["run"] and (m["model"], m["row"]) == key]
+        for key in ((model, row), (model, "peer: optax muon"))
+    )
+    return sorted(one / other for one, other in zip(ours, muon, strict=True))
+
+
+def processes() -> str:
+    """Return a table of parts of Muon's step, from the fastest process to the slowest."""
+    names = ["egd, five steps", "egd, three steps", "egd, exact"]
+    cells = []
+    for model in distinct(list(ran().values()), "model"):
+        found = [parts(model, name) for name in names]
+        if len(found[0]) > 1:
+            each = (
+                f"{one[0]:.2f} to {one[-1]:.2f}, median {statistics.median(one):.2f}"
+                for one in found
+            )
+            cells.append([model, str(len(found[0])), *each])
+    return markdown(["model", "processes", *(f"{name} / Muon" for name in names)], cells)
 
 
 def number(value: float | None, scale: float = 1.0) -> str:
@@ -42,8 +86,7 @@ def steps() -> str:
             number(m["temporary"], 1 / MEBIBYTE),
             str(m["calls"]),
         ]
-        for m in of_kind("model")
-        if m["run"]
+        for m in ran().values()
     ]
     headings = ["model", "optimizer", "trace, s", "compile, s", "step, ms", "products"]
     return markdown([*headings, "temporary, MiB", "calls"], rows)
@@ -51,25 +94,29 @@ def steps() -> str:
 
 def depth() -> str:
     """Return a table of one width's models: seconds to trace and compile, and of a step."""
-    rows = ["AdamW", "peer: optax muon", "egd, five steps", "whitening alone, five steps"]
-    found = {(r["model"], r["row"]): r for r in of_kind("model") if r["model"].endswith("x256")}
+    rows = ["AdamW", "peer: optax muon", "egd, five steps", "egd, three steps"]
+    found = {key: r for key, r in ran().items() if r["model"].endswith("x256")}
     cells = []
     for model in dict.fromkeys(model for model, _ in found):
         ready, step = (
             [sum(found[model, row][f"{key}seconds"] for key in keys) for row in rows]
             for keys in (("trace_", "compile_"), ("",))
         )
-        against = [f"{one[2] / one[1]:.2f}" for one in (ready, step)]
-        cells.append([model, *map(number, ready), against[0], *map(number, step), against[1]])
-    names = ["AdamW", "Muon", "egd", "whitening alone"]
-    headings = ["model", *(f"{name} ready, s" for name in names), "egd / Muon"]
-    headings += [*(f"{name} step, s" for name in names), "egd / Muon"]
+        cells.append([model])
+        for seconds in (ready, step):
+            _, muon, *ours = seconds
+            cells[-1] += [*map(number, seconds), *(f"{one / muon:.2f}" for one in ours)]
+    names = ["AdamW", "Muon", "five steps", "three steps"]
+    headings = ["model"]
+    for measured in ("ready", "step"):
+        headings += [f"{name} {measured}, s" for name in names]
+        headings += [f"{name} / Muon" for name in names[2:]]
     return markdown(headings, cells)
 
 
 def bounds() -> str:
     """Return a table of the bound, two products a matrix, and how many times it the steps take."""
-    found = {(m["model"], m["row"]): m for m in of_kind("model") if m["run"]}
+    found = ran()
     rows = []
     for model in dict.fromkeys(model for model, _ in found):
         names = [name for one, name in found if one == model and name != "AdamW"]
@@ -261,8 +308,12 @@ def page() -> str:
         stacks=distinct(of_kind("devices"), "stack"),
         **{
             one.__name__: one
-            for one in (steps, depth, bounds, compiled, devices, growth, accelerator, paper)
+            for one in (processes, steps, depth, bounds, compiled, devices, growth, accelerator)
         },
+        paper=paper,
+        parts=parts,
+        median=statistics.median,
+        muon_share=muon_share,
     )
 
 
