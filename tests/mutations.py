@@ -221,8 +221,16 @@ MUTATIONS = [
         "LAPACK gets batches",
     ),
     Mutation("polar/_linalg", "return jnp.conj(matrix.mT)", "return matrix.mT", "missing conj"),
-    Mutation("polar/_linalg", "adjoint(y[half:])", "adjoint(x[half:])", "b missing in a block"),
-    Mutation("polar/_newton_schulz", "b * gramian + c *", "b * gramian - c *", "a sign"),
+    Mutation("polar/_linalg", "rows: b[:, rows]", "rows: a[:, rows]", "b missing in a block"),
+    Mutation("polar/_newton_schulz", "b * gramian + above\n", "b * gramian - above\n", "a sign"),
+    Mutation("polar/_newton_schulz", "if long:  #", "if not long:  #", "A not made Hermitian"),
+    Mutation(
+        "polar/_newton_schulz",
+        "(jnp.matmul if long else product)(step",
+        "product(step",
+        "the product of long steps mirrored",
+    ),
+    Mutation("polar/_coefficients", "+ 1 + error) / 2", "+ 1) / 2", "rows off their center"),
     Mutation(
         "polar/_oriented",
         "largest == 0, 0, jnp.nan",

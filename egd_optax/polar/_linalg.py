@@ -94,7 +94,10 @@ def _by_blocks(
     start: int = 0,
     depth: int = 2,
 ) -> jax.Array:
-    """Return the product, known to be Hermitian, of `x` (m, n) and columns from `start` on."""
+    """Return x times the columns from `start` on of another factor, known to be Hermitian.
+
+    `columns` gives slices of them; the result is (m, m) for `x` (m, n).
+    """
     m = x.shape[0]
     half = m // 2
     if depth == 0 or half <= _LEAF:
