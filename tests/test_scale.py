@@ -149,6 +149,8 @@ def test_the_products_bound_is_named_by_the_log():
         if row != "AdamW":
             assert one["products"] > 2, (model, row)
             assert found[model, "AdamW"]["seconds"] < one["seconds"], (model, row)
+        rate = found[model, "AdamW"]["product_rate"]
+        assert one["product_rate"] == rate, f"{model}: rows of several processes"
 
 
 def test_the_pages_are_made_from_the_log():

@@ -25,32 +25,55 @@ def of_kind(kind: str, log: str = LOG) -> list[dict]:
     return [m for m in read(log)[1] if m["kind"] == kind]
 
 
-def ran() -> dict[tuple[str, str], dict]:
-    """Return what was measured of each model and optimizer that ran.
-
-    Where several processes ran it, the one of the median step, of an even number the slower of the
-    middle two; tracing and compilation are medians of all.
-    """
-    found: dict[tuple[str, str], list[dict]] = {}
+def runs(model: str) -> list[dict[str, dict]]:
+    """Return what each process measured of a model, from the least part of Muon's step on."""
+    found: dict[str, list[dict]] = {}
     for m in of_kind("model"):
-        if m["run"]:
-            found.setdefault((m["model"], m["row"]), []).append(m)
-    return {key: _median(several) for key, several in found.items()}
+        if m["run"] and m["model"] == model:
+            found.setdefault(m["row"], []).append(m)
+    each = [dict(zip(found, rows, strict=True)) for rows in zip(*found.values(), strict=True)]
+    return sorted(each, key=lambda rows: part(rows, "egd, three steps"))
 
 
-def _median(several: list[dict]) -> dict:
-    one = sorted(several, key=lambda m: m["seconds"])[len(several) // 2]
-    ready = ("trace_seconds", "compile_seconds")
-    return one | {key: statistics.median(m[key] for m in several) for key in ready}
+def part(rows: dict[str, dict], row: str) -> float:
+    """Return a row's part of the time of Muon's step, in the same process."""
+    return rows[row]["seconds"] / rows["peer: optax muon"]["seconds"]
 
 
 def parts(model: str, row: str) -> list[float]:
-    """Return a row's share of Muon's step in each process that ran the model, in order."""
-    ours, muon = (
-        [m["seconds"] for m in of_kind("model") if m["run"] and (m["model"], m["row"]) == key]
-        for key in ((model, row), (model, "peer: optax muon"))
-    )
-    return sorted(one / other for one, other in zip(ours, muon, strict=True))
+    """Return a row's part of Muon's step in each process, from the least on."""
+    return sorted(part(rows, row) for rows in runs(model))
+
+
+def ran() -> dict[tuple[str, str], dict]:
+    """Return what was measured of each model and optimizer that ran.
+
+    Where several processes ran a model, its rows are those of the median one, of an even number the
+    slower of the middle two; tracing and compilation are medians of all.
+    """
+    found = {}
+    for model in distinct([m for m in of_kind("model") if m["run"]], "model"):
+        several = runs(model)
+        for row, one in several[len(several) // 2].items():
+            ready = {
+                key: statistics.median(rows[row][key] for rows in several)
+                for key in ("trace_seconds", "compile_seconds")
+            }
+            found[model, row] = one | ready
+    return found
+
+
+def rates(model: str) -> str:
+    """Return the least and the largest rate of products of a model's processes, in GFLOP/s."""
+    found = [rows["peer: optax muon"]["product_rate"] / 1e9 for rows in runs(model)]
+    return f"{min(found):.0f} to {max(found):.0f}"
+
+
+def deeper(row: str) -> str:
+    """Return how many times as long 48 layers take to trace and compile as 12."""
+    few, many = (ran()[model, row] for model in ("12x256", "48x256"))
+    ready = [one["trace_seconds"] + one["compile_seconds"] for one in (few, many)]
+    return f"{ready[1] / ready[0]:.2f}"
 
 
 def processes() -> str:
@@ -312,6 +335,8 @@ def page() -> str:
         },
         paper=paper,
         parts=parts,
+        rates=rates,
+        deeper=deeper,
         median=statistics.median,
         muon_share=muon_share,
     )

@@ -82,7 +82,7 @@ def test_generated_tables_reach_1e_6(steps, lower):
     assert np.abs(helpers.composed(rows, np.logspace(np.log10(lower), 0, 10_001)) - 1).max() < 1e-6
 
 
-@pytest.mark.parametrize("degree", [3, 5, 9, 13, 21])
+@pytest.mark.parametrize("degree", [3, 5, 7, 9, 13])
 def test_a_row_is_the_best_polynomial_of_its_degree(degree):
     """Chebyshev: the error of the best one has equal extrema of alternating signs, one a term and
     one more."""
@@ -95,8 +95,22 @@ def test_a_row_is_the_best_polynomial_of_its_degree(degree):
     np.testing.assert_allclose(extrema, extrema[0], rtol=1e-4)  # the grid's resolution
 
 
-def test_three_steps_are_nowhere_farther_from_one_than_the_standard_five():
-    """From every value on, the worst gain: so their factors are at least as good as Muon's."""
+@pytest.mark.parametrize("degree", [5, 7, 9, 11, 13])
+def test_rows_of_any_interval(degree):
+    """Down to round-off, where extrema are noise: finite, and no farther from 1 than cubics."""
+    for lower in (*np.geomspace(1e-6, 0.99, 10), 1 - 1e-3, 1 - 1e-4, 1 - 1e-6):
+        x = np.linspace(lower, 1, 1001)
+        for count in (1, 3):
+            ours, cubics = (
+                polar.polar_express_coefficients((d,) * count, lower=lower, safety=1, cushion=0)
+                for d in (degree, 3)
+            )
+            worst, bound = (np.abs(helpers.composed(rows, x) - 1).max() for rows in (ours, cubics))
+            assert worst <= bound + 1e-9, (lower, count)  # round-off of high powers
+
+
+def test_the_worst_gain_of_three_steps_is_no_farther_from_one_than_of_the_standard_five():
+    """From every value on: so their factors are at least as good as Muon's."""
     x = np.geomspace(1e-6, 1, 100_001)
     worst = {
         name: np.maximum.accumulate(

@@ -98,8 +98,8 @@ def test_any_number_of_steps_is_the_composed_polynomial(shape, counts):
 def test_three_long_steps_are_the_composed_polynomial(shape):
     """Their terms cancel, and one Gram matrix serves all three where matrices are wide.
 
-    In the spectral norm, with directions down to round-off: 2e-4 to 5e-4 were measured. Products
-    that mirror or transpose what is not quite Hermitian would make it 5e-3 to 1e-1.
+    In the spectral norm, with directions down to round-off: 2e-4 to 5e-4 were measured here, where
+    products that mirror or transpose what is not quite Hermitian would make it 5e-3 to 1e-1.
     """
     spectrum = np.geomspace(1, 1e-6, shape[0])
     matrix = matrices.with_spectrum(shape, spectrum)
@@ -107,6 +107,28 @@ def test_three_long_steps_are_the_composed_polynomial(shape):
     u, s, vh = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     expected = (u * helpers.composed(method.rows, s / np.linalg.norm(s))) @ vh
     assert np.linalg.norm(factor(matrix, method) - expected, 2) <= 1e-3
+
+
+def test_three_long_steps_of_matrices_with_a_mean():
+    """The composed polynomial is steep near 1, where a dominant direction has its value."""
+    rows = polar.NewtonSchulz("three_steps").rows
+    noise = np.random.default_rng(0).standard_normal((2, 64, 256))
+    for matrix, bound in ((np.abs(noise[0]), 5e-3), (1 + 0.1 * noise[1], 1e-2)):
+        u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+        expected = (u * helpers.composed(rows, s / np.linalg.norm(s))) @ vh
+        actual = factor(matrix.astype(np.float32), polar.NewtonSchulz("three_steps"))
+        assert np.linalg.norm(actual - expected, 2) <= bound
+
+
+@pytest.mark.parametrize(("table", "highest"), [("three_steps", True), ("standard", False)])
+def test_long_steps_ask_for_full_precision_on_accelerators(table, highest):
+    """Their terms cancel; quintics are content with JAX's default."""
+    function = jax.jit(polar.NewtonSchulz(table).factor)
+    traced = function.trace(jax.ShapeDtypeStruct((8, 32), jnp.float32))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert all(("HIGHEST" in line) == highest for line in products)
 
 
 @pytest.mark.parametrize("shape", [(48, 160), (48, 48)], ids=["wide", "square"])
