@@ -63,7 +63,7 @@ def polar_express_coefficients(
 
 
 def _degrees(steps: int | Sequence[int]) -> Sequence[int]:
-    if np.ndim(steps) == 0:
+    if not isinstance(steps, Sequence | np.ndarray):
         check_at_least("steps", steps, 1)
         return (5,) * steps
     degrees = [int(degree) for degree in steps if degree in range(3, 14, 2)]
@@ -92,10 +92,10 @@ def _minimax(low: float, high: float, degree: int) -> tuple[np.ndarray, float]:
         *numbers, error = np.linalg.solve(system, np.ones(terms + 1))
         q = Chebyshev(numbers)
         # dp/dx = q + x dq/dt dt/dx, and dt/dx = 2 x / half
-        t = np.sort_complex((q + 2 / half * square * q.deriv()).roots())
-        if t.imag.any() or np.abs(t).max() > 1:  # the error is round-off, and so are its extrema
+        extrema = np.asarray((q + 2 / half * square * q.deriv()).roots(), complex)
+        if extrema.imag.any() or np.abs(extrema).max() > 1:  # round-off is all of the error
             break
-        inner = np.sqrt(square(t.real))
+        inner = np.sqrt(square(np.sort(extrema.real)))
         if np.allclose(inner, points[1:-1], rtol=1e-15, atol=0):
             break
         points[1:-1] = inner
