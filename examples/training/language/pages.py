@@ -100,6 +100,7 @@ def _short(record: Record, short: Record) -> dict[str, Any]:
     found = {row.name: row for row in results.short_rows(record, short)}
     return {
         "short": results.short_table(record, short, STYLE),
+        "short_trials": len(found["egd"].tuned.trials),
         "short_loss": {name: f"{row.loss:.3f}" for name, row in found.items()},
         "short_reached": math.isfinite(found["egd"].steps_to(goal)),
     }
