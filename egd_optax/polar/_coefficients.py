@@ -96,7 +96,7 @@ def _minimax(low: float, high: float, degree: int) -> tuple[np.ndarray, float]:
         if extrema.imag.any() or np.abs(extrema).max() > 1:  # round-off is all of the error
             break
         inner = np.sqrt(square(np.sort(extrema.real)))
-        if np.allclose(inner, points[1:-1], rtol=1e-15, atol=0):
+        if np.allclose(inner, points[1:-1], rtol=1e-9, atol=0):  # their square counts
             break
         points[1:-1] = inner
     powers = Chebyshev(numbers, domain=[low**2, high**2]).convert(kind=Polynomial).coef
