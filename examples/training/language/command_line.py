@@ -143,7 +143,7 @@ class Compare(_OnLogs, _OnModel):
     seeds: int = 3
     """Fresh seeds for the best of each."""
     rounds: int = 1
-    """Rounds of tuning for each; a further one goes on around the best, with as many trials."""
+    """Rounds of tuning for each; further ones have as many trials, where a model expects most."""
     only: tuple[str, ...] = ("adamw", "sgd", "muon", "egd")
     """Names of optimizers. Shampoo, whose steps are the dearest, must be named."""
 

@@ -1,9 +1,10 @@
 """The comparison: every optimizer tuned alike in the arena's manner, then on fresh seeds.
 
 What is tuned is the validation loss at the end. A trial is one line of the arena's log, with its
-course. Where the best lies at an edge, the tuning goes on around it, in wider ranges. A trial that
-is hopeless ends early, by one rule for all: after the warm-up its validation loss is above that of
-a guess, ln 256, or no number.
+course. Where the best lies at an edge, a further round has wider ranges. From the second round on
+a trial's settings are those with the largest expected improvement, by all trials before. A trial
+that is hopeless ends early, by one rule for all: after the warm-up its validation loss is above
+that of a guess, ln 256, or no number.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from arena.field import Field
 from arena.plan import WIDENINGS, Round, last_round, rank
 from arena.record import COUNT, ROUND, TIMES, TRIAL, Line, Log, Record
 from arena.session import remaining
-from arena.space import Settings, edges, to_json, traced, widened
+from arena.space import BATCH, Settings, edges, to_json, traced, widened
+from arena.suggest import suggested
 from grokking.log import environment
 from tqdm import tqdm
 
@@ -113,8 +115,7 @@ class Tuned(NamedTuple):
     """How far the tuning of an optimizer is.
 
     Args:
-        last: its last round; from the second one on, its trials begin with the best before, around
-            which the tuning goes on, as number -1.
+        last: its last round.
         trials: those of all rounds.
         counts: the best's runs on fresh seeds.
     """
@@ -142,7 +143,16 @@ class Tuned(NamedTuple):
     @property
     def complete(self) -> bool:
         """Whether all trials of the last round are in."""
-        return not self.last.missing
+        return self.last.complete
+
+    def next(self) -> tuple[int, Settings]:
+        """Return number and settings of the trial that the last round lacks next."""
+        last, number = self.last, len(self.last.trials)
+        if last.number == 0:
+            return min(last.missing.items())
+        tried = [(trial["settings"], _score(trial)) for trial in self.trials]
+        settings = suggested(last.knobs, tried, len(tried))
+        return number, settings | {BATCH: last.task.batches[0]}
 
 
 def best_of(task: Task, trials: Iterable[Line]) -> Line:
@@ -156,10 +166,6 @@ def tuned(record: Record, task: Task, name: str) -> Tuned | None:
     if last is None:
         return None
     trials = record.of(TRIAL, name)
-    before = [trial for trial in trials if trial["round"] < last.number]
-    if before:
-        best = {**best_of(task, before), "trial": -1}
-        last = dataclasses.replace(last, trials=(best, *last.trials))
     settings = best_of(task, trials)["settings"] if trials else None
     counts = [line for line in record.of(COUNT, name) if line["settings"] == settings]
     return Tuned(last, trials, counts)
@@ -172,7 +178,7 @@ def run(study: Plan, path: Path, only: Iterable[str] = (), rounds: int = 1) -> R
         study: what is compared.
         path: the log.
         only: names of optimizers; none means all.
-        rounds: of tuning, for each; from the second one on, it goes on around the best.
+        rounds: of tuning, for each; from the second one on, trials are where most is expected.
 
     Raises:
         ValueError: an unknown optimizer, or rounds after which no range could be widened.
@@ -190,7 +196,7 @@ def run(study: Plan, path: Path, only: Iterable[str] = (), rounds: int = 1) -> R
                     bar.total = sum(remaining(log.record, chosen, counting=True))
                     if line["round"]:
                         told = f"in wider ranges, {line['widened']}" if line["widened"] else "again"
-                        tqdm.write(f"{name}: tuned {told}, around the best")
+                        tqdm.write(f"{name}: tuned {told}, where most is expected")
                 else:
                     bar.update()
         return log.record
@@ -205,7 +211,7 @@ def _next(study: Plan, record: Record, name: str, rounds: int) -> Line | None:
         knobs = widened(found.last.knobs, found.edges)
         return _round(study, name, found.last.number + 1, knobs, found.edges)
     if not found.complete:
-        number, settings = min(found.last.missing.items())
+        number, settings = found.next()
         about = {"optimizer": name, "round": found.last.number, "trial": number}
         line = study.trained(name, settings, TUNING_SEED)
         compilation = {"compile": line.pop("compile")}
@@ -314,6 +320,11 @@ def choices_of(settings: Settings) -> Choices:
 def _bar(record: Record, chosen: Field) -> tqdm:
     left, done = remaining(record, chosen, counting=True)
     return tqdm(total=left + done, initial=done, unit="run", disable=None)
+
+
+def _score(trial: Line) -> float:
+    score = trial["runs"][0]["score"]
+    return math.inf if score is None else score
 
 
 def _short(value: float) -> float | None:

@@ -1,0 +1,91 @@
+"""The next settings of a tuning that goes on: where a model of the trials expects the most.
+
+A Gaussian process is fitted to the scores, and asked for the point with the largest expected
+improvement (Jones, Schonlau, Welch, J. Global Optim. 13, 1998), among points around the best.
+Scores above a quantile count as that: how bad a bad trial is says nothing about the best.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from arena.contract import Knob
+from arena.space import DIGITS, Settings, ends
+
+CANDIDATES = 2048
+REACH = 0.2  # largest standard deviation of a candidate around the best; a range is 1 wide
+QUANTILE = 0.6
+
+
+def suggested(
+    knobs: Sequence[Knob], tried: Sequence[tuple[Settings, float]], number: int
+) -> Settings:
+    """Return settings to try next: the same ones for the same arguments.
+
+    Args:
+        knobs: with the ranges to stay in, or in what was tried beyond them.
+        tried: settings and scores; low ones are good, infinite ones are failures.
+        number: of the trial; seeds the candidates.
+    """
+    scores = np.array([score for _, score in tried])
+    scores = np.minimum(scores, np.quantile(scores, QUANTILE, method="lower"))
+    known = np.isfinite(scores)
+    values = np.where(known, scores, scores[known].max() if known.any() else 0.0)
+    values = (values - values.mean()) / (values.std() or 1.0)
+    places = np.array([[_place(knob, one[knob.name]) for knob in knobs] for one, _ in tried])
+    tried_from, tried_to = np.minimum(places.min(0), 0), np.maximum(places.max(0), 1)
+    candidates = _around(places[values.argmin()], knobs, np.random.default_rng(number))
+    candidates = np.clip(candidates, tried_from, tried_to)
+    gains = _expected_improvement(places, values, candidates)
+    best = candidates[gains.argmax()]
+    return {knob.name: _value(knob, float(u)) for knob, u in zip(knobs, best, strict=True)}
+
+
+def _around(center: np.ndarray, knobs: Sequence[Knob], draw: np.random.Generator) -> np.ndarray:
+    """Return points at all distances from the center; choices at random."""
+    spread = REACH * draw.uniform(size=(CANDIDATES, 1))
+    points = center + spread * draw.standard_normal((CANDIDATES, len(knobs)))
+    for column, knob in enumerate(knobs):
+        if knob.choices:
+            chosen = draw.integers(len(knob.choices), size=CANDIDATES)
+            points[:, column] = chosen / max(1, len(knob.choices) - 1)
+    return points
+
+
+def _expected_improvement(
+    places: np.ndarray, values: np.ndarray, candidates: np.ndarray
+) -> np.ndarray:
+    smooth = Matern([0.5] * places.shape[1], [(0.1, 5.0)] * places.shape[1], nu=2.5)
+    kernel = ConstantKernel(1.0, (0.1, 30.0)) * smooth + WhiteKernel(1e-2, (1e-4, 0.1))
+    process = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound
+        process.fit(places, values)
+    means, deviations = process.predict(candidates, return_std=True)
+    gains = values.min() - means
+    return gains * norm.cdf(gains / deviations) + deviations * norm.pdf(gains / deviations)
+
+
+def _place(knob: Knob, value: Any) -> float:
+    """Return where in its range a value is: from 0 to 1."""
+    if knob.choices:
+        return knob.choices.index(value) / max(1, len(knob.choices) - 1)
+    low, high = ends(knob)
+    if knob.log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _value(knob: Knob, u: float) -> Any:
+    if knob.choices:
+        return knob.choices[round(u * (len(knob.choices) - 1))]
+    low, high = ends(knob)
+    value = low * (high / low) ** u if knob.log else low + (high - low) * u
+    return float(f"{value:.{DIGITS}g}")
