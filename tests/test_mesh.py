@@ -114,6 +114,7 @@ def test_experts_stay_where_they_are():
     assert program.received == 2 * 3 * 64 * 96 * 4  # a device has three of the 24 matrices
 
 
+LONG = polar.NewtonSchulz("three_steps")
 METHODS = [
     polar.SVD(),
     polar.Halley(),
@@ -150,6 +151,8 @@ def placed(mesh, dtype=np.float32):
         (polar.Halley(), "auto", None),
         (polar.Halley(), "auto", "matrix"),
         (polar.SubspaceIteration(8), "auto", None),
+        (LONG, "explicit", None),
+        pytest.param(LONG, "auto", "matrix", marks=SLOW),
         *(
             pytest.param(method, kind, cut, marks=SLOW)
             for method in METHODS
@@ -160,7 +163,11 @@ def placed(mesh, dtype=np.float32):
     ids=str,
 )
 def test_spread_equals_plain(method, kind, cut):
-    """Two steps: values to 1e-5, and shapes, dtypes and layouts of updates and states alike."""
+    """Two steps: values to 1e-5, and shapes, dtypes and layouts of updates and states alike.
+
+    Sums in another order change long steps more: their slope multiplies round-off.
+    """
+    close = 1e-3 if method == LONG and cut == "matrix" else 1e-5
     mesh = mesh_of(kind)
     names = ("a", "b") if kind == "auto" else None
     leaves = placed(mesh)
@@ -175,9 +182,9 @@ def test_spread_equals_plain(method, kind, cut):
         second, last = step(jax.tree.map(lambda x: -x, leaves), after)
     alone = jax.device_put(jax.device_get(leaves), jax.devices()[0])
     expected, middle = plain.update(alone, plain.init(alone))
-    chex.assert_trees_all_close(jax.device_get(first), expected, atol=1e-5)
+    chex.assert_trees_all_close(jax.device_get(first), expected, atol=close)
     expected, end = plain.update(jax.tree.map(lambda x: -x, alone), middle)
-    chex.assert_trees_all_close(jax.device_get(second), expected, atol=1e-5)
+    chex.assert_trees_all_close(jax.device_get(second), expected, atol=close)
     if cut != "matrix":  # sums in another order may turn the sign of a basis vector
         chex.assert_trees_all_close(jax.device_get(last), jax.device_get(end), atol=1e-5)
     for name, leaf in leaves.items():
