@@ -214,8 +214,9 @@ def _transformer() -> Task:
         steps=1_200,
         every=10,
         hold=50,
-        trials=10,
+        trials=12,
         seeds=5,
+        tuning_seeds=(0,),
         hidden=inferred,
         note="Its 12 hidden matrices are whitened; the target is held for 500 more steps.",
     )
