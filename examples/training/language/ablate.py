@@ -50,6 +50,7 @@ def changes(config: Config, best: Choices = EXACT) -> dict[str, Change]:
         size = (config.width, config.width)
         return Change(choices, factor=best.length(*size) / choices.length(*size))
 
+    other = {"before", "after"} - {best.average}
     scales = {"muon": "Muon's scale", "consistent_rms": "scale consistent_rms"}
     found = {
         BASE: one(),
@@ -58,7 +59,8 @@ def changes(config: Config, best: Choices = EXACT) -> dict[str, Change]:
         "Muon's five steps": one(method=polar.NewtonSchulz("standard")),
         "sketch of rank 16": one(method=polar.SubspaceIteration(rank=16)),
         "sketch of rank 64": one(method=polar.SubspaceIteration(rank=64)),
-        "no average": one(average=False),
+        "no average": one(average=None),
+        **{f"average {place} whitening": one(average=place) for place in sorted(other)},
         "coupled decay": one(decay="coupled"),
         "no scale": one(scale=None),
         **{told: one(scale=scale) for scale, told in scales.items() if scale != best.scale},

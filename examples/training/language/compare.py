@@ -30,7 +30,7 @@ from tqdm import tqdm
 from language.config import HOPELESS, Config
 from language.corpus import Corpus
 from language.course import Point, Program, State
-from language.optimizers import EXACT, OPTIMIZERS, Choices, Entry, Values
+from language.optimizers import OPTIMIZERS, Choices, Entry, Values
 
 TUNING_SEED = 0
 ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
@@ -283,7 +283,7 @@ def is_hopeless(point: Point, config: Config) -> bool:
     return not known or (point.step > config.warmup and point.validation > HOPELESS)
 
 
-@functools.lru_cache(maxsize=2)  # of one optimizer, with either scale
+@functools.lru_cache(maxsize=4)  # of one optimizer, with either scale and average
 def _program(config: Config, text: Corpus, name: str, choices: Choices) -> Program:
     return Program(config, OPTIMIZERS[name], text, choices)
 
@@ -314,7 +314,7 @@ def values_of(name: str, settings: Settings) -> dict[str, np.generic]:
 
 def choices_of(settings: Settings) -> Choices:
     """Return what of a run is no number."""
-    return Choices(scale=settings.get("scale", EXACT.scale))
+    return Choices(**{name: settings[name] for name in ("scale", "average") if name in settings})
 
 
 def _bar(record: Record, chosen: Field) -> tqdm:

@@ -30,6 +30,8 @@ WHITENED = Knob("learning_rate", 0.001, 1.0)
 # Optax's two factors by shape for whitened steps, as in `muon(consistent_rms=0.2)`.
 SCALE = Knob("scale", choices=("muon", "consistent_rms"))
 RMS = 0.2
+# The average of the gradients is whitened, looking ahead, or the whitened gradients are averaged.
+AVERAGE = Knob("average", choices=("before", "after"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +40,14 @@ class Choices:
 
     Args:
         method: how polar factors are computed; None: exactly.
-        average: whiten an average of the gradients that looks ahead, or the gradients.
+        average: "before" whitening, looking ahead, "after" it, or None.
         decay: "decoupled", or "coupled" and a thousandth of it.
         scale: factor by shape; Muon and Shampoo have it, too.
         every: whiten at every so many steps; between, a step as long along the average.
     """
 
     method: PolarMethod | None = None
-    average: bool = True
+    average: str | None = "before"
     decay: str = "decoupled"
     scale: str | None = "muon"
     every: int = 1
@@ -126,18 +128,22 @@ def muon(values: Values, recipe: Recipe) -> optax.GradientTransformation:
 
 def shampoo(values: Values, recipe: Recipe) -> optax.GradientTransformation:
     precondition = optax.chain(controls.shampoo(_beta(values["memory"])), _scale(recipe.choices))
-    return _changed(values, recipe, as_matrices(precondition, recipe.axes))
+    change = as_matrices(precondition, recipe.axes)
+    return _stepped(values, recipe, _averaged(values["reach"], recipe.choices, change))
 
 
 def egd(values: Values, recipe: Recipe) -> optax.GradientTransformation:
     choices, reach = recipe.choices, values["reach"]
     if choices.every > 1:
-        return _changed(values, recipe, _at_every(choices, recipe.axes))
+        return _stepped(values, recipe, _averaged(reach, choices, _at_every(choices, recipe.axes)))
+    if choices.average == "after":
+        whiten = scale_by_egd(choices.method, axes=recipe.axes, scale=choices.scale)
+        return _stepped(values, recipe, _averaged(reach, choices, whiten))
     return egd_optax.egd(
         recipe.rate(values["learning_rate"]),
         method=choices.method,
         momentum=_beta(reach) if choices.average else None,
-        nesterov=choices.average,
+        nesterov=choices.average is not None,
         weight_decay=values["decay"] * (COUPLED if choices.decay == "coupled" else 1),
         decay=choices.decay,
         axes=recipe.axes,
@@ -178,17 +184,22 @@ def as_matrices(
     return optax.GradientTransformation(lambda params: inner.init(view(params)), update)
 
 
-def _changed(
+def _averaged(
+    reach: Any, choices: Choices, change: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Return a change of gradients with the average before or after it."""
+    if choices.average == "after":
+        return optax.chain(change, optax.ema(_beta(reach)))
+    return optax.chain(controls.average(_beta(reach), lookahead=1.0), change)
+
+
+def _stepped(
     values: Values, recipe: Recipe, change: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Return average, change, decoupled decay and step of the matrices, as in the arena."""
-    matrices = optax.chain(
-        controls.average(_beta(values["reach"]), lookahead=1.0),
-        change,
-        optax.add_decayed_weights(values["decay"]),
-        optax.scale_by_learning_rate(recipe.rate(values["learning_rate"])),
-    )
-    return _apart(matrices, values, recipe)
+    """Return change, decoupled decay and step of the matrices, as in the arena."""
+    decay = optax.add_decayed_weights(values["decay"])
+    rate = optax.scale_by_learning_rate(recipe.rate(values["learning_rate"]))
+    return _apart(optax.chain(change, decay, rate), values, recipe)
 
 
 def _at_every(choices: Choices, axes: InferredAxes) -> optax.GradientTransformation:
@@ -261,8 +272,8 @@ OPTIMIZERS: dict[str, Entry] = {
     ),
     "egd": Entry(
         "EGD",
-        "egd_optax, exact, on the average",
-        (WHITENED, OTHERS, DECAY, REACH, SCALE),
+        "egd_optax, exact",
+        (WHITENED, OTHERS, DECAY, REACH, SCALE, AVERAGE),
         egd,
         {"learning_rate": 0.02, "reach": 20.0, **OTHER_RATE},
     ),
