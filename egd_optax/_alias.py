@@ -27,6 +27,7 @@ def egd(
     method: PolarMethod | Callable[[jax.Array], jax.Array] | None = None,
     momentum: float | None = None,
     nesterov: bool = False,
+    average: str = "before",
     weight_decay: float = 0.0,
     decay: str = "coupled",
     matrices: str | Sequence[str] | Callable[[Any], Any] | Any = None,
@@ -47,9 +48,12 @@ def egd(
         learning_rate: step size or schedule. Whitened matrices move by this much in each
             direction, so it is a length, independent of the gradient's.
         method: how polar factors are computed; see `scale_by_egd`.
-        momentum: decay rate of an exponential moving average of the gradients, debiased, which is
-            whitened in place of the gradient. None: no momentum, the paper.
+        momentum: decay rate of an exponential moving average, debiased. None: no momentum, the
+            paper.
         nesterov: whether to look one step ahead with the momentum, as Adam's and Muon's do.
+        average: "before" (Muon): the average of the gradients is whitened. "after": the gradients
+            are whitened, and their average is the step, which is shorter along directions that
+            change from one gradient to the next.
         weight_decay: coefficient lambda of the decay, relative to the learning rate.
         decay: "coupled" (the paper): lambda W joins the gradient before momentum and whitening, and
             is whitened with it. "decoupled": W shrinks by learning_rate * lambda beside the step.
@@ -85,6 +89,9 @@ def egd(
     """
     _check_numbers(learning_rate, momentum, nesterov, weight_decay)
     check_choice("decay", decay, ("coupled", "decoupled"))
+    check_choice("average", average, ("before", "after"))
+    if average == "after" and momentum is None:
+        raise ValueError('average="after" needs a momentum, such as momentum=0.75, got None.')
     if others is not None:
         check_transformation("others", others)
     whitening = functools.partial(
@@ -100,14 +107,15 @@ def egd(
     nothing = optax.identity()
     decaying = nothing if none else optax.add_decayed_weights(weight_decay)
     before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
-    average = _moving_average(momentum, nesterov)
+    moving = _moving_average(momentum, nesterov)
     learn = optax.scale_by_learning_rate(learning_rate)
-    rest = optax.chain(before, average, after, learn) if others is None else others
+    rest = optax.chain(before, moving, after, learn) if others is None else others
 
     def decided(tree: Any) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer of these leaves: which are matrices is static."""
         chosen = _chosen(tree, axes, matrices)
-        whole = optax.chain(before, average, whitening(axes=chosen), after, learn)
+        steps = (moving, whitening(axes=chosen))[:: 1 if average == "before" else -1]
+        whole = optax.chain(before, *steps, after, learn)
         labels = _labels(chosen, tree)  # in a function: a module is a tree that can be called
         return optax.partition({"matrices": whole, "others": rest}, lambda _: labels)
 

@@ -29,8 +29,8 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
 
     Raises:
         ValueError: no Muon in `muon_state`, or several; counts that are not one number of steps;
-            other leaves or shapes, or other leaves whitened; `egd` without a momentum, or with
-            `others` whose state is not Adam's.
+            other leaves or shapes, or other leaves whitened; `egd` without a momentum, with
+            average="after", or with `others` whose state is not Adam's.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -53,6 +53,11 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
     group = muon.rpartition("inner_states/")[0]  # Muon's partition: Adam's state is in it, too
     theirs = {path: leaf for path, leaf in theirs.items() if path.startswith(group)}
     average = _only(ours, "ema", "egd needs a momentum, such as Muon's momentum=0.95", _MATRICES)
+    if not average.endswith("/1/"):  # the second part of the chain: after decay, before whitening
+        raise ValueError(
+            "Muon averages gradients, and this egd averages whitened ones, which Muon's state does "
+            'not know. Build it with average="before".'
+        )
     sources = {f"{average}ema": f"{muon}mu"}
     for our, their in zip(_states(ours, "nu", _OTHERS), _states(theirs, "nu"), strict=False):
         sources |= {f"{our}{name}": f"{their}{name}" for name in ("mu", "nu")}

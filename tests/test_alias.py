@@ -23,19 +23,20 @@ def run(optimizer, params=PARAMS):
     return params
 
 
-def transcription(learning_rate, weight_decay, coupled, momentum=0.0, nesterov=False):
+def transcription(learning_rate, weight_decay, coupled, momentum=0.0, nesterov=False, after=False):
     """The same steps in float64 NumPy, straight from the docstring of `egd`."""
     params = {name: np.float64(leaf) for name, leaf in PARAMS.items()}
     average = dict.fromkeys(PARAMS, 0.0)
     for step, gradient in enumerate(GRADS, start=1):
         for name, w in params.items():
             g = np.float64(gradient[name]) + coupled * weight_decay * w
+            g = polar64(g) if after and w.ndim == 2 else g
             average[name] = momentum * average[name] + (1 - momentum) * g
             direction = average[name] / (1 - momentum**step)
             if nesterov:  # the average after one more step, with this gradient again
                 ahead = average[name] / (1 - momentum ** (step + 1))
                 direction = momentum * ahead + (1 - momentum) * g / (1 - momentum**step)
-            direction = polar64(direction) if w.ndim == 2 else direction
+            direction = polar64(direction) if not after and w.ndim == 2 else direction
             params[name] = w - learning_rate * (direction + (not coupled) * weight_decay * w)
     return jax.tree.map(np.float32, params)
 
@@ -48,6 +49,15 @@ def transcription(learning_rate, weight_decay, coupled, momentum=0.0, nesterov=F
         ({"weight_decay": 0.1, "momentum": 0.9}, (0.3, 0.1, True, 0.9)),
         ({"weight_decay": 0.1, "momentum": 0.9, "decay": "decoupled"}, (0.3, 0.1, False, 0.9)),
         ({"momentum": 0.9, "nesterov": True}, (0.3, 0.0, True, 0.9, True)),
+        (
+            {"weight_decay": 0.1, "momentum": 0.9, "average": "after"},
+            (0.3, 0.1, True, 0.9, False, True),
+        ),
+        (
+            {"weight_decay": 0.1, "decay": "decoupled", "momentum": 0.9, "nesterov": True}
+            | {"average": "after"},
+            (0.3, 0.1, False, 0.9, True, True),
+        ),
     ],
     ids=str,
 )
@@ -201,6 +211,8 @@ def test_what_is_not_whitened_takes_sgd_steps():
     [
         (lambda: egd(0.1, decay="l2"), ValueError, "coupled, decoupled, got 'l2'"),
         (lambda: egd(0.1, nesterov=True), ValueError, "needs a momentum"),
+        (lambda: egd(0.1, average="after"), ValueError, "needs a momentum"),
+        (lambda: egd(0.1, momentum=0.9, average="both"), ValueError, "before, after, got 'both'"),
         (lambda: egd(0.1, momentum=1.0), ValueError, r"\[0, 1\), got 1.0"),
         (lambda: egd(0.1, weight_decay=-1.0), ValueError, "negative, got -1.0"),
         (lambda: egd(-0.1), ValueError, "learning_rate must not be negative, got -0.1"),

@@ -241,6 +241,7 @@ FEWER = {"tokens": PARAMS["tokens"]}
         ),
         (lambda: [of_muon(), of_muon()], muons, "got '0/inner_.* '1/inner_states/muon"),
         (of_muon, lambda: muons(momentum=None, nesterov=False), "needs a momentum, such as Muon's"),
+        (of_muon, lambda: muons(average="after"), 'Build it with average="before"'),
         (of_muon, lambda: muons(others=optax.sgd(0.1, 0.9)), "holds .*trace.*Muon's has nothing"),
         (of_muon, lambda: muons(others=None), "Build egd with Adam, such as .*adamw"),
         (of_muon, lambda: optax.chain(optax.identity(), muons()), "Of a chain .* pass egd's part"),

@@ -143,7 +143,7 @@ class Compare(_OnLogs, _OnModel):
     seeds: int = 3
     """Fresh seeds for the best of each."""
     rounds: int = 1
-    """Rounds of tuning for each; further ones have as many trials, where a model expects most."""
+    """Rounds of tuning for each; in later ones a Gaussian process chooses the settings."""
     only: tuple[str, ...] = ("adamw", "sgd", "muon", "egd")
     """Names of optimizers. Shampoo, whose steps are the dearest, must be named."""
 

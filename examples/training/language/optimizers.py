@@ -136,14 +136,12 @@ def egd(values: Values, recipe: Recipe) -> optax.GradientTransformation:
     choices, reach = recipe.choices, values["reach"]
     if choices.every > 1:
         return _stepped(values, recipe, _averaged(reach, choices, _at_every(choices, recipe.axes)))
-    if choices.average == "after":
-        whiten = scale_by_egd(choices.method, axes=recipe.axes, scale=choices.scale)
-        return _stepped(values, recipe, _averaged(reach, choices, whiten))
     return egd_optax.egd(
         recipe.rate(values["learning_rate"]),
         method=choices.method,
         momentum=_beta(reach) if choices.average else None,
-        nesterov=choices.average is not None,
+        nesterov=choices.average == "before",
+        average=choices.average or "before",
         weight_decay=values["decay"] * (COUPLED if choices.decay == "coupled" else 1),
         decay=choices.decay,
         axes=recipe.axes,
@@ -196,10 +194,12 @@ def _averaged(
 def _stepped(
     values: Values, recipe: Recipe, change: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Return change, decoupled decay and step of the matrices, as in the arena."""
-    decay = optax.add_decayed_weights(values["decay"])
+    """Return change, decay and step of the matrices, as in the arena."""
+    coupled = recipe.choices.decay == "coupled"
+    decay = optax.add_decayed_weights(values["decay"] * (COUPLED if coupled else 1))
     rate = optax.scale_by_learning_rate(recipe.rate(values["learning_rate"]))
-    return _apart(optax.chain(change, decay, rate), values, recipe)
+    both = (decay, change) if coupled else (change, decay)
+    return _apart(optax.chain(*both, rate), values, recipe)
 
 
 def _at_every(choices: Choices, axes: InferredAxes) -> optax.GradientTransformation:

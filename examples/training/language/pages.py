@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from arena.record import Record, read
 from arena.results import task_of
 from arena.session import range_of
+from arena.space import stages
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
@@ -70,8 +72,10 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "loss": {row.name: f"{row.loss:.3f}" for row in found},
         "steps": {row.name: f"{row.steps_to(goal):g}" for row in found},
         "best": {row.name: row.tuned.best["settings"] for row in found},
-        "changed": results.changed(ablation) if ablation else {},
-        "rounds": results.rounds(record),
+        "differences": results.differences(ablation) if ablation else {},
+        "first": stages(task_of(record).trials)[0],
+        "trials": {row.name: len(row.tuned.trials) for row in found},
+        "by_average": _by_average(found),
         "table": results.table(record, STYLE),
         "settings": results.settings_table(record, STYLE),
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),
@@ -98,12 +102,21 @@ def _short(record: Record, short: Record) -> dict[str, Any]:
         return {"short": None}
     goal = next(row.loss for row in results.rows(record) if row.name == results.YARDSTICK)
     found = {row.name: row for row in results.short_rows(record, short)}
+    *_, steps, seconds = results.short_cells(record, short)["egd"]
     return {
         "short": results.short_table(record, short, STYLE),
-        "short_trials": len(found["egd"].tuned.trials),
+        "short_steps": task_of(short).steps,
+        "short_trials": {name: len(row.tuned.trials) for name, row in found.items()},
         "short_loss": {name: f"{row.loss:.3f}" for name, row in found.items()},
         "short_reached": math.isfinite(found["egd"].steps_to(goal)),
+        "short_parts": {"steps": steps, "seconds": seconds},
+        "short_by_average": _by_average(found.values()),
     }
+
+
+def _by_average(found: Iterable[results.Row]) -> dict[str, str]:
+    """Return the best trial's loss with EGD's average before and after the whitening."""
+    return next(results.best_by(row, "average") for row in found if row.name == "egd")
 
 
 def _speed(path: Path) -> dict[str, Any]:

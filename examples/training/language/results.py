@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from arena.record import COUNT, ROUND, Line, Record
+from arena.record import COUNT, Line, Record
 from arena.results import task_of
 from arena.space import BATCH, Settings
 from tabulate import tabulate
@@ -81,18 +81,11 @@ def rows(record: Record) -> list[Row]:
     return sorted(found, key=lambda row: (not row.runs, row.loss))
 
 
-def rounds(record: Record) -> int:
-    """Return how many rounds of tuning were asked for; there may be more, in wider ranges."""
-    lines = [line for line in record.lines if line["kind"] == ROUND]
-    return 1 + max((line["round"] for line in lines if not line["widened"]), default=0)
-
-
 def is_finished(record: Record, yardstick: str = YARDSTICK) -> bool:
-    """Return whether all that were begun, and the yardstick, ran on all seeds, tuned alike."""
-    found, seeds, asked = rows(record), len(record.header["fresh_seeds"]), rounds(record)
+    """Return whether all that were begun, and the yardstick, are tuned and ran on all seeds."""
+    found, seeds = rows(record), len(record.header["fresh_seeds"])
     whole = all(
-        len(row.runs) == seeds and not row.tuned.widens and row.tuned.last.number + 1 >= asked
-        for row in found
+        len(row.runs) == seeds and row.tuned.complete and not row.tuned.widens for row in found
     )
     return whole and yardstick in {row.name for row in found}
 
@@ -116,10 +109,16 @@ def short_rows(record: Record, short: Record) -> list[Row]:
     return [dataclasses.replace(row, step_seconds=seconds.get(row.name)) for row in found]
 
 
-def short_table(record: Record, short: Record, style: str = "simple") -> str:
-    """Return the table of shorter runs: steps and seconds to the yardstick's loss in `record`."""
+def short_cells(record: Record, short: Record) -> dict[str, list[str]]:
+    """Return the rows of shorter runs: steps and seconds to the yardstick's loss in `record`."""
     yardstick = next(row for row in rows(record) if row.name == YARDSTICK)
-    cells = [_cells(row, yardstick, short, record) for row in short_rows(record, short)]
+    found = short_rows(record, short)
+    return {row.name: _cells(row, yardstick, short, record) for row in found}
+
+
+def short_table(record: Record, short: Record, style: str = "simple") -> str:
+    """Return the table of shorter runs."""
+    cells = [*short_cells(record, short).values()]
     return tabulate(cells, HEADINGS, tablefmt=style, disable_numparse=True)
 
 
@@ -149,21 +148,31 @@ def draw_comparison(record: Record, path: Path) -> None:
     draw([_curve(row, record) for row in rows(record) if row.runs], path, zoom=True)
 
 
-def changed(record: Record) -> dict[str, str]:
-    """Return the median loss of each change of an ablation."""
-    names = dict.fromkeys(line["optimizer"] for line in record.lines)
-    return {name: _loss(_median_score(record.of(COUNT, name))) for name in names}
+def best_by(row: Row, knob: str) -> dict[str, str]:
+    """Return the lowest loss of an optimizer's trials with each choice of a knob."""
+    found: dict[str, float] = {}
+    for trial in row.tuned.trials:
+        choice = trial["settings"].get(knob)
+        found[choice] = min(found.get(choice, math.inf), _score(trial["runs"][0]))
+    return {choice: _loss(score) for choice, score in found.items()}
+
+
+def differences(record: Record) -> dict[str, str]:
+    """Return how each change of an ablation changes the loss: the median on equal seeds."""
+    base = {line["seed"]: _score(line) for line in record.of(COUNT, BASE)}
+    found = {}
+    for name in dict.fromkeys(line["optimizer"] for line in record.lines):
+        lines = record.of(COUNT, name)
+        gaps = [_score(line) - base[line["seed"]] for line in lines if line["seed"] in base]
+        found[name] = _loss(statistics.median(gaps), "+.3f") if gaps else NONE
+    return found
 
 
 def ablation_table(record: Record, style: str = "simple") -> str:
     """Return the table of an ablation, however far its log is; differences are on equal seeds."""
-    names = dict.fromkeys(line["optimizer"] for line in record.lines)
-    base = {line["seed"]: _score(line) for line in record.of(COUNT, BASE)}
     cells = []
-    for name in names:
+    for name, difference in differences(record).items():
         lines = record.of(COUNT, name)
-        gaps = [_score(line) - base[line["seed"]] for line in lines if line["seed"] in base]
-        difference = _loss(statistics.median(gaps), "+.3f") if gaps else NONE
         steps = lines[0]["course"]["step"][-1]
         cells.append((name, _loss(_median_score(lines)), difference, steps, len(lines)))
     headings = ("change", "final validation loss", "difference", "steps", "seeds")

@@ -109,6 +109,29 @@ def test_either_scale_is_the_same_for_all(tiny, text, name):
     assert np.divide(of_rms, of_muon) == pytest.approx([1.6 / 2, 1.6], rel=1e-4)
 
 
+def test_an_average_after_whitening_is_one_of_polar_factors(tiny, text):
+    program = Program(tiny, OPTIMIZERS["egd"], text, Choices(scale=None, average="after"))
+    settings = {"learning_rate": 0.1, "others": 0.1, "decay": 0.0, "reach": 4.0}
+    transform = OPTIMIZERS["egd"].make(settings, program.recipe)
+    leaves = program.network.shapes
+    trees = [
+        jax.tree.map(lambda x, seed=seed: jax.random.normal(jax.random.key(seed), x.shape), leaves)
+        for seed in range(2)
+    ]
+    state = transform.init(trees[0])
+    for gradients in trees:
+        updates, state = jax.jit(transform.update)(gradients, state, trees[0])
+    old, new, updated = (tree["blocks"][0]["mlp"]["expand"]["kernel"] for tree in (*trees, updates))
+    average = (0.75 * polar64(old) + polar64(new)) / 1.75  # 1 / (1 - .75) is 4
+    rate = -0.1 * program.recipe.schedule(1)
+    np.testing.assert_allclose(updated, rate * average, atol=1e-5)
+
+
+def polar64(matrix):
+    u, _, vt = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+    return u @ vt
+
+
 def first_update(program, name):
     """Return random gradients, and an optimizer's first update of them."""
     entry = OPTIMIZERS[name]

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from arena.record import COUNT, TIMES, TRIAL, LogError, Record, read
+from arena.record import COUNT, ROUND, TIMES, TRIAL, LogError, Record, read
+from arena.space import BATCH, from_json
+from arena.suggest import suggested
 
 from language import ablate, compare, pages, results
 from language.command_line import main
@@ -116,6 +118,23 @@ def untrained(program, values, seed):
     return {"seed": seed, "steps": None, **ends}
 
 
+def later_settings(record, name):
+    return [line["settings"] for line in record.of(TRIAL, name) if line["round"]]
+
+
+def suggestions(record, name):
+    """Return what is suggested before each trial of the later rounds, by all that came before."""
+    found, tried = [], []
+    for line in record.of(TRIAL, name):
+        if line["round"]:
+            (told,) = record.of(ROUND, name, line["round"])
+            knobs = tuple(map(from_json, told["knobs"]))
+            found.append(suggested(knobs, tried, len(tried)) | {BATCH: 4})
+        score = line["runs"][0]["score"]
+        tried.append((line["settings"], math.inf if score is None else score))
+    return found
+
+
 class Stopped(BaseException):
     """As sudden as a kill."""
 
@@ -160,10 +179,32 @@ def test_a_stopped_comparison_goes_on_and_runs_nothing_twice(study, tmp_path, mo
         assert len(other.trials) >= 3 * 3
         assert other.best["runs"][0]["score"] <= one.best["runs"][0]["score"]
         assert [line["seed"] for line in other.counts] == [100, 101]
+        assert later_settings(further, name) == suggestions(further, name)
     other = dataclasses.replace(study, config=dataclasses.replace(study.config, width=32))
     with pytest.raises(LogError, match="was made with model="):
         compare.run(other, path)
     assert results.table(record).count("EGD") == 1
+
+
+def test_a_round_that_is_begun_is_not_finished():
+    whole = read(pages.LOGS / "compare.jsonl")
+    assert results.is_finished(whole)
+    begun = Record(whole.header)
+    begun.lines = [*whole.lines, {**whole.of(ROUND, "egd")[-1], "round": 2}]
+    assert not results.is_finished(begun)
+
+
+def test_nobody_was_tuned_less_than_egd_but_sgd():
+    for name in ("compare.jsonl", pages.SHORT):
+        record = read(pages.LOGS / name)
+        trials = {name: len(record.of(TRIAL, name)) for name in record.optimizers}
+        assert all(count >= trials["egd"] for name, count in trials.items() if name != "sgd")
+
+
+def test_the_page_is_made_from_the_committed_logs(tmp_path):
+    assert "written" in pages.render(tmp_path, pages.LOGS)
+    made, kept = ((folder / "language.md").read_text() for folder in (tmp_path, pages.DOCS))
+    assert made == kept, "run `make pages`"
 
 
 def test_one_program_does_for_all_settings(tiny, text):
@@ -232,14 +273,15 @@ def test_from_nothing_to_the_page(folder, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_race_times_what_it_trained(folder, tmp_path, capsys):
-    """EGD's share of a step is above plain descent's 0 %; done twice, the runs are the same."""
-    options = ["--steps", "4", "--every", "2", "--corpus", str(folder)]
-    command = ["race", *SHORT, *options, "--only", "adamw", "egd", "--folder", str(tmp_path)]
+    """As on a GPU but for the size: scanned, in bfloat16. Done twice, the runs are the same."""
+    options = ["--steps", "4", "--every", "2", "--corpus", str(folder), "--dtype", "bfloat16"]
+    command = ["race", *SHORT, *options, "--scanned", "True", "--folder", str(tmp_path)]
     assert main(command) == 0
     told = capsys.readouterr().out
     rows = json.loads((tmp_path / "speed.jsonl").read_text().splitlines()[1])["rows"]
-    assert list(rows) == ["gradients alone", "adamw", "egd", "EGD, Muon's five steps"]
-    before = {name: read_run(tmp_path / name / "log.jsonl") for name in ("adamw", "egd")}
+    names = ["adamw", "muon", "egd"]
+    assert list(rows) == ["gradients alone", *names, "EGD, Muon's five steps"]
+    before = {name: read_run(tmp_path / name / "log.jsonl") for name in names}
     for name, lines in before.items():
         assert f"{lines[-1]['validation']:.3f}" in told, name
     assert main(command) == 0
