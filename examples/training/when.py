@@ -146,9 +146,11 @@ def settings_table(found: Sequence[Finding]) -> str:
         rate, decay = best["learning_rate"], best["decay"] * (COUPLED if kind == "coupled" else 1)
         others, batch = best["others"], best[BATCH]
         scale = "None" if one.page.startswith("arena") else f'"{best.get("scale", "muon")}"'
-        cells = [f"{rate:.3g}", scale, f"{momentum:.2f}", f"{decay:.2g}, {kind}", f"{others:.2g}"]
+        average = f"{momentum:.2f}, {best.get('average', 'before')}"
+        cells = [f"{rate:.3g}", scale, average, f"{decay:.2g}, {kind}", f"{others:.2g}"]
         rows.append([one.title, *cells, batch])
-    headings = ("task", "learning rate", "scale", "momentum", "decay", "rate of `others`", "batch")
+    headings = ("task", "learning rate", "scale", "momentum, average", "decay")
+    headings += ("rate of `others`", "batch")
     return markdown(headings, rows)
 
 

@@ -76,6 +76,7 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "first": stages(task_of(record).trials)[0],
         "trials": {row.name: len(row.tuned.trials) for row in found},
         "by_average": _by_average(found),
+        "by_round": {row.name: results.best_by_round(row) for row in found},
         "table": results.table(record, STYLE),
         "settings": results.settings_table(record, STYLE),
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),

@@ -157,6 +157,15 @@ def best_by(row: Row, knob: str) -> dict[str, str]:
     return {choice: _loss(score) for choice, score in found.items()}
 
 
+def best_by_round(row: Row) -> list[str]:
+    """Return the lowest loss of an optimizer's trials so far, after each round."""
+    trials = row.tuned.trials
+    ends = range(1, 2 + row.tuned.last.number)
+    return [
+        _loss(min(_score(one["runs"][0]) for one in trials if one["round"] < end)) for end in ends
+    ]
+
+
 def differences(record: Record) -> dict[str, str]:
     """Return how each change of an ablation changes the loss: the median on equal seeds."""
     base = {line["seed"]: _score(line) for line in record.of(COUNT, BASE)}
