@@ -50,6 +50,13 @@ def raw(values: Values, task: Task, params: Params) -> optax.GradientTransformat
     return egd({**values, "reach": 1.0, "lookahead": 0}, task, params)
 
 
+def after(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
+    """Average the whitened gradients."""
+    average = controls.average(1 - 1 / values["reach"], values["lookahead"])
+    first = {**values, "reach": 1.0, "lookahead": 0}
+    return changed(first, task, params, optax.chain(scale_by_egd(), average))
+
+
 def polynomial(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
     return changed(values, task, params, scale_by_egd(polar.NewtonSchulz(steps=5)))
 
@@ -99,6 +106,7 @@ optimizers = (
     _recipe(decoupled, "Decay decoupled", without("kind")),
     _recipe(coupled, "Decay coupled", without("kind")),
     _recipe(raw, "Raw gradients", without("reach", "lookahead")),
+    _recipe(after, "Average after the whitening", WHITENED),
     _recipe(polynomial, "Five Newton-Schulz steps", WHITENED),
     _recipe(sketch, f"Sketch of {SKETCH} directions", WHITENED),
     _recipe(first, "First matrix alone", WHITENED),

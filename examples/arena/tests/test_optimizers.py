@@ -102,16 +102,19 @@ def test_whitened_steps_are_equally_long_in_all_directions(name):
         np.testing.assert_allclose(known, 0.3, rtol=0.05 if name == "shampoo" else 1e-4)
 
 
-@pytest.mark.parametrize(("kind", "lookahead"), [(0, 1), (1, 0)])
-def test_the_chain_is_the_librarys_egd(kind, lookahead):
+@pytest.mark.parametrize(
+    ("name", "kind", "lookahead"), [("egd", 0, 1), ("egd", 1, 0), ("after", 1, 1)]
+)
+def test_the_chain_is_the_librarys_egd(name, kind, lookahead):
     decay = 0.5
     values = settings("egd", learning_rate=0.3, decay=decay, reach=4.0, others=0.03)
     values |= {"kind": np.int32(kind), "lookahead": np.int32(lookahead)}
-    params, _ = train("egd", values)
+    params, _ = train(name, values)
     library = egd_optax.egd(
         0.3,
         momentum=0.75,
         nesterov=bool(lookahead),
+        average="after" if name == "after" else "before",
         weight_decay=COUPLED * decay if kind else decay,
         decay="coupled" if kind else "decoupled",
         axes=egd_optax.MatrixAxes(0, 1),
