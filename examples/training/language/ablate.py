@@ -28,12 +28,14 @@ class Change:
     Args:
         choices: of EGD.
         batch: another one, on as many bytes; None leaves it.
+        reach: of the average, another one; None leaves it.
         factor: of the learning rate of the matrices.
         share: of the steps, along which the learning rates fall as far.
     """
 
     choices: Choices
     batch: int | None = None
+    reach: float | None = None
     factor: float = 1.0
     share: float = 1.0
 
@@ -60,6 +62,7 @@ def changes(config: Config, best: Choices = EXACT) -> dict[str, Change]:
         "sketch of rank 16": one(method=polar.SubspaceIteration(rank=16)),
         "sketch of rank 64": one(method=polar.SubspaceIteration(rank=64)),
         "no average": one(average=None),
+        "average over 8 steps": Change(best, reach=8.0),
         **{f"average {place} whitening": one(average=place) for place in sorted(other)},
         "coupled decay": one(decay="coupled"),
         "no scale": one(scale=None),
@@ -144,8 +147,11 @@ def _line(name: str, change: Change, program: Program, settings: Settings, seed:
     changed = settings | {
         "learning_rate": settings["learning_rate"] * change.factor,
         "batch": program.config.batch,
+        "reach": change.reach or settings["reach"],
     }
     if "scale" in settings:
         changed["scale"] = change.choices.scale
+    if "average" in settings:
+        changed["average"] = change.choices.average
     about = {"kind": COUNT, "optimizer": name, "round": 0, "settings": changed}
     return about | trial(program, values_of(EGD, changed), seed)
