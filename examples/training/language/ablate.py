@@ -12,10 +12,10 @@ from arena.space import Settings
 from tqdm import tqdm
 
 from egd_optax import polar
-from language.compare import Study, choices_of, trial, tuned, values_of
+from language.compare import Study, trial, tuned, values_of
 from language.config import LEAST_STEPS, Config
 from language.course import Program
-from language.optimizers import EXACT, OPTIMIZERS, Choices
+from language.optimizers import EXACT, OPTIMIZERS, Choices, choices_of
 
 BASE, EGD = "as tuned", "egd"
 BATCHES = (8, 16, 32, 64, 128)

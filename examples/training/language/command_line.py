@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import tyro
 from arena.record import Record, read
+from arena.space import Settings
 
 from language import ablate, compare, corpus, pages, race, results
 from language.config import SIZES, Config
@@ -76,7 +77,9 @@ class Train(_OnModel):
     """Weights of the matrices shrink by the learning rate times this."""
     average: float | None = None
     """Decay rate of the average of the gradients, such as .95."""
-    scale: Literal["muon", "consistent_rms"] = "muon"
+    place: Literal["before", "after"] | None = None
+    """Of EGD's average: of the gradients, before the whitening, or of the whitened ones, after."""
+    scale: Literal["muon", "consistent_rms"] | None = None
     """Factor by shape of EGD, Muon and Shampoo."""
     seed: int = 0
     """Of the initial values and the batches."""
@@ -84,35 +87,35 @@ class Train(_OnModel):
     def run(self) -> None:
         config = self.config()
         text = corpus.read(self.corpus)
-        run = Run(
-            self.folder, config, self.optimizer, self._settings(), self.scale, self.seed, text
-        )
+        run = Run(self.folder, config, self.optimizer, self._settings(), self.seed, text)
         end = train(run)
         print(f"\n{_printable(end['prompt'])}|{_printable(end['text'])}\n")
         print(f"validation loss: {end['validation']:.4f}")
         print(f"log: {run.log}\nfigure: {run.picture}\ncheckpoints: {run.folder / 'steps'}")
 
-    def _settings(self) -> dict[str, float]:
-        """Return the optimizer's numbers.
+    def _settings(self) -> Settings:
+        """Return a value for each of the optimizer's knobs.
 
         Raises:
             ValueError: one that it does not have, or that cannot be.
         """
         own = OPTIMIZERS[self.optimizer].settings
-        given = {name: getattr(self, name) for name in ("learning_rate", "others", "decay")}
+        numbers = {name: getattr(self, name) for name in ("learning_rate", "others", "decay")}
+        for name, value in numbers.items():
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(
+                    f"{name} must be a number of at least 0, got {value}; {own.get(name)}, say"
+                )
         if self.average is not None:
             if not 0 <= self.average < 1:
                 raise ValueError(f"an average lies in [0, 1), got {self.average}; 0.95, say")
-            given["reach"] = 1 / (1 - self.average)
-        settings = {name: value for name, value in given.items() if value is not None}
-        for name, value in settings.items():
-            if name not in own:
-                raise ValueError(f"{self.optimizer} has no {name}; leave it out")
-            if not 0 <= value < float("inf"):
-                raise ValueError(
-                    f"{name} must be a number of at least 0, got {value}; {own[name]}, say"
-                )
-        return own | settings
+            numbers["reach"] = 1 / (1 - self.average)
+        given = {**numbers, "scale": self.scale, "average": self.place}
+        given = {name: value for name, value in given.items() if value is not None}
+        if unknown := [name for name in given if name not in own]:
+            option = "place" if unknown[0] == "average" else unknown[0]
+            raise ValueError(f"{self.optimizer} has no {option}; leave it out")
+        return own | given
 
 
 @dataclasses.dataclass(frozen=True)

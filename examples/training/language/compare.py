@@ -30,7 +30,7 @@ from tqdm import tqdm
 from language.config import HOPELESS, Config
 from language.corpus import Corpus
 from language.course import Point, Program, State
-from language.optimizers import OPTIMIZERS, Choices, Entry, Values
+from language.optimizers import OPTIMIZERS, Choices, Entry, Values, choices_of
 
 TUNING_SEED = 0
 ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
@@ -310,11 +310,6 @@ def timed(programs: Mapping[str, tuple[Program, Values]]) -> Line:
 def values_of(name: str, settings: Settings) -> dict[str, np.generic]:
     """Return a run's numbers."""
     return traced(OPTIMIZERS[name].numbers, settings)
-
-
-def choices_of(settings: Settings) -> Choices:
-    """Return what of a run is no number."""
-    return Choices(**{name: settings[name] for name in ("scale", "average") if name in settings})
 
 
 def _bar(record: Record, chosen: Field) -> tqdm:

@@ -18,6 +18,7 @@ import optax
 from arena import controls
 from arena.contract import Knob
 from arena.optimizers import B1, COUPLED, DECAY, ENTRIES, LENGTHS, MEMORY, OTHERS, REACH
+from arena.space import Settings
 
 import egd_optax
 from egd_optax import InferredAxes, MatrixAxes, matching, scale_by_egd
@@ -62,6 +63,11 @@ class Choices:
 EXACT = Choices()
 
 
+def choices_of(settings: Settings) -> Choices:
+    """Return what of settings is no number."""
+    return Choices(**{name: settings[name] for name in ("scale", "average") if name in settings})
+
+
 class Recipe(NamedTuple):
     """What a transformation is made for: the model's matrices, and the course of the rates."""
 
@@ -81,8 +87,8 @@ class Entry(NamedTuple):
     source: str
     knobs: tuple[Knob, ...]
     make: Callable[[Values, Recipe], optax.GradientTransformation]
-    settings: dict[str, float]
-    """To begin with, where nothing was tuned."""
+    settings: Settings
+    """To begin with: the best that tuning found for the small model, rounded."""
 
     @property
     def numbers(self) -> tuple[Knob, ...]:
@@ -246,42 +252,43 @@ def _beta(reach: Any) -> Any:
     return 1 - 1 / reach
 
 
-OTHER_RATE = {"others": 3e-3, "decay": 0.1}
-
 OPTIMIZERS: dict[str, Entry] = {
     "adamw": Entry(
         "AdamW",
         "Optax",
         (ENTRIES, OTHERS, DECAY, REACH),
         adamw,
-        {"learning_rate": 3e-3, "reach": 10.0, **OTHER_RATE},
+        {"learning_rate": 0.007, "others": 0.07, "decay": 0.05, "reach": 4.0},
     ),
     "sgd": Entry(
         "SGD with momentum",
         "Optax",
         (LENGTHS, DECAY, REACH),
         sgd,
-        {"learning_rate": 0.1, "reach": 10.0, "decay": 0.1},
+        {"learning_rate": 0.05, "decay": 0.1, "reach": 1.4},
     ),
     "muon": Entry(
         "Muon",
         "Optax",
         (WHITENED, OTHERS, DECAY, REACH, SCALE),
         muon,
-        {"learning_rate": 0.02, "reach": 20.0, **OTHER_RATE},
+        {"learning_rate": 0.02, "others": 5e-4, "decay": 0.006, "reach": 9.0}
+        | {"scale": "consistent_rms"},
     ),
     "egd": Entry(
         "EGD",
         "egd_optax, exact",
         (WHITENED, OTHERS, DECAY, REACH, SCALE, AVERAGE),
         egd,
-        {"learning_rate": 0.02, "reach": 20.0, **OTHER_RATE},
+        {"learning_rate": 0.05, "others": 0.006, "decay": 0.07, "reach": 1.2}
+        | {"scale": "consistent_rms", "average": "after"},
     ),
     "shampoo": Entry(
         "Shampoo",
         "Gupta et al. 2018, arXiv 1802.09568; the arena's control",
         (WHITENED, OTHERS, DECAY, REACH, MEMORY, SCALE),
         shampoo,
-        {"learning_rate": 0.02, "reach": 20.0, "memory": 20.0, **OTHER_RATE},
+        {"learning_rate": 0.1, "others": 0.009, "decay": 0.1, "reach": 30.0}
+        | {"memory": 20.0, "scale": "muon"},
     ),
 }

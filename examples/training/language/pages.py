@@ -15,8 +15,8 @@ from tabulate import tabulate
 
 from language import race, results
 from language.ablate import BASE, changes
-from language.compare import choices_of
 from language.config import Config
+from language.optimizers import choices_of
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[2] / "docs"

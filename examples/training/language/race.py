@@ -21,7 +21,7 @@ from language.config import Config
 from language.corpus import Corpus
 from language.course import Program
 from language.figures import draw
-from language.optimizers import EXACT, OPTIMIZERS, Choices, Entry
+from language.optimizers import EXACT, OPTIMIZERS, Choices, Entry, choices_of
 
 PLAIN = "gradients alone"
 FIVE = "EGD, Muon's five steps"
@@ -67,7 +67,7 @@ class Race:
         for name in self.optimizers:
             settings = OPTIMIZERS[name].settings
             folder = self.folder / name
-            yield train.Run(folder, self.config, name, settings, "muon", self.seed, self.text)
+            yield train.Run(folder, self.config, name, settings, self.seed, self.text)
 
 
 def run(race: Race) -> str:
@@ -94,9 +94,11 @@ def speed(race: Race) -> Line:
     """Return seconds of a training step of each, in turn, and of one that only descends."""
     plain = Entry("", "Optax", (), lambda values, recipe: optax.sgd(1e-6), {})
     entries: dict[str, tuple[Entry, Choices]] = {PLAIN: (plain, EXACT)}
-    entries |= {name: (OPTIMIZERS[name], EXACT) for name in race.optimizers}
+    for name in race.optimizers:
+        entries[name] = OPTIMIZERS[name], choices_of(OPTIMIZERS[name].settings)
     if "egd" in entries:
-        entries[FIVE] = OPTIMIZERS["egd"], Choices(polar.NewtonSchulz("standard"))
+        egd, choices = entries["egd"]
+        entries[FIVE] = egd, dataclasses.replace(choices, method=polar.NewtonSchulz("standard"))
     return timed(
         {
             name: (

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from arena.space import traced
+from arena.space import Settings, traced
 from grokking.log import check_writable, environment, locked
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from language.config import Config
 from language.corpus import Corpus
 from language.course import Point, Program, State
 from language.figures import Curve, draw
-from language.optimizers import OPTIMIZERS, Choices
+from language.optimizers import OPTIMIZERS, choices_of
 
 Line: TypeAlias = dict[str, Any]
 HEADER, STEP, RESUMED, END = "language", "step", "resumed", "end"
@@ -39,8 +39,7 @@ class Run:
         folder: of the log, the picture and the checkpoints.
         config: the model and its training.
         optimizer: name of the optimizer.
-        settings: its numbers.
-        scale: factor by shape of EGD, Muon and Shampoo.
+        settings: its numbers and choices, a value for each knob.
         seed: of the initial values and the batches.
         text: what is read.
     """
@@ -48,8 +47,7 @@ class Run:
     folder: Path
     config: Config
     optimizer: str
-    settings: dict[str, float]
-    scale: str
+    settings: Settings
     seed: int
     text: Corpus
 
@@ -67,7 +65,6 @@ class Run:
             "config": self.config.to_json(),
             "optimizer": self.optimizer,
             "settings": self.settings,
-            "scale": self.scale,
             "seed": self.seed,
             "corpus": self.text.facts,
         }
@@ -129,7 +126,7 @@ def _lines_so_far(run: Run, last: int) -> list[Line]:
 def _go_on(run: Run, lines: list[Line], checkpoints: ocp.CheckpointManager) -> None:
     """Train, and add each validation to the log, then to the checkpoints."""
     entry = OPTIMIZERS[run.optimizer]
-    program = Program(run.config, entry, run.text, Choices(scale=run.scale))
+    program = Program(run.config, entry, run.text, choices_of(run.settings))
     print(program.recipe.axes)
     values = traced(entry.numbers, run.settings)
     after, state = _restored(checkpoints, program.start(values, run.seed))
