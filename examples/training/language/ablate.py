@@ -52,7 +52,6 @@ def changes(config: Config, best: Choices = EXACT) -> dict[str, Change]:
         size = (config.width, config.width)
         return Change(choices, factor=best.length(*size) / choices.length(*size))
 
-    other = {"before", "after"} - {best.average}
     scales = {"muon": "Muon's scale", "consistent_rms": "scale consistent_rms"}
     found = {
         BASE: one(),
@@ -62,8 +61,10 @@ def changes(config: Config, best: Choices = EXACT) -> dict[str, Change]:
         "sketch of rank 16": one(method=polar.SubspaceIteration(rank=16)),
         "sketch of rank 64": one(method=polar.SubspaceIteration(rank=64)),
         "no average": one(average=None),
-        "average over 8 steps": Change(best, reach=8.0),
-        **{f"average {place} whitening": one(average=place) for place in sorted(other)},
+        **{
+            f"average over 4 steps, {place}": dataclasses.replace(one(average=place), reach=4.0)
+            for place in ("before", "after")
+        },
         "coupled decay": one(decay="coupled"),
         "no scale": one(scale=None),
         **{told: one(scale=scale) for scale, told in scales.items() if scale != best.scale},
