@@ -33,7 +33,7 @@ from language.course import Point, Program, State
 from language.optimizers import OPTIMIZERS, Choices, Entry, Values, choices_of
 
 TUNING_SEED = 0
-ROUNDS, STEPS = 5, 4  # of timing: in turn, so many steps each
+ROUNDS, STEPS = 15, 4  # of timing: in turn, so many steps each
 
 
 class Plan(Protocol):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,6 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "differences": results.differences(ablation) if ablation else {},
         "first": stages(task_of(record).trials)[0],
         "trials": {row.name: len(row.tuned.trials) for row in found},
-        "by_average": _by_average(found),
         "by_round": {row.name: results.best_by_round(row) for row in found},
         "table": results.table(record, STYLE),
         "settings": results.settings_table(record, STYLE),
@@ -111,13 +109,7 @@ def _short(record: Record, short: Record) -> dict[str, Any]:
         "short_loss": {name: f"{row.loss:.3f}" for name, row in found.items()},
         "short_reached": math.isfinite(found["egd"].steps_to(goal)),
         "short_parts": {"steps": steps, "seconds": seconds},
-        "short_by_average": _by_average(found.values()),
     }
-
-
-def _by_average(found: Iterable[results.Row]) -> dict[str, str]:
-    """Return the best trial's loss with EGD's average before and after the whitening."""
-    return next(results.best_by(row, "average") for row in found if row.name == "egd")
 
 
 def _speed(path: Path) -> dict[str, Any]:

@@ -63,8 +63,12 @@ class Row:
         return statistics.median(self.losses)
 
     def steps_to(self, loss: float) -> float:
-        """Return the median of the first steps with a validation loss as low as this."""
-        return statistics.median(_first_at(run["course"], loss) for run in self.runs)
+        """Return the median of the first steps with a validation loss as low as this.
+
+        It is compared to six digits, which a course has.
+        """
+        goal = float(f"{loss:.6g}")
+        return statistics.median(_first_at(run["course"], goal) for run in self.runs)
 
 
 def rows(record: Record) -> list[Row]:
@@ -146,15 +150,6 @@ def settings_told(settings: Settings) -> str:
 def draw_comparison(record: Record, path: Path) -> None:
     """Draw the median courses of the bests on the fresh seeds."""
     draw([_curve(row, record) for row in rows(record) if row.runs], path, zoom=True)
-
-
-def best_by(row: Row, knob: str) -> dict[str, str]:
-    """Return the lowest loss of an optimizer's trials with each choice of a knob."""
-    found: dict[str, float] = {}
-    for trial in row.tuned.trials:
-        choice = trial["settings"].get(knob)
-        found[choice] = min(found.get(choice, math.inf), _score(trial["runs"][0]))
-    return {choice: _loss(score) for choice, score in found.items()}
 
 
 def best_by_round(row: Row) -> list[str]:
