@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
 from language import race, results
-from language.ablate import BASE, changes
+from language.ablate import changes
 from language.config import Config
 from language.optimizers import choices_of
 
@@ -32,8 +32,6 @@ def render(docs: Path, logs: Path) -> str:
     """
     log, ablation, speed = (logs / f"{name}.jsonl" for name in ("compare", "ablate", "speed"))
     short = logs / SHORT
-    if not ablation.exists():
-        ablation = logs / "before" / ablation.name  # of the tuning in which the scale was Muon's
     record = read(log) if log.exists() else None
     if record is None or not results.is_finished(record):
         return f"no finished comparison in {logs}; `compare` makes it"
@@ -60,8 +58,10 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
     model = record.header["task"]["model"]
     ranges = [(row.title, ", ".join(map(range_of, row.tuned.last.knobs))) for row in found]
     goal = next(row.loss for row in found if row.name == results.YARDSTICK)
-    complete = ablation is not None and _is_complete(ablation)
+    best = {row.name: row.tuned.best["settings"] for row in found}
     ablated = ablation.header["task"]["settings"] if ablation else {}
+    if ablation and (ablated != best.get("egd") or not _is_complete(ablation)):
+        ablation = None
     return {
         "config": Config(**model),
         "task": task_of(record),
@@ -70,7 +70,7 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "hardware": record.times.get("hardware"),
         "loss": {row.name: f"{row.loss:.3f}" for row in found},
         "steps": {row.name: f"{row.steps_to(goal):g}" for row in found},
-        "best": {row.name: row.tuned.best["settings"] for row in found},
+        "best": best,
         "differences": results.differences(ablation) if ablation else {},
         "first": stages(task_of(record).trials)[0],
         "trials": {row.name: len(row.tuned.trials) for row in found},
@@ -79,10 +79,8 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "settings": results.settings_table(record, STYLE),
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),
         "timed": bool(record.times),
-        "ablation": results.ablation_table(ablation, STYLE) if ablation and complete else None,
+        "ablation": results.ablation_table(ablation, STYLE) if ablation else None,
         "ablated": results.settings_told(ablated),
-        "ablation_of_best": any(row.tuned.best["settings"] == ablated for row in found),
-        "base": BASE,
         "to_muon": _to_muon(found),
     }
 
