@@ -10,7 +10,7 @@ from language import compare
 from language.command_line import run_one
 
 from images import pages, results
-from images.study import NAMES, Config, Study
+from images.study import NAMES, Config, Study, time_bests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,12 @@ class _OnLogs:
 
     def log(self, network: str) -> Path:
         return self.out / f"{network}.jsonl"
+
+    def existing(self, network: str) -> Record:
+        path = self.log(network)
+        if not path.exists():
+            raise ValueError(f"this needs a log, and there is no {path}; `compare` makes it")
+        return read(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,19 @@ class Compare(_OnLogs):
 
 
 @dataclasses.dataclass(frozen=True)
+class Time(_OnLogs):
+    """Time the bests of a network's log side by side; nothing else should be running."""
+
+    network: Literal["cnn", "vit"] = "cnn"
+    """Convolutions, or attention."""
+
+    def run(self) -> None:
+        task = self.existing(self.network).header["task"]
+        study = Study(Config(**task["model"]), task["trials"], task["seeds"])
+        _show(time_bests(study, self.log(self.network)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Show(_OnLogs):
     """Print the tables of a network's log, however far it is."""
 
@@ -59,10 +78,7 @@ class Show(_OnLogs):
     """Convolutions, or attention."""
 
     def run(self) -> None:
-        path = self.log(self.network)
-        if not path.exists():
-            raise ValueError(f"this needs a log, and there is no {path}; `compare` makes it")
-        _show(read(path))
+        _show(self.existing(self.network))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +93,7 @@ class Pages(_OnLogs):
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command for command in (Compare, Show, Pages)
+    command.__name__.lower(): command for command in (Compare, Time, Show, Pages)
 }
 
 

@@ -29,6 +29,7 @@ def table(record: Record, style: str = "simple") -> str:
     yardstick = next((row.loss for row in found if row.name == YARDSTICK and row.runs), None)
     headings = ["optimizer", "seeds", "test error at the end (range)"]
     headings += [f"steps to {error:.0%}" for error in ERRORS] + ["steps to AdamW's error"]
+    headings += ["a step, ms"]
     cells = [_cells(row, yardstick, record.header["task"]["steps"]) for row in found]
     return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
 
@@ -59,11 +60,12 @@ def percent(value: float) -> str:
 
 def _cells(row: Row, yardstick: float | None, cap: int) -> list[object]:
     if not row.runs:
-        return [row.title, 0, f"({percent(row.loss)} tuning)", *[NONE] * (len(ERRORS) + 1)]
+        return [row.title, 0, f"({percent(row.loss)} tuning)", *[NONE] * (len(ERRORS) + 2)]
     told = f"{percent(row.loss)} ({percent(min(row.losses))} to {percent(max(row.losses))})"
     targets = [*ERRORS, yardstick]
     steps = [NONE if target is None else _steps(row.steps_to(target), cap) for target in targets]
-    return [row.title, len(row.runs), told, *steps]
+    step = NONE if row.step_seconds is None else f"{1000 * row.step_seconds:.3g}"
+    return [row.title, len(row.runs), told, *steps, step]
 
 
 def _steps(value: float, cap: int) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from arena.field import FIRST_FRESH_SEED, Field
-from arena.record import Line
+from arena.record import TIMES, Line, Log, Record
 from arena.space import Settings, traced
 from flax import nnx
 from grokking.digits import DIGITS, mnist
+from grokking.log import environment
 from grokking.tasks import check_choice, check_least
-from language.compare import planned
+from language.compare import planned, tuned
 from language.optimizers import OPTIMIZERS, Recipe
 
 from egd_optax import infer_axes
@@ -28,6 +30,7 @@ from images.networks import NETWORKS, SIDE, TITLES
 
 NAMES = ("adamw", "sgd", "muon", "egd")
 HELD_OUT = 1_000  # digits to tune by, and as many again to test on
+ROUNDS = 15  # of timing, in turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +216,29 @@ class Program:
 
     def _outputs(self, params: Any, images: jax.Array) -> jax.Array:
         return nnx.merge(self._graph, params)(images)
+
+
+def time_bests(study: Study, path: Path) -> Record:
+    """Time some steps of a log's bests in turn, in one process; nothing else should be running."""
+    short = dataclasses.replace(study.config, steps=2 * study.config.every)
+    with Log(path, study.told(study.field.config())) as log:
+        found = {name: tuned(log.record, study.field.task, name) for name in log.record.optimizers}
+        rows: dict[str, Line] = {
+            name: {"settings": one.best["settings"], "seconds": []}
+            for name, one in found.items()
+            if one and one.trials
+        }
+        programs = {name: Program(short, name) for name in rows}
+        for number in range(ROUNDS + 1):
+            for name, row in rows.items():
+                values = traced(OPTIMIZERS[name].numbers, row["settings"])
+                line = programs[name].run(values, study.field.fresh_seeds[0])
+                if number:  # the first round compiles
+                    row["seconds"].append(round(line["seconds"] / short.steps, 6))
+                else:
+                    row["compile"] = line["compile"]
+        log.add({"kind": TIMES, "hardware": environment()["hardware"], "rows": rows})
+        return log.record
 
 
 def whitened(network: str) -> list[str]:
