@@ -100,22 +100,21 @@ class Train(_OnModel):
             ValueError: one that it does not have, or that cannot be.
         """
         own = OPTIMIZERS[self.optimizer].settings
-        numbers = {name: getattr(self, name) for name in ("learning_rate", "others", "decay")}
-        for name, value in numbers.items():
-            if value is not None and not 0 <= value < float("inf"):
+        names = ("learning_rate", "others", "decay", "scale", "place", "average")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        knobs = {"place": "average", "average": "reach"}  # options that have other names
+        for name, value in given.items():
+            if knobs.get(name, name) not in own:
+                raise ValueError(f"{self.optimizer} has no {name}; leave it out")
+            if name == "average" and not 0 <= value < 1:
+                raise ValueError(f"an average lies in [0, 1), got {value}; 0.95, say")
+            if isinstance(value, float) and not 0 <= value < float("inf"):
                 raise ValueError(
-                    f"{name} must be a number of at least 0, got {value}; {own.get(name)}, say"
+                    f"{name} must be a number of at least 0, got {value}; {own[name]}, say"
                 )
-        if self.average is not None:
-            if not 0 <= self.average < 1:
-                raise ValueError(f"an average lies in [0, 1), got {self.average}; 0.95, say")
-            numbers["reach"] = 1 / (1 - self.average)
-        given = {**numbers, "scale": self.scale, "average": self.place}
-        given = {name: value for name, value in given.items() if value is not None}
-        if unknown := [name for name in given if name not in own]:
-            option = "place" if unknown[0] == "average" else unknown[0]
-            raise ValueError(f"{self.optimizer} has no {option}; leave it out")
-        return own | given
+        if "average" in given:
+            given["average"] = 1 / (1 - given["average"])
+        return own | {knobs.get(name, name): value for name, value in given.items()}
 
 
 @dataclasses.dataclass(frozen=True)

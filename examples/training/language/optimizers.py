@@ -41,10 +41,10 @@ class Choices:
 
     Args:
         method: how polar factors are computed; None: exactly.
-        average: "before" whitening, looking ahead, "after" it, or None.
+        average: "before" whitening, where it looks ahead, "after" it, where it does not, or None.
         decay: "decoupled", or "coupled" and a thousandth of it.
         scale: factor by shape; Muon and Shampoo have it, too.
-        every: whiten at every so many steps; between, a step as long along the average.
+        every: whiten at every so many steps; between, the gradient or its average at that length.
     """
 
     method: PolarMethod | None = None
@@ -88,7 +88,7 @@ class Entry(NamedTuple):
     knobs: tuple[Knob, ...]
     make: Callable[[Values, Recipe], optax.GradientTransformation]
     settings: Settings
-    """To begin with: the best that tuning found for the small model, rounded."""
+    """To begin with: the best that tuning found for the small model so far, rounded."""
 
     @property
     def numbers(self) -> tuple[Knob, ...]:
@@ -258,21 +258,21 @@ OPTIMIZERS: dict[str, Entry] = {
         "Optax",
         (ENTRIES, OTHERS, DECAY, REACH),
         adamw,
-        {"learning_rate": 0.007, "others": 0.07, "decay": 0.05, "reach": 4.0},
+        {"learning_rate": 0.007, "others": 0.07, "decay": 0.045, "reach": 4.0},
     ),
     "sgd": Entry(
         "SGD with momentum",
         "Optax",
         (LENGTHS, DECAY, REACH),
         sgd,
-        {"learning_rate": 0.05, "decay": 0.1, "reach": 1.4},
+        {"learning_rate": 0.05, "decay": 0.09, "reach": 1.35},
     ),
     "muon": Entry(
         "Muon",
         "Optax",
         (WHITENED, OTHERS, DECAY, REACH, SCALE),
         muon,
-        {"learning_rate": 0.02, "others": 5e-4, "decay": 0.006, "reach": 9.0}
+        {"learning_rate": 0.017, "others": 5e-4, "decay": 0.006, "reach": 9.0}
         | {"scale": "consistent_rms"},
     ),
     "egd": Entry(
@@ -280,7 +280,7 @@ OPTIMIZERS: dict[str, Entry] = {
         "egd_optax, exact",
         (WHITENED, OTHERS, DECAY, REACH, SCALE, AVERAGE),
         egd,
-        {"learning_rate": 0.05, "others": 0.006, "decay": 0.07, "reach": 1.2}
+        {"learning_rate": 0.055, "others": 0.0056, "decay": 0.07, "reach": 1.14}
         | {"scale": "consistent_rms", "average": "after"},
     ),
     "shampoo": Entry(

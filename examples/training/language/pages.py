@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from arena.record import Record, read
+from arena.record import ROUND, Record, read
 from arena.results import task_of
 from arena.session import range_of
 from arena.space import stages
@@ -97,16 +97,25 @@ def _short(record: Record, short: Record) -> dict[str, Any]:
     """Return what the page may use of the comparison of shorter trainings."""
     if not results.is_finished(short, yardstick="egd"):
         return {"short": None}
-    goal = next(row.loss for row in results.rows(record) if row.name == results.YARDSTICK)
+    yardstick = next(row for row in results.rows(record) if row.name == results.YARDSTICK)
     found = {row.name: row for row in results.short_rows(record, short)}
+    egd = found["egd"]
     *_, steps, seconds = results.short_cells(record, short)["egd"]
+    overlap = max(min(egd.losses), min(yardstick.losses)) <= min(
+        max(egd.losses), max(yardstick.losses)
+    )
+    verdict = "below where" if egd.loss < yardstick.loss else "above where"
     return {
         "short": results.short_table(record, short, STYLE),
         "short_steps": task_of(short).steps,
         "short_trials": {name: len(row.tuned.trials) for name, row in found.items()},
+        "short_widened": sum(one["trials"] for one in short.of(ROUND, "egd") if one["widened"]),
         "short_loss": {name: f"{row.loss:.3f}" for name, row in found.items()},
-        "short_reached": math.isfinite(found["egd"].steps_to(goal)),
+        "short_verdict": "about where" if overlap else verdict,
+        "short_overlap": overlap,
+        "short_reached": math.isfinite(egd.steps_to(yardstick.loss)),
         "short_parts": {"steps": steps, "seconds": seconds},
+        "short_by_round": {name: results.best_by_round(row) for name, row in found.items()},
     }
 
 

@@ -156,7 +156,9 @@ BAD = {
     "heads": (["--width", "30", "--heads", "4"], "multiple of heads, got 30 and 4; 32 would do"),
     "no batch": (["--batch", "0"], "batch must be at least 1, got 0"),
     "no steps": (["--steps", "0"], "steps must be at least 1, got 0"),
-    "no such knob": (["--optimizer", "sgd", "--others", "1"], "sgd has no others"),
+    "no such knob": (["--optimizer", "sgd", "--others", "-1"], "sgd has no others"),
+    "no such choice": (["--optimizer", "muon", "--place", "after"], "muon has no place"),
+    "a rate": (["--learning-rate", "-1"], "must be a number of at least 0, got -1.0; 0.055"),
     "an average": (["--average", "1"], r"lies in [0, 1), got 1.0"),
 }
 
