@@ -181,11 +181,11 @@ def run(study: Plan, path: Path, only: Iterable[str] = (), rounds: int = 1) -> R
         rounds: of tuning, for each; from the second one on, trials are where most is expected.
 
     Raises:
-        ValueError: an unknown optimizer, or rounds after which no range could be widened.
+        ValueError: an unknown optimizer, or more rounds than widening may take.
         OSError, LogError: the log cannot be used.
     """
-    if not 1 <= rounds <= WIDENINGS:
-        raise ValueError(f"rounds must lie in 1 to {WIDENINGS}, got {rounds}; raise the trials")
+    if not 1 <= rounds <= WIDENINGS + 1:
+        raise ValueError(f"rounds must lie in 1 to {WIDENINGS + 1}, got {rounds}; raise the trials")
     chosen = study.field.only(only)
     with Log(path, study.told(study.field.config())) as log, _bar(log.record, chosen) as bar:
         for name in chosen.optimizers:
