@@ -71,6 +71,7 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "loss": {row.name: f"{row.loss:.3f}" for row in found},
         "steps": {row.name: f"{row.steps_to(goal):g}" for row in found},
         "best": best,
+        "best_range": _range(found),
         "differences": results.differences(ablation) if ablation else {},
         "first": stages(task_of(record).trials)[0],
         "trials": {row.name: len(row.tuned.trials) for row in found},
@@ -83,6 +84,12 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "ablated": results.settings_told(ablated),
         "to_muon": _to_muon(found),
     }
+
+
+def _range(found: list[results.Row]) -> tuple[str, ...]:
+    """Return the lowest and the highest loss of EGD's best."""
+    losses = next((row.losses for row in found if row.name == "egd"), [math.inf])
+    return f"{min(losses):.3f}", f"{max(losses):.3f}"
 
 
 def _to_muon(found: list[results.Row]) -> dict[str, str]:
