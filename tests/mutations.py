@@ -63,6 +63,7 @@ MUTATIONS = [
     ),
     Mutation("_alias", "1 / (1 - momentum**count)", "1 + 0 * count", "no debiasing"),
     Mutation("_alias", "momentum ** (count + 1)", "momentum**count", "look-ahead one step short"),
+    Mutation("_alias", '1 if average == "before" else -1', "1", "never an average after"),
     Mutation("_alias", "scale_by_learning_rate(", "scale(", "sign of the step"),
     Mutation("_alias", "max_stack_size=max_stack_size", "max_stack_size=None", "bound not passed"),
     Mutation("_alias", "not in selected and", "in selected and", "selection turned round"),
