@@ -66,7 +66,7 @@ def egd(
             the same learning rate, decay and momentum.
         mesh_axes: axes of the mesh over which matrices are spread; see `scale_by_egd`.
         mesh_cut: whether the mesh cuts stacks or matrices; see `scale_by_egd`.
-        max_stack_size: bound on working memory; see `scale_by_egd`.
+        max_stack_size: bound on a stack's working memory; see `scale_by_egd`.
 
     Returns:
         Transformation to use as an optimizer.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from egd_optax._matrix_view import MatrixView
-from egd_optax._mesh import Spread
+from egd_optax._mesh import Spread, told
 from egd_optax._spread import whiten
 from egd_optax.polar._method import PolarMethod, State
 from egd_optax.polar._stacks import explicit_sharding
@@ -34,18 +34,18 @@ class Bucket:
         alike = all(isinstance(x, int | float) and x == scales[0] for x in scales)
 
         def run(leaves, states):
-            stacks = [view.to_stack(leaf) for view, leaf in zip(self.views, leaves, strict=True)]
-            parts, after = whiten(method, scales[0] if alike else 1, stacks, states, spread)
-            updates = [
-                view.to_leaf(part if alike else part * jnp.asarray(scale, part.dtype), leaf)
-                for view, part, scale, leaf in zip(self.views, parts, scales, leaves, strict=True)
-            ]
+            factor = scales[0] if alike else 1
+            updates, after = whiten(method, factor, self.views, leaves, states, spread)
+            if not alike:
+                pairs = zip(updates, scales, strict=True)
+                updates = tuple(one * jnp.asarray(scale, one.dtype) for one, scale in pairs)
             return updates, after
 
-        arguments = [leaves[view.index] for view in self.views], tuple(states)
+        arguments = tuple(leaves[view.index] for view in self.views), tuple(states)
         if spread:
             self._check_cut(spread, *arguments[0])
-        explicit = explicit_sharding(arguments[0][0])
+        known = (explicit_sharding(leaf) for leaf in arguments[0])
+        explicit = next((one for one in known if one is not None), None)
         if explicit is None:
             return run(*arguments)
         whole = jax.sharding.NamedSharding(explicit.mesh, jax.sharding.PartitionSpec())
@@ -58,7 +58,7 @@ class Bucket:
         if spread.cut == "matrix" and long % spread.devices:
             raise ValueError(
                 f"mesh_cut='matrix' cuts the longer side of each matrix into equal parts, but leaf "
-                f"{self.views[0].path!r} of shape {leaf.shape} and type {jax.typeof(leaf)} has "
+                f"{self.views[0].path!r} of shape {leaf.shape} and type {told(leaf)} has "
                 f"{long} for {spread.devices} devices. Give mesh_cut='stack' or None, or fewer "
                 "axes in mesh_axes."
             )

@@ -4,36 +4,65 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from egd_optax._matrix_view import MatrixView
 from egd_optax._mesh import Names, names_of
 from egd_optax.polar._method import State
 
+Part: TypeAlias = tuple[int, Names]  # of an axis: its size on a device, the mesh axes that cut it
+
 
 class Layout(NamedTuple):
-    """The mesh axes that cut a stack's batch, rows and columns."""
+    """How a leaf lies on a mesh: its axes that make the batch, the rows and the columns."""
 
-    batch: Names
-    rows: Names
-    columns: Names
+    batch: tuple[Part, ...]
+    rows: tuple[Part, ...]
+    columns: tuple[Part, ...]
+
+    @property
+    def uncrossed(self) -> Names:
+        """The mesh axes that cut the batch."""
+        return tuple(name for _, names in self.batch for name in names)
+
+    @property
+    def crossed(self) -> Names:
+        """The mesh axes that cut rows or columns."""
+        return tuple(name for _, names in self.rows + self.columns for name in names)
 
 
-def layout_of(stack: jax.ShapeDtypeStruct, mesh: Mesh) -> Layout:
-    """Return the axes that cut each axis of a stack, without those that do not cut it evenly."""
-    spec = stack.sharding.spec if isinstance(stack.sharding, NamedSharding) else ()
-    entries = [names_of(entry) for entry in (*spec, None, None, None)[:3]]
-    even = (
+def cuts_of(view: MatrixView, leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> tuple[Names, ...]:
+    """Return the mesh axes that cut each axis of a leaf, without those that do not cut it evenly.
+
+    Columns of several groups are whole, for a part would have some of one group, some of the next.
+    """
+    spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
+    entries = [names_of(entry) for entry in (*spec, *(None,) * leaf.ndim)[: leaf.ndim]]
+    whole = view.axes[2] if view.groups > 1 else ()
+    return tuple(
         tuple(name for name in names if mesh.shape[name] > 1)
-        if size % _count(mesh, names) == 0
+        if size % _count(mesh, names) == 0 and axis not in whole
         else ()
-        for names, size in zip(entries, stack.shape, strict=True)
+        for axis, (names, size) in enumerate(zip(entries, leaf.shape, strict=True))
     )
-    return Layout(*even)
+
+
+def layout_of(
+    view: MatrixView, shape: tuple[int, ...], cuts: Sequence[Names], mesh: Mesh
+) -> Layout:
+    """Return the layout of a leaf of this shape that these mesh axes cut."""
+    batch, rows, columns = (
+        tuple((shape[axis] // _count(mesh, cuts[axis]), cuts[axis]) for axis in axes)
+        for axes in view.axes
+    )
+    if view.groups > 1:
+        batch, columns = (*batch, (view.groups, ())), ((view.n, ()),)
+    return Layout(batch, columns, rows) if view.turned else Layout(batch, rows, columns)
 
 
 class Route:
@@ -46,12 +75,14 @@ class Route:
         axes: over which the matrices are spread.
         batch: axes that cut the stacks' batch. They are not crossed.
         cut: axes that cut rows or columns, in the mesh's order.
-        stacks: layout of each, equal ones side by side, and the shape `(k, m, n)` of its part here.
+        stacks: layout of each, equal rows and columns side by side, and the shape `(k, m, n)` of
+            its part here.
     """
 
     def __init__(
         self, mesh: Mesh, axes: Names, batch: Names, cut: Names, stacks: list[tuple[Layout, Any]]
     ):
+        self._layouts = [layout for layout, _ in stacks]
         alone = batch + cut
         self._rest = tuple(name for name in axes if name not in alone and mesh.shape[name] > 1)
         self._mesh, self._batch, self._cut, self._all = mesh, batch, cut, self._rest + cut
@@ -60,10 +91,9 @@ class Route:
         self._shapes = [shape for _, shape in stacks]
         self._sizes = [k for k, _, _ in self._shapes]
         self._share = -(-sum(self._sizes) // count(self._all))
-        # By layout: the part's rows and columns, and the number of the first matrix after it.
-        self._kinds: dict[Layout, tuple[int, int, int]] = {}
-        for (layout, (_, m, n)), end in zip(stacks, itertools.accumulate(self._sizes), strict=True):
-            self._kinds[layout] = m, n, end
+        # By rows and columns: the number of the first matrix after them.
+        ends = itertools.accumulate(self._sizes)
+        self._kinds = dict(zip((layout[1:] for layout in self._layouts), ends, strict=True))
 
     def whole(self, stacks: list[jax.Array]) -> jax.Array:
         """Return this device's `(share, m, n)` of the matrices, from its part of all."""
@@ -87,6 +117,10 @@ class Route:
 
     def own_states(self, states: list[State]) -> State:
         """Return the states of this device's matrices, of the states of all."""
+        states = [
+            jax.tree.map(functools.partial(self._by_device, layout.batch), state)
+            for layout, state in zip(self._layouts, states, strict=True)
+        ]
 
         def own(*leaves: jax.Array) -> jax.Array:
             here = joined(*(_block(leaf, self._batch, self._experts) for leaf in leaves))
@@ -99,40 +133,76 @@ class Route:
         """Return the states of all matrices, stack by stack, from those of this device's."""
         count = sum(self._sizes)
         gathered = jax.tree.map(lambda leaf: _gathered(leaf, self._all)[:count], states)
-        whole = functools.partial(_gathered, names=self._batch)
-        return [jax.tree.map(whole, part) for part in parted(gathered, self._sizes)]
+        parts = parted(gathered, self._sizes)
+
+        def whole(batch: tuple[Part, ...], leaf: jax.Array) -> jax.Array:
+            return self._by_device(batch, _gathered(leaf, self._batch), back=True)
+
+        return [
+            jax.tree.map(functools.partial(whole, layout.batch), part)
+            for layout, part in zip(self._layouts, parts, strict=True)
+        ]
+
+    def _by_device(
+        self, batch: tuple[Part, ...], array: jax.Array, back: bool = False
+    ) -> jax.Array:
+        """Return the entries of a whole batch with those of each device together, or go back."""
+        counts = [_count(self._mesh, names) for _, names in batch]
+        sizes = [size for size, _ in batch]
+        places = np.arange(2 * len(batch)).reshape(-1, 2).T.ravel()  # counts, then sizes
+        order = [*places, *range(len(places), len(places) + array.ndim - 1)]
+        pairs = [x for pair in zip(counts, sizes, strict=True) for x in pair]
+        rest = array.shape[1:]
+        if back:
+            grid = array.reshape(*counts, *sizes, *rest).transpose(np.argsort(order))
+        else:
+            grid = array.reshape(*pairs, *rest).transpose(order)
+        return grid.reshape(array.shape)
 
     def _by_layout(self, function: Callable, array: jax.Array) -> jax.Array:
         """Return a function of the device's matrices, along the first axis, and their layouts.
 
         A device learns which of the matrices are its own when it runs.
         """
-        *others, (last, (m, n, _)) = self._kinds.items()
-        result = function(array, last, m, n)
+        *others, (last, _) = self._kinds.items()
+        result = function(array, *last)
         if others:
             device = jax.lax.axis_index(self._all) if self._all else 0
             numbers = (device * self._share + jnp.arange(self._share))[:, None, None]
-            for layout, (m, n, end) in reversed(others):
-                result = jnp.where(numbers < end, function(array, layout, m, n), result)
+            for layout, end in reversed(others):
+                result = jnp.where(numbers < end, function(array, *layout), result)
         return result
 
-    def _put_together(self, parts: jax.Array, layout: Layout, m: int, n: int) -> jax.Array:
-        """Return `(share, rows, columns)` from `(share, parts, m * n)`."""
-        grid = parts.reshape(self._share, *(self._mesh.shape[name] for name in self._cut), m, n)
-        rows, columns = (_count(self._mesh, names) for names in layout[1:])
-        return grid.transpose(self._order(layout)).reshape(-1, rows * m, columns * n)
+    def _put_together(
+        self, parts: jax.Array, rows: tuple[Part, ...], columns: tuple[Part, ...]
+    ) -> jax.Array:
+        """Return `(share, rows, columns)` from `(share, parts, entries)`."""
+        cut = (self._mesh.shape[name] for name in self._cut)
+        sizes = (size for size, _ in rows + columns)
+        grid = parts.reshape(self._share, *cut, *sizes).transpose(self._order(rows + columns))
+        m, n = (_whole_size(self._mesh, side) for side in (rows, columns))
+        return grid.reshape(self._share, m, n)
 
-    def _taken_apart(self, matrices: jax.Array, layout: Layout, m: int, n: int) -> jax.Array:
-        """Return `(share, parts, m * n)` from `(share, rows, columns)`."""
-        rows, columns = ([self._mesh.shape[name] for name in names] for names in layout[1:])
-        grid = matrices.reshape(self._share, *rows, m, *columns, n)
-        return grid.transpose(np.argsort(self._order(layout))).reshape(self._share, self._parts, -1)
+    def _taken_apart(
+        self, matrices: jax.Array, rows: tuple[Part, ...], columns: tuple[Part, ...]
+    ) -> jax.Array:
+        """Return `(share, parts, entries)` from `(share, rows, columns)`."""
+        sizes = (
+            each
+            for size, names in rows + columns
+            for each in (*(self._mesh.shape[name] for name in names), size)
+        )
+        grid = matrices.reshape(self._share, *sizes)
+        grid = grid.transpose(np.argsort(self._order(rows + columns)))
+        return grid.reshape(self._share, self._parts, -1)
 
-    def _order(self, layout: Layout) -> list[int]:
-        """Return the axes share, the mesh's that cut, m and n, as they follow in a matrix."""
-        rows, columns = ([1 + self._cut.index(name) for name in names] for names in layout[1:])
-        m = 1 + len(self._cut)
-        return [0, *rows, m, *columns, m + 1]
+    def _order(self, parts: tuple[Part, ...]) -> list[int]:
+        """Return share, mesh axes that cut, axes of a part, in the order of a whole matrix."""
+        first = 1 + len(self._cut)
+        order = [0]
+        for axis, (_, names) in enumerate(parts, first):
+            order += [*(1 + self._cut.index(name) for name in names), axis]
+        return order
 
 
 _gather = functools.partial(jax.lax.all_gather, tiled=True)
@@ -155,6 +225,10 @@ def _block(array: jax.Array, names: Names, count: int) -> jax.Array:
     """Return this device's part, one of `count` equal ones, of an array that these axes cut."""
     parts = array.reshape(count, -1, *array.shape[1:])
     return parts[jax.lax.axis_index(names) if names else 0]
+
+
+def _whole_size(mesh: Mesh, parts: Sequence[Part]) -> int:
+    return math.prod(size * _count(mesh, names) for size, names in parts)
 
 
 def _count(mesh: Mesh, names: Names) -> int:

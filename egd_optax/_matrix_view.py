@@ -58,6 +58,7 @@ class MatrixView:
     """A leaf seen as `(batch, m, n)`: its place among the leaves and how to get there and back.
 
     Each of the `batch` matrices is one of `groups` parts of the columns, which vary fastest.
+    `order` has the axes of the batch, then those of rows and columns, `sides` of each.
     A `turned` view's stack has the transposed matrices, `(batch, n, m)`.
     """
 
@@ -69,6 +70,19 @@ class MatrixView:
     n: int
     groups: int = 1
     turned: bool = False
+    sides: tuple[int, int] = (1, 1)
+
+    @property
+    def axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The leaf's axes that make the batch, the rows and the columns."""
+        rows, columns = (len(self.order) - count for count in (sum(self.sides), self.sides[1]))
+        return self.order[:rows], self.order[rows:columns], self.order[columns:]
+
+    def part(self, shape: tuple[int, ...]) -> "MatrixView":
+        """Return the view of a part of the leaf, which has this shape."""
+        batch, m, n = (math.prod(shape[axis] for axis in axes) for axes in self.axes)
+        groups = self.groups
+        return dataclasses.replace(self, batch=batch * groups, m=m, n=n // groups)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -122,15 +136,14 @@ def view_of(index: int, path: str, shape: tuple[int, ...], axes: MatrixAxes) -> 
             f"axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}."
         )
     rest = tuple(axis for axis in range(ndim) if axis not in named)
-    groups = rest, named[: len(rows)], named[len(rows) :]
-    batch, m, n = (math.prod(shape[axis] for axis in group) for group in groups)
-    if n % axes.groups:
+    sides = len(rows), len(columns)
+    view = MatrixView(index, path, rest + named, 0, 0, 0, sides=sides).part(shape)
+    if view.n % axes.groups:
         raise ValueError(
-            f"axes {axes} do not fit leaf {path!r} of shape {shape}: its {n} columns are not "
+            f"axes {axes} do not fit leaf {path!r} of shape {shape}: its {view.n} columns are not "
             f"{axes.groups} equal parts. Make each part a leaf of its own."
         )
-    order, parts = rest + named, axes.groups
-    return MatrixView(index, path, order, batch * parts, m, n // parts, parts)
+    return dataclasses.replace(view, groups=axes.groups).part(shape)
 
 
 def _moved(array: jax.Array, order: Sequence[int]) -> jax.Array:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 
 from egd_optax._checks import check_choice
 
@@ -69,7 +69,7 @@ def spread_of(leaves: Mapping[str, Any], mesh_axes: Any, mesh_cut: str | None) -
         mesh, names = _cutting(leaves.values())
     else:
         path, leaf = next(iter(leaves.items()))
-        _check_mesh(mesh, names, f"mesh_axes={mesh_axes!r}", f"{path!r}, {jax.typeof(leaf)}")
+        _check_mesh(mesh, names, f"mesh_axes={mesh_axes!r}", f"{path!r}, {told(leaf)}")
     devices = math.prod(mesh.shape[name] for name in names)
     return Spread(names, devices, mesh_cut) if names else None
 
@@ -96,9 +96,16 @@ def _cutting(leaves: Iterable[Any]) -> tuple[Any, Names]:
     """Return the mesh of the leaves' types, and its axes that cut one of them."""
     shardings = [jax.typeof(leaf).sharding for leaf in leaves]
     cut = {name for one in shardings for entry in one.spec for name in names_of(entry)}
-    mesh = shardings[0].mesh
+    mesh = next((one.mesh for one in shardings if one.mesh.axis_names), shardings[0].mesh)
     manual = AxisType.Manual in mesh.axis_types
     return mesh, () if manual else tuple(name for name in mesh.axis_names if name in cut)
+
+
+def told(leaf: Any) -> str:
+    """Return a leaf's type, and its layout where that is known: that of no tracer."""
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    kind = str(jax.typeof(leaf))
+    return f"{kind} in {sharding.spec}" if isinstance(sharding, NamedSharding) else kind
 
 
 def names_of(entry: Any) -> Names:

@@ -1,5 +1,6 @@
 """Stacks on a mesh: every device gets whole matrices, whitens them once, and sends them back."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from egd_optax._exchange import Layout, Route, joined, layout_of, parted
+from egd_optax._exchange import Layout, Route, cuts_of, joined, layout_of, parted
+from egd_optax._matrix_view import MatrixView
 from egd_optax._mesh import Names, Spread
 from egd_optax.polar._method import PolarMethod, State
 from egd_optax.polar._stacks import map_stack, update_one
@@ -23,29 +25,66 @@ Whitened: TypeAlias = tuple[Arrays, States]
 def whiten(
     method: PolarMethod,
     scale: float,
-    stacks: Sequence[jax.Array],
+    views: Sequence[MatrixView],
+    leaves: Sequence[jax.Array],
     states: Sequence[State],
     spread: Spread | None,
 ) -> Whitened:
-    """Return scaled factors and next states of stacks `(k_i, m, n)`, states of leaves `(k_i, ...)`.
+    """Return scaled factors of leaves whose matrices are one stack, and the next states.
 
     A matrix with NaN or Inf keeps them.
 
     Args:
         method: how polar factors are computed.
         scale: of all of them.
-        stacks: equal in m, n and dtype.
-        states: one for each stack.
+        views: of the leaves, equal in rows, columns and dtype.
+        leaves: in any layout.
+        states: one for each leaf, of its matrices `(k, ...)`.
         spread: over which devices; None: as the compiler likes.
     """
-    arguments = method, scale, tuple(stacks), tuple(states)
+    views = tuple(dataclasses.replace(view, index=0, path="") for view in views)  # equal ones hash
+    arguments = tuple(leaves), tuple(states)
     if spread is None:
-        return _together(*arguments)
-    sizes = [stack.shape[0] for stack in stacks]
+        return _by_stacks(functools.partial(_together, method, scale), views, *arguments)
     # The mesh may cut a batch axis, experts say, which is not known here: they stay where they are.
-    whole = spread.cut is None and max(sizes) > 1
-    run = _whole if whole or not spread.cuts_matrices(sum(sizes), *stacks[0].shape[1:]) else _cut_up
-    return run(spread.axes, *arguments)
+    batches = [view.batch for view in views]
+    whole = spread.cut is None and max(batches) > 1
+    if whole or not spread.cuts_matrices(sum(batches), *sorted(views[0].shape)):
+        run = functools.partial(_whole, spread.axes, method, scale, views)
+    else:
+        cut_up = functools.partial(_cut_up, spread.axes, method, scale)
+        run = functools.partial(_by_stacks, cut_up, views)
+    return _as_it_is(run)(*arguments)
+
+
+def _as_it_is(run: Callable[[Arrays, States], Whitened]) -> Callable[[Arrays, States], Whitened]:
+    """Return the function, which says how to go on where it is mapped or differentiated."""
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(
+            "an update that is spread over a mesh cannot be mapped by vmap or differentiated, as "
+            "JAX has no rule for custom partitioning. Give mesh_axes=(): then the compiler decides."
+        )
+
+    unmapped = jax.custom_batching.custom_vmap(run)
+    unmapped.def_vmap(refuse)
+    fixed = jax.custom_jvp(unmapped)
+    fixed.defjvp(refuse)
+    return fixed
+
+
+def _by_stacks(
+    run: Callable[[Arrays, States], Whitened],
+    views: Sequence[MatrixView],
+    leaves: Arrays,
+    states: States,
+) -> Whitened:
+    """Run a function of stacks `(k, m, n)` on leaves, or on a device's parts of them."""
+    views = [view.part(leaf.shape) for view, leaf in zip(views, leaves, strict=True)]
+    stacks = tuple(view.to_stack(leaf) for view, leaf in zip(views, leaves, strict=True))
+    factors, after = run(stacks, states)
+    each = zip(views, factors, leaves, strict=True)
+    return tuple(view.to_leaf(factor, leaf) for view, factor, leaf in each), after
 
 
 def _together(method: PolarMethod, scale: float, stacks: Arrays, states: States) -> Whitened:
@@ -94,9 +133,10 @@ def _scaled(
 def _cut_up(
     axes: Names, method: PolarMethod, scale: float, stacks: Arrays, states: States
 ) -> Whitened:
-    """Whiten matrices that are cut along their columns: sums of small products are sent."""
+    """Whiten matrices that are cut along their longer side: sums of small products are sent."""
     sizes = [stack.shape[0] for stack in stacks]
-    cut = PartitionSpec(None, None, axes)
+    _, m, n = stacks[0].shape
+    cut = PartitionSpec(None, None, axes) if m <= n else PartitionSpec(None, axes)
     stack = jax.lax.with_sharding_constraint(joined(*map(_laid_apart, stacks)), cut)
     factors, after = _scaled(method, scale, stack, jax.tree.map(joined, *states))
     pairs = zip(parted(factors, sizes), stacks, strict=True)
@@ -126,33 +166,42 @@ def _laid_like(value: jax.Array, like: jax.Array) -> jax.Array:
     return first(value, like)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _whole(
-    axes: Names, method: PolarMethod, scale: float, stacks: Arrays, states: States
+    axes: Names,
+    method: PolarMethod,
+    scale: float,
+    views: tuple[MatrixView, ...],
+    leaves: Arrays,
+    states: States,
 ) -> Whitened:
-    """Whiten stacks of any layout, which is known where the program is cut up for the devices."""
-    whiten = functools.partial(_together, method, scale)
+    """Whiten leaves of any layout, which is known where the program is cut up for the devices."""
+    together = functools.partial(_together, method, scale)
 
     def partition(mesh, arguments, results):
-        if not {*axes} <= {*mesh.axis_names}:  # no array lies on the mesh: one device has it all
-            same = jax.tree.map(lambda x: x.sharding, tuple(arguments))
-            return mesh, whiten, same, same
-        layouts = [layout_of(stack, mesh) for stack in arguments[0]]
-        put = tuple(NamedSharding(mesh, PartitionSpec(*one)) for one in layouts)
+        # Leaves may lie on a mesh of their own, or on none: those of its axes that cut are crossed.
+        names = tuple(name for name in axes if name in mesh.axis_names)
+        cuts = [cuts_of(*pair, mesh) for pair in zip(views, arguments[0], strict=True)]
+        put = tuple(NamedSharding(mesh, PartitionSpec(*one)) for one in cuts)
         everywhere = NamedSharding(mesh, PartitionSpec())
         same = put, jax.tree.map(lambda _: everywhere, arguments[1])
+        layouts = [
+            layout_of(view, leaf.shape, one, mesh)
+            for view, leaf, one in zip(views, arguments[0], cuts, strict=True)
+        ]
+        share = functools.partial(_share, names, mesh, layouts, together)
         kinds = (AxisType.Manual,) * len(mesh.axis_names)
         manual = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
 
-        def each(stacks, states):  # a device's own code: types of arrays name no axis of the mesh
+        def each(leaves, states):  # a device's own code: types of arrays name no axis of the mesh
             with jax.sharding.use_abstract_mesh(manual):
-                return _share(axes, mesh, layouts, whiten, stacks, states)
+                return _by_stacks(share, views, leaves, states)
 
         return mesh, each, same, same
 
-    anywhere = custom_partitioning(whiten)
+    anywhere = custom_partitioning(functools.partial(_by_stacks, together, views))
     anywhere.def_partition(partition, sharding_rule=_as_it_comes)
-    return anywhere(stacks, states)
+    return anywhere(leaves, states)
 
 
 def _as_it_comes(mesh: Mesh, arguments: Sequence[Any], results: Sequence[Any]) -> str:
@@ -169,14 +218,14 @@ def _share(
     stacks: Arrays,
     states: States,
 ) -> Whitened:
-    """Whiten this device's share of the stacks, of which it has a part of each.
+    """Whiten this device's share of the stacks, of each of which it has a part.
 
     Stacks that are cut by the same axes travel together.
     """
     members: dict[tuple[Names, Names], list[int]] = {}
-    for index in sorted(range(len(stacks)), key=lambda index: layouts[index]):
-        batch, rows, columns = layouts[index]
-        cut = tuple(name for name in mesh.axis_names if name in rows + columns)
+    for index in sorted(range(len(stacks)), key=lambda index: layouts[index][1:]):
+        batch, crossed = layouts[index].uncrossed, layouts[index].crossed
+        cut = tuple(name for name in mesh.axis_names if name in crossed)
         members.setdefault((batch, cut), []).append(index)
     routes = [
         Route(mesh, axes, *key, [(layouts[i], stacks[i].shape) for i in one])

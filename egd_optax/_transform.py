@@ -61,8 +61,9 @@ def scale_by_egd(
             each device then has less to do, which takes few long matrices, or where one matrix
             has more than 2**30 entries; never where leaves have batch axes, or where the longer
             side is no multiple of the devices. Where no axes are named or used it has no effect.
-        max_stack_size: most entries of one stack of equal matrices, a bound on working memory.
-            None: 2**26, 256 MiB in float32. On a mesh a stack has room for a matrix a device.
+        max_stack_size: most entries of one stack of equal matrices, a bound on its working memory;
+            several stacks may be at work at once. None: 2**26, 256 MiB in float32. On a mesh a
+            stack has room for a matrix a device.
 
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.

@@ -27,12 +27,13 @@ UPDATES = {
     "monitor": (monitor, 60),
     "around egd": (optax.chain(monitor, egd(0.1, axes=LAST), monitor), 60),
     **{type(method).__name__: (scale_by_egd(method, axes=LAST), 5) for method in METHODS},
+    "spread": (scale_by_egd(polar.Halley(), axes=LAST, mesh_axes="x"), 5),
 }
 
 
 def draw(leading=(), stacks=STACKS[:2]):
     """Stacks of N(0, 1) entries, whole on every device."""
-    everywhere = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSpec())
+    everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
     keys = jax.random.split(jax.random.key(0), len(stacks))
     grads = [
         jax.random.normal(key, leading + shape) for key, shape in zip(keys, stacks, strict=True)
@@ -80,6 +81,8 @@ OTHERS = {"seeds": seeds, "reports": reports, "check": check}
 
 
 if __name__ == "__main__":
+    kinds = (jax.sharding.AxisType.Auto,)
+    jax.set_mesh(jax.make_mesh((jax.device_count(),), ("x",), axis_types=kinds))
     for name in sys.argv[1:] or (*UPDATES, *OTHERS):
         seconds = OTHERS[name]() if name in OTHERS else updates(name)
         sys.stdout.write(f"{name}: {seconds:.2f}\n")

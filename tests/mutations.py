@@ -109,7 +109,7 @@ MUTATIONS = [
     Mutation("_siblings", "range(layers, len(bias))", "range(len(bias))", "layers among the rows"),
     Mutation("_matrix_view", "key=self.order.__getitem__", "key=None", "no way back"),
     Mutation(
-        "_matrix_view", "math.prod(shape[axis] for axis in group)", "len(group)", "wrong sizes"
+        "_matrix_view", "math.prod(shape[axis] for axis in axes)", "len(group)", "wrong sizes"
     ),
     Mutation(
         "_program/_calls",
@@ -173,11 +173,13 @@ MUTATIONS = [
     Mutation("_scaling", "max(1.0, n / m)", "max(1.0, m / n)", "fan-in for fan-out"),
     Mutation("_selection", "and not any(p.search(name) for p in unwanted)", "", "no exclusion"),
     Mutation("_selection", "if not is_partial(tree):", "if True:", "a masked part must match"),
-    Mutation("_exchange", "0, *rows, m, *columns", "0, *columns, m, *rows", "blocks"),
+    Mutation("_exchange", "for name in names), axis]", "for name in names[::-1]), axis]", "blocks"),
+    Mutation("_exchange", "        if back:", "        if not back:", "states of other experts"),
+    Mutation("_exchange", "and axis not in whole", "", "a part of two groups"),
     Mutation("_exchange", "numbers < end", "numbers <= end", "a layout one matrix too far"),
     Mutation("_exchange", "name not in alone", "name not in cut", "experts travel"),
     Mutation("_mesh", "shared < whole", "shared > whole", "the rule for few matrices"),
-    Mutation("_spread", "max(sizes) > 1", "max(sizes) > 99", "experts are cut up"),
+    Mutation("_spread", "max(batches) > 1", "max(batches) > 99", "experts are cut up"),
     Mutation("_spread", "joined(*map(_laid_apart, stacks))", "joined(*stacks)", "layouts merge"),
     Mutation(
         "_transform", "method, rule, leaves", "method, lambda m, n: 1, leaves", "scale dropped"

@@ -17,7 +17,7 @@ LIMIT = 240  # seconds for all, most of them compilation: forty on an idle machi
     ("devices", "names"),
     [
         (1, MONITORS),
-        (8, MONITORS),
+        (8, [*MONITORS, "spread"]),
         pytest.param(1, ["check"], marks=pytest.mark.slow),
         pytest.param(8, [*METHODS, "seeds", "reports", "check"], marks=pytest.mark.slow),
     ],

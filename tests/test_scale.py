@@ -73,7 +73,7 @@ def test_a_process_of_its_own_is_ended_in_time():
         ({"stacks": ("24x256",)}, None),
         ({"stacks": ("0x256x4",)}, "got '0x256x4'"),
         ({"shapes": ("4096",)}, "a shape is 4096x4096, or 24x768x3072, got '4096'"),
-        ({"calls": 0}, "calls must be at least 1, got 3 and 0"),
+        ({"calls": 0}, "rounds must be at least 1, got 3, 0 and 7"),
         ({"compile_limit": 0}, "compile_limit more than 0 s"),
     ],
 )

@@ -3,8 +3,9 @@
     PYTHONPATH=examples python -m benchmarks.scale            # about 20 minutes on two cores
     PYTHONPATH=examples python -m benchmarks.scale --parts models --models 4x128
 
-Four parts. `models`: one optimizer step of each model, all optimizers in turn in one process; a
-model that is too large is compiled alone, from shapes. `counts`: FLOPs of a factor, from the
+Five parts. `models`: one optimizer step of each model, all optimizers in turn in one process; a
+model that is too large is compiled alone, from shapes. `depths`: what more layers add to tracing
+and compiling, few and many layers in turn. `counts`: FLOPs of a factor, from the
 programs that JAX lowers for CUDA; nothing is compiled. `devices`: products and received bytes on 1
 to 8 forced CPU devices, from the compiled programs; nothing is run. `accelerator`: achieved FLOP/s
 of single factors; a GPU or TPU by default, and CPUs where the part is named.
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from benchmarks import records, scale_accelerator, scale_models, scale_paper
 from benchmarks.scale_timing import Row, lines_of, product, rounded, take_turns
 
-Part = Literal["models", "counts", "devices", "accelerator"]
+Part = Literal["models", "depths", "counts", "devices", "accelerator"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Scale:
         parts: of the measurements; empty for those that suit this backend.
         models: to run: names of benchmarks.scale_models, or 4x128 for 4 layers of width 128.
         compiled: models to compile from shapes, each optimizer in a process of its own.
+        depths: models of one width that are traced and compiled in turn.
+        rounds: turns of the depths.
         compile_limit: seconds after which such a process is ended.
         compilations: how often a row that is run is traced and compiled; the medians count.
         calls: most timed calls of a row; the median counts.
@@ -69,6 +72,8 @@ class Scale:
     )
     compiled: tuple[str, ...] = ("llama-7b-layer", "llama-7b")
     compile_limit: float = 240
+    depths: tuple[str, ...] = ("12x256", "48x256")
+    rounds: int = 7
     compilations: int = 3
     calls: int = 9
     budget: float = 15
@@ -88,7 +93,7 @@ class Scale:
     out: Path = Path("runs/benchmark/scale.jsonl")
 
     def __post_init__(self) -> None:
-        for model in (*self.models, *self.compiled):
+        for model in (*self.models, *self.compiled, *self.depths):
             scale_models.shapes(model)
         for stack in self.stacks:
             if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", stack):
@@ -96,16 +101,18 @@ class Scale:
         for shape in self.shapes:
             if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*x[1-9]\d*", shape):
                 raise ValueError(f"a shape is 4096x4096, or 24x768x3072, got {shape!r}.")
-        if min(self.compilations, self.calls) < 1:
-            given = f"{self.compilations} and {self.calls}"
-            raise ValueError(f"compilations and calls must be at least 1, got {given}.")
+        if min(self.compilations, self.calls, self.rounds) < 1:
+            given = f"{self.compilations}, {self.calls} and {self.rounds}"
+            raise ValueError(f"compilations, calls and rounds must be at least 1, got {given}.")
         if self.budget < 0 or self.compile_limit <= 0:
             raise ValueError("budget must be at least 0 s, and compile_limit more than 0 s.")
 
     def chosen(self) -> tuple[Part, ...]:
         """Return the parts to run."""
         cpu = jax.default_backend() == "cpu"
-        return self.parts or (("counts", "models", "devices") if cpu else ("models", "accelerator"))
+        return self.parts or (
+            ("counts", "models", "depths", "devices") if cpu else ("models", "accelerator")
+        )
 
 
 def random(shape: tuple[int, ...], seed: int) -> jax.Array:
@@ -218,6 +225,29 @@ def head(model: str, row: str, kernels: scale_models.Shapes) -> dict:
     }
 
 
+def depths(config: Scale) -> Iterator[dict]:
+    """Yield a record for each optimizer and depth: the seconds until it is ready, in each round.
+
+    All optimizers and depths take turns, in random order; the round before the first warms up.
+    """
+    kernels = {model: scale_models.shapes(model) for model in config.depths}
+    found: dict[tuple[str, str], list[float]] = {
+        (model, name): [] for model in kernels for name in scale_models.optimizers(kernels[model])
+    }
+    order = np.random.default_rng(0)
+    for turn in tqdm(range(config.rounds + 1), desc="depths", leave=False):
+        for place in order.permutation(len(found)):
+            model, name = [*found][place]
+            optimizer = scale_models.optimizers(kernels[model])[name]
+            jax.clear_caches()
+            start = time.perf_counter()
+            scale_models.lower(optimizer, kernels[model]).compile()
+            if turn:
+                found[model, name].append(time.perf_counter() - start)
+    for (model, name), seconds in found.items():
+        yield {"kind": "depth", "model": model, "row": name, "ready_seconds": seconds}
+
+
 def counts(config: Scale) -> Iterator[dict]:
     yield from map(scale_paper.count, scale_paper.METHODS)
 
@@ -241,9 +271,16 @@ def accelerator(config: Scale) -> Iterator[dict]:
             yield from scale_accelerator.measure(shape, dtype, config.budget, config.calls)
 
 
-PARTS = {"counts": counts, "models": models, "devices": devices, "accelerator": accelerator}
+PARTS = {
+    "counts": counts,
+    "models": models,
+    "depths": depths,
+    "devices": devices,
+    "accelerator": accelerator,
+}
 COLUMNS = {
     "model": ("model", "row", "trace_seconds", "compile_seconds", "seconds", "calls", "products"),
+    "depth": ("model", "row", "ready_seconds"),
     "count": ("row", "m", "long", "short"),
     "devices": ("stack", "devices", "layout", "row", "product_flops", "received"),
     "accelerator": ("shape", "dtype", "row", "seconds", "calls", "teraflops"),

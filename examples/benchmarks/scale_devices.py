@@ -25,7 +25,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.programs import Program
-from benchmarks.scale_models import FIVE, Shapes, shapes, temporary
+from benchmarks.scale_models import FIVE, THREE, Shapes, shapes, temporary
 from egd_optax import polar, scale_by_egd
 
 MESHES = {1: {"a": 1}, 2: {"a": 2}, 4: {"a": 2, "b": 2}, 8: {"a": 4, "b": 2}}
@@ -50,11 +50,13 @@ def stack_of(name: str) -> Shapes:
 def optimizers(axes: Sequence[str] = "ab") -> dict[str, optax.GradientTransformation]:
     """Return the transformations, ours with and without these axes of the mesh."""
     axes = tuple(axes)
-    ours = {"five steps": FIVE, "exact": polar.Auto()}
+    ours = {"five steps": FIVE, "three steps": THREE, "exact": polar.Auto()}
     found = {name: scale_by_egd(method, mesh_axes=axes) for name, method in ours.items()}
     found |= {name + WITHOUT: scale_by_egd(method) for name, method in ours.items()}
-    found["exact" + CUT] = scale_by_egd(mesh_axes=axes, mesh_cut="matrix")
-    found["five steps" + CUT] = scale_by_egd(FIVE, mesh_axes=axes, mesh_cut="matrix")
+    found |= {
+        name + CUT: scale_by_egd(method, mesh_axes=axes, mesh_cut="matrix")
+        for name, method in ours.items()
+    }
     numbers = optax.contrib.MuonDimensionNumbers()
     found["peer: optax muon"] = optax.contrib.scale_by_muon(
         beta=0.0,  # the average is the gradient
@@ -68,13 +70,13 @@ def cases(devices: int) -> Iterator[tuple[str, str]]:
     """Yield layouts and transformations: what is special, on the most devices alone."""
     common = {1: ["replicated"], 2: ["replicated", "rows cut", "columns cut"]}
     layouts = common.get(devices, [*LAYOUTS][:4])
-    plain = ["five steps", "exact", "peer: optax muon"]
+    plain = ["five steps", "three steps", "exact", "peer: optax muon"]
     yield from itertools.product(layouts, plain)
     if devices == 8:
         without = [name for name in optimizers() if WITHOUT in name]
         yield from itertools.product(["replicated", "rows cut"], without)
-        yield from itertools.product(["rows cut over half"], plain[:2])
-        yield from itertools.product(["columns cut"], [f"{name}{CUT}" for name in plain[:2]])
+        yield from itertools.product(["rows cut over half"], plain[:3])
+        yield from itertools.product(["columns cut"], [f"{name}{CUT}" for name in plain[:3]])
 
 
 def record(stack: str, devices: int, layout: str, name: str) -> dict[str, Any]:

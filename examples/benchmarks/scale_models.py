@@ -20,6 +20,7 @@ from egd_optax import MatrixAxes, egd, polar, scale_by_egd
 
 Shapes = dict[str, tuple[int, ...]]  # by path; convolutions are (height, width, in, out)
 FIVE = polar.NewtonSchulz("standard", steps=5)
+THREE = polar.NewtonSchulz("three_steps")
 STACK = 2**29  # entries; only Llama's stacks reach the default, 2**26
 
 
@@ -118,7 +119,7 @@ def optimizers(kernels: Shapes) -> dict[str, optax.GradientTransformation]:
         "AdamW": optax.adamw(1e-3),
         "peer: optax muon": optax.contrib.muon(0.02, muon_weight_dimension_numbers=numbers),
         "egd, five steps": ours(method=FIVE),
-        "egd, three steps": ours(method=polar.NewtonSchulz("three_steps")),
+        "egd, three steps": ours(method=THREE),
         "egd, exact": ours(),
         "whitening alone, five steps": scale_by_egd(FIVE, axes=axes, max_stack_size=STACK),
     }

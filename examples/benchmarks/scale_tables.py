@@ -70,10 +70,10 @@ def rates(model: str) -> str:
 
 
 def deeper(row: str) -> str:
-    """Return how many times as long 48 layers take to trace and compile as 12."""
-    few, many = (ran()[model, row] for model in ("12x256", "48x256"))
-    ready = [one["trace_seconds"] + one["compile_seconds"] for one in (few, many)]
-    return f"{ready[1] / ready[0]:.2f}"
+    """Return how many times as long 48 layers take to trace and compile as 12, in turn."""
+    found = {m["model"]: m["ready_seconds"] for m in of_kind("depth") if m["row"] == row}
+    few, many = (statistics.median(found[model]) for model in ("12x256", "48x256"))
+    return f"{many / few:.2f}"
 
 
 def processes() -> str:
@@ -115,9 +115,29 @@ def steps() -> str:
     return markdown([*headings, "temporary, MiB", "calls"], rows)
 
 
+def compilations() -> str:
+    """Return how often each model was compiled in a process."""
+    found: dict[str, set[int]] = {}
+    for m in of_kind("model"):
+        if m["run"]:
+            found.setdefault(m["model"], set()).add(m.get("compilations", 1))
+    each = ((model, *sorted({min(counts), max(counts)})) for model, counts in found.items())
+    return ", ".join(f"{model} {' to '.join(map(str, counts))}" for model, *counts in each)
+
+
+def ready(model: str, row: str) -> str:
+    """Return a row's part of the time that Muon takes to trace and compile."""
+    seconds = (
+        sum(ran()[model, one][f"{key}_seconds"] for key in ("trace", "compile"))
+        for one in (row, "peer: optax muon")
+    )
+    own, muon = seconds
+    return f"{own / muon:.2f}"
+
+
 def depth() -> str:
     """Return a table of one width's models: seconds to trace and compile, and of a step."""
-    rows = ["AdamW", "peer: optax muon", "egd, five steps", "egd, three steps"]
+    rows = ["AdamW", "peer: optax muon", "egd, five steps", "egd, three steps", "egd, exact"]
     found = {key: r for key, r in ran().items() if r["model"].endswith("x256")}
     cells = []
     for model in dict.fromkeys(model for model, _ in found):
@@ -129,7 +149,7 @@ def depth() -> str:
         for seconds in (ready, step):
             _, muon, *ours = seconds
             cells[-1] += [*map(number, seconds), *(f"{one / muon:.2f}" for one in ours)]
-    names = ["AdamW", "Muon", "five steps", "three steps"]
+    names = ["AdamW", "Muon", "five steps", "three steps", "exact"]
     headings = ["model"]
     for measured in ("ready", "step"):
         headings += [f"{name} {measured}, s" for name in names]
@@ -333,6 +353,8 @@ def page() -> str:
             one.__name__: one
             for one in (processes, steps, depth, bounds, compiled, devices, growth, accelerator)
         },
+        compilations=compilations,
+        ready=ready,
         paper=paper,
         parts=parts,
         rates=rates,

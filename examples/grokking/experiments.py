@@ -248,7 +248,7 @@ def shuffled() -> Experiment:
             ),
             published=(f"{phases - 1} shuffles", f"{base}_{'egd' if whiten else 'plain'}"),
         )
-        for phases in (2, 5, 10)
+        for phases in (2, 4, 5, 10)
         for base in ("adam", "radam", "rmsprop")
         for whiten in (False, True)
     ]
