@@ -83,13 +83,9 @@ def map_stack(function: Callable, *stacks: Any) -> Any:
 
 def _in_turn(function: Callable, *stacks: Any) -> Any:
     count, *shape = jax.tree.leaves(stacks)[0].shape
-    together = (4, 3, 2, 1) if math.prod(shape) in _SIDE_BY_SIDE else (1,)
-    return jax.lax.scan(
-        lambda _, one: (None, function(*one)),
-        None,
-        stacks,
-        unroll=next(number for number in together if count % number == 0),
-    )[1]
+    divisors = [number for number in (4, 3, 2) if count % number == 0]
+    together = [*divisors, 2][0] if math.prod(shape) in _SIDE_BY_SIDE else 1
+    return jax.lax.scan(lambda _, one: (None, function(*one)), None, stacks, unroll=together)[1]
 
 
 # CPU: entries of matrices that gain by being side by side; smaller ones gain less than it takes to

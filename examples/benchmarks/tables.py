@@ -14,6 +14,7 @@ from benchmarks.records import draw
 HERE = Path(__file__).parent
 LOGS = HERE / "logs"
 DOCS = HERE.parents[1] / "docs"
+KERNELS = ("muon-small.jsonl", "muon.jsonl", "muon-large.jsonl")
 PAUSED = ["peer: jnp.linalg.svd", "Halley", "Auto", "NewtonSchulz 5 steps", "peer: optax muon"]
 
 
@@ -108,12 +109,7 @@ def training() -> str:
 
 def kernels(model: str, row: str) -> dict:
     """Return what was measured of an optimizer on a transformer's kernels: its median process."""
-    several = [
-        m
-        for log in ("muon.jsonl", "muon-large.jsonl")
-        for m in read(log)[1]
-        if (m["model"], m["row"]) == (model, row)
-    ]
+    several = [m for log in KERNELS for m in read(log)[1] if (m["model"], m["row"]) == (model, row)]
     return sorted(several, key=lambda m: m["seconds"])[len(several) // 2]
 
 
@@ -128,7 +124,7 @@ def muon() -> str:
     names = ["peer: optax muon", "five steps", "three steps", "exact"]
     called = ["Optax", *names[1:]]
     rows = []
-    for log in ("muon.jsonl", "muon-large.jsonl"):
+    for log in KERNELS:
         for model in distinct(read(log)[1], "model"):
             found = [kernels(model, name) for name in names]
             cells = [milliseconds(one) for one in found]
@@ -145,7 +141,7 @@ def muon() -> str:
 
 def mappings() -> str:
     """Return a table of the ways to take the matrices of a stack."""
-    _, measurements = read("muon.jsonl")
+    measurements = [m for log in KERNELS[:2] for m in read(log)[1]]
     models = distinct(measurements, "model")
     found = {(m["row"], m["model"]): m for m in measurements}
     names = [name for name in distinct(measurements, "row") if name.startswith("five steps, ")]
