@@ -65,8 +65,9 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
     for target, source in sources.items():
         moved |= _renamed(target, _below(ours, target), _below(theirs, source))
         theirs = {path: leaf for path, leaf in theirs.items() if not path.startswith(source)}
-    moved = dict.fromkeys((p for p in ours if p.endswith("/count")), _count(theirs)) | moved
-    if rest := [p for p in ours if p not in moved and "/method_states/" not in p]:
+    own = [p for p in ours if "/method_states/" not in p]
+    moved = dict.fromkeys((p for p in own if p.endswith("/count")), _count(theirs)) | moved
+    if rest := [p for p in own if p not in moved]:
         raise ValueError(
             f"egd's state holds {rest[0]!r}, for which Muon's has nothing. Build egd with Adam, "
             "such as others=optax.adamw(rate, weight_decay=0.0, nesterov=True)."

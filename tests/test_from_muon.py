@@ -156,6 +156,7 @@ def test_the_same_steps_and_a_run_that_is_switched(name):
     assert np.abs(expected["tokens"] - PARAMS["tokens"]).max() > 0.1
     chex.assert_trees_all_close(whole, expected, atol=1e-4)
     chex.assert_trees_all_close(switched, expected, atol=1e-4)
+    chex.assert_trees_all_close(switched, whole, atol=1e-4)
     chex.assert_trees_all_equal_shapes_and_dtypes(last, state)
 
 

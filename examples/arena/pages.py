@@ -31,11 +31,14 @@ def render(docs: Path, logs: Path) -> str:
 
     Returns:
         A line that says where.
+
+    Raises:
+        ValueError: no log is finished.
     """
     paths = sorted(logs.glob("*.jsonl"))
     records = [record for record in map(read, paths) if is_finished(record)]
     if not records:
-        return f"no finished logs yet in {logs}; `run` makes them"
+        raise ValueError(f"no finished logs yet in {logs}; `run` makes them")
     folder = docs / "arena"
     folder.mkdir(parents=True, exist_ok=True)
     records.sort(key=lambda record: _place(record.header["task"]["name"]))

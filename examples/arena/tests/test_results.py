@@ -75,7 +75,8 @@ def test_times_are_of_the_bests_side_by_side(record, toy, monkeypatch):
 
 
 def test_pages_have_the_table_the_figure_and_the_ranges(finished, tmp_path):
-    assert "no finished logs yet" in pages.render(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="no finished logs yet"):
+        pages.render(tmp_path, tmp_path)
     pages.render(tmp_path, finished.parent)
     text = (tmp_path / "arena" / "toy.md").read_text()
     assert "SGD" in text

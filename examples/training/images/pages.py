@@ -25,7 +25,10 @@ def render(docs: Path, logs: Path) -> str:
     """Write `docs`/images.md and its figure, if all logs are finished.
 
     Returns:
-        A line that says where, or what is missing.
+        A line that says where.
+
+    Raises:
+        ValueError: no log is finished.
     """
     found = {name: logs / f"{name}.jsonl" for name in (*NETWORKS, FEWER)}
     records = {name: read(path) for name, path in found.items() if path.exists()}
@@ -33,7 +36,9 @@ def render(docs: Path, logs: Path) -> str:
         name for name in found if name not in records or not results.is_finished(records[name])
     ]
     if missing:
-        return f"no finished comparison in {logs} of {', '.join(missing)}; `compare` makes it"
+        raise ValueError(
+            f"no finished comparison in {logs} of {', '.join(missing)}; `compare` makes it"
+        )
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     results.draw([records[network] for network in NETWORKS], docs / "figures" / "images.png")
     environment = Environment(

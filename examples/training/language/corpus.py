@@ -1,6 +1,7 @@
 """A text that every Python has: the source files of its own standard library, as bytes."""
 
 import dataclasses
+import fnmatch
 import hashlib
 import os
 import platform
@@ -70,7 +71,7 @@ def read(folder: Path | None = None) -> Corpus:
         )
     train, validation = split(sorted(texts))
     facts = {
-        "source": "standard library" if folder is None else str(folder),
+        "source": "standard library" if folder is None else str(folder.resolve()),
         "python": platform.python_version(),
         "files": len(texts),
         "bytes": sum(map(len, texts.values())),
@@ -95,8 +96,18 @@ def _paths(root: Path) -> list[Path]:
         raise FileNotFoundError(f"a corpus is a folder, and {root} is none; {REMEDY}")
     if not os.access(root, os.R_OK | os.X_OK):
         raise PermissionError(f"a corpus must be readable, and {root} is not; {REMEDY}")
-    found = (path.relative_to(root) for path in root.rglob(PATTERN) if path.is_file())
-    return [root / path for path in sorted(found) if LEFT_OUT.isdisjoint(path.parts)]
+
+    def refuse(error: OSError) -> None:
+        raise PermissionError(
+            f"all folders of a corpus must be readable, and {error.filename} is not "
+            f"({error.strerror}); let it be read, or {REMEDY}"
+        ) from error
+
+    found = []
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if name not in LEFT_OUT]
+        found += [Path(folder, name) for name in fnmatch.filter(files, PATTERN)]
+    return sorted(path for path in found if path.is_file())
 
 
 def _bytes(path: Path) -> bytes:

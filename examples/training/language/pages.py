@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from arena.record import ROUND, Record, read
+from arena.record import COUNT, ROUND, Record, read
 from arena.results import task_of
 from arena.session import range_of
 from arena.space import stages
@@ -29,12 +29,15 @@ def render(docs: Path, logs: Path) -> str:
 
     Returns:
         A line that says where.
+
+    Raises:
+        ValueError: no log is finished.
     """
     log, ablation, speed = (logs / f"{name}.jsonl" for name in ("compare", "ablate", "speed"))
     short = logs / SHORT
     record = read(log) if log.exists() else None
     if record is None or not results.is_finished(record):
-        return f"no finished comparison in {logs}; `compare` makes it"
+        raise ValueError(f"no finished comparison in {logs}; `compare` makes it")
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     results.draw_comparison(record, docs / "figures" / "language.png")
     environment = Environment(
@@ -75,7 +78,9 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "differences": results.differences(ablation) if ablation else {},
         "first": stages(task_of(record).trials)[0],
         "trials": {row.name: len(row.tuned.trials) for row in found},
+        "suggested": {row.name: results.suggested(record, row) for row in found},
         "by_round": {row.name: results.best_by_round(row) for row in found},
+        "ablated_on_luckiest": _on_luckiest(found, ablation),
         "table": results.table(record, STYLE),
         "settings": results.settings_table(record, STYLE),
         "ranges": tabulate(ranges, ("optimizer", "ranges"), tablefmt=STYLE, disable_numparse=True),
@@ -84,6 +89,15 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "ablated": results.settings_told(ablated),
         "to_muon": _to_muon(found),
     }
+
+
+def _on_luckiest(found: list[results.Row], ablation: Record | None) -> bool:
+    """Return whether a change ran on that seed alone on which EGD's best ends lowest."""
+    runs = next((row.runs for row in found if row.name == "egd"), [])
+    if ablation is None or not runs:
+        return False
+    lowest = min(runs, key=lambda line: line["score"])["seed"]
+    return [line["seed"] for line in ablation.of(COUNT, "Muon's five steps")] == [lowest]
 
 
 def _range(found: list[results.Row]) -> tuple[str, ...]:
@@ -122,6 +136,8 @@ def _short(record: Record, short: Record) -> dict[str, Any]:
         "short_overlap": overlap,
         "short_reached": math.isfinite(egd.steps_to(yardstick.loss)),
         "short_parts": {"steps": steps, "seconds": seconds},
+        "short_settings": results.settings_table(short, STYLE),
+        "short_compiled": results.compiled_share(record, egd),
         "short_by_round": {name: results.best_by_round(row) for name, row in found.items()},
     }
 

@@ -40,7 +40,7 @@ class Race:
         seed: of initial values and batches.
 
     Raises:
-        ValueError: nobody runs, or the seed is negative.
+        ValueError: nobody runs.
     """
 
     folder: Path
@@ -52,8 +52,6 @@ class Race:
     def __post_init__(self) -> None:
         if not self.optimizers:
             raise ValueError("a race needs an optimizer, got none; name one after --only")
-        if self.seed < 0:
-            raise ValueError(f"a seed is at least 0, got {self.seed}; 0, say")
 
     @property
     def log(self) -> Path:

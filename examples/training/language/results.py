@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from arena.plan import rounds
 from arena.record import COUNT, Line, Record
 from arena.results import task_of
 from arena.space import BATCH, Settings
@@ -133,9 +134,36 @@ def settings_table(record: Record, style: str = "simple") -> str:
         best = row.tuned.best["settings"]
         told = settings_told(best)
         at_edge = ", ".join(row.tuned.edges) if row.tuned.complete else ""
-        cells.append((row.title, told, len(row.tuned.trials), at_edge or NONE))
-    headings = ("optimizer", "best settings", "trials", "at an edge")
+        counts = len(row.tuned.trials), suggested(record, row)
+        cells.append((row.title, told, *counts, at_edge or NONE))
+    headings = ("optimizer", "best settings", "trials", "suggested", "at an edge")
     return tabulate(cells, headings, tablefmt=style, disable_numparse=True)
+
+
+def suggested(record: Record, row: Row) -> int:
+    """Return how many trials have settings that a Gaussian process chose.
+
+    They are whole rounds, which do not begin with a quasirandom point.
+    """
+    return sum(
+        len(one.trials)
+        for one in rounds(record, task_of(record), row.name)
+        if one.number and one.trials and one.trials[0]["settings"] != one.points[0]
+    )
+
+
+def compiled_share(record: Record, short: Row) -> str | None:
+    """Return a shorter run's part of the yardstick's seconds, both with compilation, as timed."""
+    timed = record.times.get("rows", {})
+    yardstick = next(row for row in rows(record) if row.name == YARDSTICK)
+    if not {short.name, YARDSTICK} <= {*timed}:
+        return None
+    own, other = (
+        row.steps_to(yardstick.loss) * statistics.median(timed[row.name]["seconds"])
+        + statistics.median(np.atleast_1d(timed[row.name]["compile"]))
+        for row in (short, yardstick)
+    )
+    return f"{own / other:.2f}" if math.isfinite(own) else None
 
 
 def settings_told(settings: Settings) -> str:

@@ -42,6 +42,9 @@ class Run:
         settings: its numbers and choices, a value for each knob.
         seed: of the initial values and the batches.
         text: what is read.
+
+    Raises:
+        ValueError: a seed that NumPy or JAX does not take.
     """
 
     folder: Path
@@ -50,6 +53,10 @@ class Run:
     settings: Settings
     seed: int
     text: Corpus
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"a seed lies in [0, 2^31), got {self.seed}; 0, say")
 
     @property
     def log(self) -> Path:
@@ -95,11 +102,14 @@ def read(path: Path) -> list[Line]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        if lines[0]["kind"] == HEADER:
+        numbered = all("step" in line for line in lines[1:] if line["kind"] != END)
+        if lines[0]["kind"] == HEADER and numbered:
             return lines
     except (ValueError, KeyError, TypeError, IndexError):
         pass
-    raise ValueError(f"a run's log begins with its header, and {path} does not; move it away")
+    raise ValueError(
+        f"a run's log has a header and then numbered steps, and {path} has not; move it away"
+    )
 
 
 def _lines_so_far(run: Run, last: int) -> list[Line]:
@@ -203,7 +213,13 @@ def _restored(checkpoints: ocp.CheckpointManager, state: State) -> tuple[int, St
         return 0, state
     leaves, structure = jax.tree.flatten(state)
     like = {"leaves": [ocp.utils.to_shape_dtype_struct(leaf) for leaf in leaves]}
-    saved = checkpoints.restore(last, args=ocp.args.StandardRestore(like))
+    try:
+        saved = checkpoints.restore(last, args=ocp.args.StandardRestore(like))
+    except Exception as error:  # what Orbax raises depends on the file and on its damage
+        raise ValueError(
+            f"checkpoint {checkpoints.directory / str(last)} cannot be read "
+            f"({str(error).partition(chr(10))[0][:200]}); delete it to go on from the one before"
+        ) from error
     return last, jax.tree.unflatten(structure, saved["leaves"])
 
 

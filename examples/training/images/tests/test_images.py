@@ -124,7 +124,8 @@ def test_a_comparison_goes_on_and_its_tables_are_those_of_its_runs(tmp_path, mon
         assert {line["score"] for line in counts} == {best}
     assert len(ran) == len(record.of(TRIAL, "adamw")) + len(record.of(TRIAL, "egd")) + 4 + 1
     assert "> 20" in results.table(record) or " 20 " in results.table(record)
-    assert "no finished comparison" in pages.render(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="no finished comparison"):
+        pages.render(tmp_path, tmp_path)
     assert main(["compare", "--steps", "40", "--out", str(tmp_path)]) == 2
     assert "was made with" in capsys.readouterr().err
 

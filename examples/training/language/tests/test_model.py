@@ -160,6 +160,8 @@ BAD = {
     "no such choice": (["--optimizer", "muon", "--place", "after"], "muon has no place"),
     "a rate": (["--learning-rate", "-1"], "must be a number of at least 0, got -1.0; 0.055"),
     "an average": (["--average", "1"], r"lies in [0, 1), got 1.0"),
+    "a negative seed": (["--seed", "-1"], "a seed lies in [0, 2^31), got -1"),
+    "a large seed": (["--seed", "99999999999"], "got 99999999999; 0, say"),
 }
 
 

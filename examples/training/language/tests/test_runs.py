@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from language.command_line import main
 from language.compare import Study, is_hopeless
 from language.course import Point, Program
 from language.optimizers import OPTIMIZERS
-from language.train import RESUMED, STEP
+from language.train import END, RESUMED, STEP, Run, train, write
 from language.train import read as read_run
 
 LANGUAGE = Path(__file__).resolve().parents[1]
@@ -205,6 +206,32 @@ def test_nobody_was_tuned_in_fewer_rounds_than_egd():
         assert min(rounds.values()) == rounds["egd"], rounds
 
 
+def test_the_yardstick_had_as_many_trials_as_the_shorter_runs():
+    """EGD with half of the steps is compared to AdamW with all of them."""
+    whole, short = (read(pages.LOGS / name) for name in ("compare.jsonl", pages.SHORT))
+    assert len(whole.of(TRIAL, "adamw")) >= len(short.of(TRIAL, "egd"))
+
+
+def test_a_log_without_steps_is_refused(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"kind": "language"}\n{"kind": "step"}\n')
+    with pytest.raises(ValueError, match=r"numbered steps, and .*log\.jsonl has not"):
+        read_run(path)
+
+
+def test_a_damaged_checkpoint_is_named(text, tiny, tmp_path):
+    run = Run(tmp_path, tiny, "sgd", OPTIMIZERS["sgd"].settings, 0, text)
+    train(run)
+    write(run.log, read_run(run.log)[:-2])  # as if it were killed before its end
+    for path in (tmp_path / "steps" / "6").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:3])
+    with pytest.raises(ValueError, match=r"steps.6 cannot be read .*; delete it to go on"):
+        train(run)
+    shutil.rmtree(tmp_path / "steps" / "6")
+    assert train(run)["kind"] == END
+
+
 def test_the_page_is_made_from_the_committed_logs(tmp_path):
     assert "written" in pages.render(tmp_path, pages.LOGS)
     made, kept = ((folder / "language.md").read_text() for folder in (tmp_path, pages.DOCS))
@@ -255,7 +282,8 @@ def test_from_nothing_to_the_page(folder, tmp_path, capsys):
     own, out = ["--corpus", str(folder)], ["--out", str(tmp_path)]
     assert main(["show", *out]) == 2
     assert "there is no" in capsys.readouterr().err
-    assert pages.render(tmp_path / "docs", tmp_path).startswith("no finished comparison")
+    with pytest.raises(ValueError, match="no finished comparison"):
+        pages.render(tmp_path / "docs", tmp_path)
     fast = [*SHORT, "--steps", "6", "--every", "2", "--trials", "1", "--seeds", "1"]
     assert main(["compare", *fast, *own, *out, "--only", "adamw", "egd"]) == 0
     record = read(tmp_path / "compare.jsonl")
