@@ -43,6 +43,9 @@ class Task:
     """Fresh seeds, those that count."""
     tuning_seeds: tuple[int, ...] = (0, 1)
     """Seeds of every trial."""
+    suggested: bool = False
+    """After the first stage of a round a Gaussian process chooses each trial's settings: for tasks
+    whose trials are dear."""
     lower: bool = False
     """Less is better, as for a validation loss."""
     hidden: Callable[[Params], Any] | None = None

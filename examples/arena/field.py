@@ -59,8 +59,9 @@ class Field:
     def config(self) -> dict[str, Any]:
         """Return what decides the results, for a log's first line."""
         plain = {name: getattr(self.task, name) for name in PLAIN}
+        suggested = {"suggested": True} if self.task.suggested else {}
         config = {
-            "task": plain | {"title": self.task.title, "note": self.task.note},
+            "task": plain | {"title": self.task.title, "note": self.task.note} | suggested,
             "fresh_seeds": self.fresh_seeds,
             "ranges": {
                 name: [to_json(knob) for knob in one.knobs] for name, one in self.optimizers.items()

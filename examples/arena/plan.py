@@ -23,8 +23,10 @@ from arena.space import (
     to_json,
     widened,
 )
+from arena.suggest import suggested
 
 WIDENINGS = 3
+BEYOND = 0.1  # parts of a range that a suggestion may lie outside of what was tried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Round:
         arguments = (self.optimizer, self.number, self.knobs, task.batches)
         first, *later = stages(task.trials)
         found = points(*arguments, first)
+        if task.suggested:
+            return self._suggested(found)
         for stage, count in enumerate(later, 1):
             before = [trial for trial in self.trials if trial["trial"] < len(found)]
             if len(before) < len(found):
@@ -84,6 +88,15 @@ class Round:
             best = min(before, key=functools.partial(rank, task))
             found += closer(*arguments, count, best["settings"], stage) if count else []
         return found
+
+    def _suggested(self, first: list[Settings]) -> list[Settings]:
+        """Return the settings of the first stage, of all trials after it, and the next one's."""
+        done = [trial["settings"] for trial in self.trials]
+        if len(done) < len(first) or self.complete:
+            return done if self.complete else first
+        knobs = *self.knobs, Knob(BATCH, choices=self.task.batches)
+        tried = [(one["settings"], graded(self.task, one)) for one in self.trials]
+        return [*done, suggested(knobs, tried, len(tried), BEYOND)]
 
     @property
     def complete(self) -> bool:
@@ -105,12 +118,12 @@ class Round:
         done = {trial["trial"] for trial in self.trials}
         return {i: settings for i, settings in enumerate(self.points) if i not in done}
 
-    def total(self, batch: int) -> int | None:
-        """Return the least sum of steps with this batch size; None without a trial."""
+    def total(self, batch: int | None = None) -> int | None:
+        """Return the least sum of steps with this or any batch size; None without a trial."""
         sums = (
             steps_sum(self.task, trial)
             for trial in self.trials
-            if trial["settings"][BATCH] == batch
+            if batch in (None, trial["settings"][BATCH])
         )
         return min(sums, default=None)
 
@@ -147,6 +160,23 @@ def steps_sum(task: Task, trial: Line) -> int:
 def value(task: Task, trial: Line) -> float:
     """Return the mean of a trial's steps, what tuning makes small."""
     return steps_sum(task, trial) / len(task.tuning_seeds)
+
+
+def graded(task: Task, trial: Line) -> float:
+    """Return what a model of the trials is fitted to: the logarithm of the steps to the target.
+
+    Where a run missed it, they are those that were run, the more so the farther its end was.
+    """
+
+    def steps(run: Line) -> float:
+        if run["steps"] is not None:
+            return max(1, run["steps"])
+        off = math.inf if run["score"] is None else abs(run["score"] / task.target - 1)
+        return run["ran"] * (1 + min(off, 1))
+
+    found = [steps(run) for run in trial["runs"]]
+    found += [max(found)] * (len(task.tuning_seeds) - len(found))
+    return math.log(statistics.fmean(found))
 
 
 def rank(task: Task, trial: Line) -> tuple[float, float, int]:
@@ -200,7 +230,9 @@ def _trials(last: Round) -> Iterator[Job]:
     for batch in last.task.batches:
         todo = tuple(one for one in last.missing.items() if one[1][BATCH] == batch)
         if todo:
-            seeds, bound = last.task.tuning_seeds, last.total(batch)
+            # A suggestion comes after all trials so far, whatever their batch size.
+            after_all = last.task.suggested and todo[0][0] >= stages(last.task.trials)[0]
+            seeds, bound = last.task.tuning_seeds, last.total(None if after_all else batch)
             yield Job(TRIAL, last.optimizer, last.number, todo, seeds, bound)
 
 

@@ -91,6 +91,7 @@ def task_of(record: Record) -> Task:
         raise NotImplementedError("a log does not say how to train")
 
     plain = {name: values[name] for name in (*PLAIN, "title", "note")} | tuples
+    plain["suggested"] = values.get("suggested", False)
     return Task(init=untold, loss=untold, data=untold, score=untold, **plain)
 
 

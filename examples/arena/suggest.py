@@ -25,7 +25,10 @@ QUANTILE = 0.6
 
 
 def suggested(
-    knobs: Sequence[Knob], tried: Sequence[tuple[Settings, float]], number: int
+    knobs: Sequence[Knob],
+    tried: Sequence[tuple[Settings, float]],
+    number: int,
+    beyond: float = 0.0,
 ) -> Settings:
     """Return settings to try next: the same ones for the same arguments.
 
@@ -33,6 +36,7 @@ def suggested(
         knobs: with the ranges to stay in, or in what was tried beyond them.
         tried: settings and scores; low ones are good, infinite ones are failures.
         number: of the trial; seeds the candidates.
+        beyond: so far outside of that, in parts of a range, within natural limits.
     """
     scores = np.array([score for _, score in tried])
     scores = np.minimum(scores, np.quantile(scores, QUANTILE, method="lower"))
@@ -42,7 +46,7 @@ def suggested(
     places = np.array([[_place(knob, one[knob.name]) for knob in knobs] for one, _ in tried])
     tried_from, tried_to = np.minimum(places.min(0), 0), np.maximum(places.max(0), 1)
     candidates = _around(places[values.argmin()], knobs, np.random.default_rng(number))
-    candidates = np.clip(candidates, tried_from, tried_to)
+    candidates = np.clip(candidates, tried_from - beyond, tried_to + beyond)
     gains = _expected_improvement(places, values, candidates)
     best = candidates[gains.argmax()]
     return {knob.name: _value(knob, float(u)) for knob, u in zip(knobs, best, strict=True)}
@@ -85,7 +89,9 @@ def _place(knob: Knob, value: Any) -> float:
 
 def _value(knob: Knob, u: float) -> Any:
     if knob.choices:
-        return knob.choices[round(u * (len(knob.choices) - 1))]
+        return knob.choices[round(min(max(u, 0.0), 1.0) * (len(knob.choices) - 1))]
     low, high = ends(knob)
     value = low * (high / low) ** u if knob.log else low + (high - low) * u
+    value = max(value, -math.inf if knob.least is None else knob.least)
+    value = min(value, math.inf if knob.most is None else knob.most)
     return float(f"{value:.{DIGITS}g}")

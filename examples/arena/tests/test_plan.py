@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -187,3 +188,43 @@ def test_later_stages_lie_closer_around_the_best_and_stop_at_the_natural_limit()
     assert sum(one["batch"] == 32 for one in found) == pytest.approx(8, abs=1)
     nearer = [one["lr"] for one in closer("egd", 0, KNOBS, (32, 64), 16, best, 2)]
     assert all(0.107 <= rate <= 2.33 for rate in nearer)  # 1.33 decades
+
+
+def test_dear_trials_are_suggested_one_by_one_and_killed_go_on_alike(toy, tmp_path):
+    """Each follows from the log alone, and is given up at the best before, whatever its batch."""
+    task = dataclasses.replace(toy.task, suggested=True, trials=12, seeds=1)
+    field = Field(task, {"momentum": toy.optimizers["momentum"]})
+    path = tmp_path / "toy.jsonl"
+    first = stages(12)[0]
+    with Log(path, field.config()) as log:
+        work(log, field)
+        last = plan.last_round(log.record, task, "momentum")
+        assert last.complete
+        assert last.points == [trial["settings"] for trial in last.trials]
+        for done in range(first, 12):
+            begun = dataclasses.replace(last, trials=last.trials[:done])
+            assert begun.missing == {done: last.trials[done]["settings"]}
+            (job,) = plan._trials(begun)
+            assert job.bound == begun.total()
+        later = [plan.value(task, trial) for trial in last.trials[first:]]
+        assert min(later) <= min(plan.value(task, trial) for trial in last.trials[:first])
+    lines = path.read_text().splitlines(keepends=True)
+    (tmp_path / "killed.jsonl").write_text("".join(lines[: first + 5]))
+    with Log(tmp_path / "killed.jsonl", field.config()) as log:
+        work(log, field)
+    again = (tmp_path / "killed.jsonl").read_text().splitlines()
+    assert sorted(map(essence, again[1:])) == sorted(map(essence, lines[1:]))
+
+
+def test_a_miss_is_graded_by_its_steps_and_by_how_far_it_was(toy):
+    """That is for the model alone: to find the best, all misses count as the budget."""
+    task = dataclasses.replace(toy.task, target=0.8, lower=False, tuning_seeds=(0, 1))
+
+    def graded(*runs):
+        keys = ("steps", "ran", "score")
+        return plan.graded(task, {"runs": [dict(zip(keys, run, strict=True)) for run in runs]})
+
+    assert graded((30, 50, 0.9), (50, 70, 0.9)) == pytest.approx(math.log(40))
+    assert graded((None, 60, 0.6)) == pytest.approx(math.log(60 * 1.25))
+    assert graded((None, 60, None)) == pytest.approx(math.log(120))
+    assert graded((30, 50, 0.9), (None, 60, 0.6)) == pytest.approx(math.log((30 + 75) / 2))
