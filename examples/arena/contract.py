@@ -37,15 +37,15 @@ class Task:
     """Looks at the test data every so many steps."""
     hold: int = 20
     """Looks in a row, or all that remain, at the target."""
-    trials: int = 64
+    trials: int = 32
     """Trials of each optimizer."""
     seeds: int = 10
     """Fresh seeds, those that count."""
     tuning_seeds: tuple[int, ...] = (0, 1)
     """Seeds of every trial."""
-    suggested: bool = False
-    """After the first stage of a round a Gaussian process chooses each trial's settings: for tasks
-    whose trials are dear."""
+    suggested: bool = True
+    """A Gaussian process chooses each trial's settings, after a quarter of them that are spread
+    over the ranges; else they are quasirandom points, in narrower ranges stage by stage."""
     lower: bool = False
     """Less is better, as for a validation loss."""
     hidden: Callable[[Params], Any] | None = None

@@ -95,8 +95,8 @@ class Round:
         if len(done) < len(first) or self.complete:
             return done if self.complete else first
         knobs = *self.knobs, Knob(BATCH, choices=self.task.batches)
-        tried = [(one["settings"], graded(self.task, one)) for one in self.trials]
-        return [*done, suggested(knobs, tried, len(tried), BEYOND)]
+        tried = ((*one["settings"].items(), graded(self.task, one)) for one in self.trials)
+        return [*done, dict(_suggestion(knobs, tuple(tried)))]
 
     @property
     def complete(self) -> bool:
@@ -131,6 +131,12 @@ class Round:
         """Return the mean steps of the best of the first `count` trials; infinite if none is in."""
         values = (value(self.task, trial) for trial in self.trials if trial["trial"] < count)
         return min(values, default=math.inf)
+
+
+@functools.lru_cache(maxsize=1024)  # the log is asked after every line, and it takes a second
+def _suggestion(knobs: tuple[Knob, ...], tried: tuple[tuple, ...]) -> Settings:
+    pairs = [(dict(settings), score) for *settings, score in tried]
+    return suggested(knobs, pairs, len(pairs), BEYOND)
 
 
 def last_round(record: Record, task: Task, optimizer: str) -> Round | None:

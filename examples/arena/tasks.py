@@ -20,7 +20,9 @@ from egd_optax import MatrixAxes, infer_axes
 from egd_optax.models import TwoLayerMLP
 
 MODULAR_STEPS = 250
-FEW = {"trials": 24, "suggested": True}  # of tasks whose trials are dear
+FEW = 24  # trials of tasks whose trials take minutes each
+# Logged before there were suggestions: to be run anew.
+EARLIER: dict[str, Any] = {"trials": 64, "suggested": False}
 PERMUTATIONS = np.array(list(itertools.permutations(range(5))))  # S5, in lexical order
 
 
@@ -159,6 +161,7 @@ def _modular(operation: str, p: int, fraction: float = 0.5) -> Task:
         (512, size // 4, size // 2, size),
         target=0.95,
         steps=MODULAR_STEPS,
+        **(EARLIER if (operation, p) == ("multiplication", 97) else {}),
         note="The paper's network and data: a two-layer ReLU network, half of the table.",
     )
 
@@ -199,7 +202,7 @@ def _permutations() -> Task:
         (512, size // 4, size // 2, size),
         target=0.95,
         steps=MODULAR_STEPS,
-        **FEW,
+        trials=FEW,
         note="Meant as a negative control: constraints that speed addition up bring nothing here.",
     )
 
@@ -216,7 +219,7 @@ def _transformer() -> Task:
         hold=50,
         seeds=5,
         tuning_seeds=(0,),
-        **FEW,
+        trials=FEW,
         hidden=inferred,
         note="Its 12 hidden matrices are whitened; the target is held for 500 more steps.",
     )
@@ -231,7 +234,7 @@ def _mnist() -> Task:
         target=0.85,
         steps=1_500,
         every=10,
-        **FEW,
+        trials=FEW,
         note="The paper's table 6 on 5,000 digits: 1,000 to train on, 8 times the initial values.",
     )
 

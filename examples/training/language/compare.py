@@ -102,6 +102,7 @@ def planned(study: Any, name: str, title: str, optimizers: Mapping[str, Entry]) 
         trials=study.trials,
         seeds=study.seeds,
         tuning_seeds=(TUNING_SEED,),
+        suggested=False,  # in later rounds alone, by `Tuned`
         lower=True,
     )
     entries = {
