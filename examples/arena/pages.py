@@ -16,6 +16,7 @@ from arena.recipes import optimizers as RECIPES
 from arena.record import Record, read
 from arena.results import is_finished, rows, task_of
 from arena.session import range_of
+from arena.space import stages
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -93,11 +94,16 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, 
         ]
         return tabulate(found, ("optimizer", "ranges"), tablefmt="github", disable_numparse=True)
 
+    suggested = (
+        f":\n{stages(task.trials)[0]} spread over all ranges, then one after the other where a "
+        "Gaussian process expects most"
+    )
     functions: dict[str, Callable[..., str]] = {
         "note": lambda: task.note,
         "goal": lambda: f"{'at most' if task.lower else 'at least'} {task.target:g}",
         "steps": lambda every: "step" if every == 1 else f"{every} steps",
         "seeds": lambda: " and ".join(map(str, task.tuning_seeds)),
+        "tuner": lambda: suggested if task.suggested else "",
         "batches": lambda: ", ".join(map(str, task.batches)),
         "table": lambda: tables.task_table(record, titles),
         "settings": lambda: tables.settings_table(record, titles),
