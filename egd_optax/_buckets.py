@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 from egd_optax._matrix_view import MatrixView
 from egd_optax._mesh import Spread, told
@@ -42,11 +43,13 @@ class Bucket:
             return updates, after
 
         arguments = tuple(leaves[view.index] for view in self.views), tuple(states)
-        if spread:
-            self._check_cut(spread, *arguments[0])
         known = (explicit_sharding(leaf) for leaf in arguments[0])
         explicit = next((one for one in known if one is not None), None)
-        if explicit is None:
+        if not explicit and AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+            spread = None  # leaves off the mesh: each device has them whole
+        if spread:
+            self._check_cut(spread, *arguments[0])
+        if not explicit:
             return run(*arguments)
         whole = jax.sharding.NamedSharding(explicit.mesh, jax.sharding.PartitionSpec())
         same = jax.tree.map(lambda x: explicit_sharding(x) or whole, arguments)

@@ -378,6 +378,7 @@ def test_a_first_leaf_off_the_mesh_hides_no_axis():
     leaves = {"a": np.asarray(gradient((16, 40)))}
     with jax.set_mesh(mesh):
         leaves |= {f"b{i}": jax.device_put(gradient((16, 40), i), cut) for i in range(8)}
+        leaves["c"] = np.asarray(gradient((8, 24)))  # alone in its stack
         optimizer = scale_by_egd(polar.NewtonSchulz(), mesh_cut="stack")
         program = jax.jit(optimizer.update).lower(leaves, optimizer.init(leaves)).compile()
     assert [one.kind for one in Program(program.as_text()).collectives].count("all-to-all") == 2

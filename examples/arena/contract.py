@@ -44,7 +44,7 @@ class Task:
     tuning_seeds: tuple[int, ...] = (0, 1)
     """Seeds of every trial."""
     suggested: bool = True
-    """A Gaussian process chooses each trial's settings, after a quarter of them that are spread
+    """A Gaussian process chooses each trial's settings, after a quarter or more that are spread
     over the ranges; else they are quasirandom points, in narrower ranges stage by stage."""
     lower: bool = False
     """Less is better, as for a validation loss."""

@@ -29,6 +29,7 @@ PLAIN = (
     "trials",
     "seeds",
     "tuning_seeds",
+    "suggested",
     "lower",
 )
 
@@ -59,9 +60,8 @@ class Field:
     def config(self) -> dict[str, Any]:
         """Return what decides the results, for a log's first line."""
         plain = {name: getattr(self.task, name) for name in PLAIN}
-        suggested = {"suggested": True} if self.task.suggested else {}
         config = {
-            "task": plain | {"title": self.task.title, "note": self.task.note} | suggested,
+            "task": plain | {"title": self.task.title, "note": self.task.note},
             "fresh_seeds": self.fresh_seeds,
             "ranges": {
                 name: [to_json(knob) for knob in one.knobs] for name, one in self.optimizers.items()

@@ -94,8 +94,9 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, 
         ]
         return tabulate(found, ("optimizer", "ranges"), tablefmt="github", disable_numparse=True)
 
+    spread_out = stages(task.trials)[0]
     suggested = (
-        f":\n{stages(task.trials)[0]} spread over all ranges, then one after the other where a "
+        f":\n{spread_out} spread over all ranges, then one after the other where a "
         "Gaussian process expects most"
     )
     functions: dict[str, Callable[..., str]] = {
@@ -103,7 +104,7 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, 
         "goal": lambda: f"{'at most' if task.lower else 'at least'} {task.target:g}",
         "steps": lambda every: "step" if every == 1 else f"{every} steps",
         "seeds": lambda: " and ".join(map(str, task.tuning_seeds)),
-        "tuner": lambda: suggested if task.suggested else "",
+        "tuner": lambda: suggested if task.suggested and spread_out < task.trials else "",
         "batches": lambda: ", ".join(map(str, task.batches)),
         "table": lambda: tables.task_table(record, titles),
         "settings": lambda: tables.settings_table(record, titles),

@@ -26,7 +26,7 @@ from arena.space import (
 from arena.suggest import suggested
 
 WIDENINGS = 3
-BEYOND = 0.1  # parts of a range that a suggestion may lie outside of what was tried
+BEYOND = 0.1  # parts of a range that a suggestion may lie outside of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Job:
         number: the round.
         todo: number and settings of each trial; of what counts, only the best one's.
         seeds: to run each of them on.
-        bound: sum of the steps of the best trial before with this batch size; None without one.
+        bound: sum of the steps of the best trial before, None without one; in the first stage of
+            those with this batch size.
     """
 
     kind: str
@@ -171,18 +172,23 @@ def value(task: Task, trial: Line) -> float:
 def graded(task: Task, trial: Line) -> float:
     """Return what a model of the trials is fitted to: the logarithm of the steps to the target.
 
-    Where a run missed it, they are those that were run, the more so the farther its end was.
+    Where a run missed it, they are those that were run, the more the farther its end was, at most
+    twice as many; twice the budget where it diverged. A seed that missed counts as the worst one.
     """
+    sign = -1.0 if task.lower else 1.0
 
     def steps(run: Line) -> float:
         if run["steps"] is not None:
             return max(1, run["steps"])
-        off = math.inf if run["score"] is None else abs(run["score"] / task.target - 1)
-        return run["ran"] * (1 + min(off, 1))
+        if run["score"] is None:
+            return 2 * task.steps
+        short = max(0.0, sign * (task.target - run["score"])) / (abs(task.target) or 1.0)
+        return run["ran"] * (1 + min(short, 1.0))
 
-    found = [steps(run) for run in trial["runs"]]
-    found += [max(found)] * (len(task.tuning_seeds) - len(found))
-    return math.log(statistics.fmean(found))
+    worst = max(map(steps, trial["runs"]))
+    reached = [steps(run) for run in trial["runs"] if run["steps"] is not None]
+    missed = [worst] * (len(task.tuning_seeds) - len(reached))
+    return math.log(statistics.fmean(reached + missed))
 
 
 def rank(task: Task, trial: Line) -> tuple[float, float, int]:

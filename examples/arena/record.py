@@ -160,7 +160,7 @@ def _check_same(path: Path, record: Record, config: Line) -> None:
     """Refuse another task, or other ranges of an optimizer that is in the log."""
     remedy = "move it away, or choose another folder with --out"
     for name, value in config["task"].items():
-        old = record.header["task"].get(name)
+        old = record.header["task"].get(name, False if name == "suggested" else None)
         if old != value and name not in ("title", "note"):
             raise LogError(
                 f"a log has one task, and {path} was made with {name}={old}, not {value}; {remedy}"

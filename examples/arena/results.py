@@ -90,8 +90,8 @@ def task_of(record: Record) -> Task:
     def untold(*_: Any) -> Any:
         raise NotImplementedError("a log does not say how to train")
 
+    values.setdefault("suggested", False)  # as in older logs
     plain = {name: values[name] for name in (*PLAIN, "title", "note")} | tuples
-    plain["suggested"] = values.get("suggested", False)
     return Task(init=untold, loss=untold, data=untold, score=untold, **plain)
 
 

@@ -96,7 +96,7 @@ def _hand_out(pool: Pool, todo: list[Job]) -> None:
         if not free:
             return
         known = [job for job in free if (job.optimizer, job.batch) in worker.known]
-        lone = len(free[0].todo) == 1 and free[0].kind == TRIAL
+        lone = [trial for trial, _ in free[0].todo] == [0] and free[0].kind == TRIAL
         job = known[0] if known and not lone else free[0]
         taken.add(job.key)
         worker.start(job)

@@ -33,10 +33,10 @@ def suggested(
     """Return settings to try next: the same ones for the same arguments.
 
     Args:
-        knobs: with the ranges to stay in, or in what was tried beyond them.
+        knobs: with the ranges to stay in, or in what was tried, and natural limits.
         tried: settings and scores; low ones are good, infinite ones are failures.
         number: of the trial; seeds the candidates.
-        beyond: so far outside of that, in parts of a range, within natural limits.
+        beyond: so far outside of a range, in parts of it.
     """
     scores = np.array([score for _, score in tried])
     scores = np.minimum(scores, np.quantile(scores, QUANTILE, method="lower"))
@@ -44,9 +44,11 @@ def suggested(
     values = np.where(known, scores, scores[known].max() if known.any() else 0.0)
     values = (values - values.mean()) / (values.std() or 1.0)
     places = np.array([[_place(knob, one[knob.name]) for knob in knobs] for one, _ in tried])
-    tried_from, tried_to = np.minimum(places.min(0), 0), np.maximum(places.max(0), 1)
+    least, most = np.array([_limits(knob) for knob in knobs]).T
+    first = np.maximum(np.minimum(places.min(0), -beyond), least)
+    last = np.minimum(np.maximum(places.max(0), 1 + beyond), most)
     candidates = _around(places[values.argmin()], knobs, np.random.default_rng(number))
-    candidates = np.clip(candidates, tried_from - beyond, tried_to + beyond)
+    candidates = np.clip(candidates, first, last)
     gains = _expected_improvement(places, values, candidates)
     best = candidates[gains.argmax()]
     return {knob.name: _value(knob, float(u)) for knob, u in zip(knobs, best, strict=True)}
@@ -87,11 +89,18 @@ def _place(knob: Knob, value: Any) -> float:
     return (value - low) / (high - low)
 
 
+def _limits(knob: Knob) -> tuple[float, float]:
+    """Return where the natural limits are, and the choices."""
+    if knob.choices:
+        return 0.0, 1.0
+    below = knob.least is None or (knob.log and knob.least <= 0)
+    least = -math.inf if below else _place(knob, knob.least)
+    return least, math.inf if knob.most is None else _place(knob, knob.most)
+
+
 def _value(knob: Knob, u: float) -> Any:
     if knob.choices:
-        return knob.choices[round(min(max(u, 0.0), 1.0) * (len(knob.choices) - 1))]
+        return knob.choices[round(u * (len(knob.choices) - 1))]
     low, high = ends(knob)
     value = low * (high / low) ** u if knob.log else low + (high - low) * u
-    value = max(value, -math.inf if knob.least is None else knob.least)
-    value = min(value, math.inf if knob.most is None else knob.most)
     return float(f"{value:.{DIGITS}g}")

@@ -64,7 +64,7 @@ class Program:
 
         Returns:
             For a log: seed; steps to the target, None if missed; steps that were run; score at the
-            end; best score; seconds.
+            end, None if the training diverged; best score; seconds.
         """
         task = self.task
         start = task_start(task, seed)
@@ -80,7 +80,7 @@ class Program:
             "seed": seed,
             "steps": int(watch.first) if held >= task.hold or all_that_remain else None,
             "ran": step,
-            "score": _plain(watch.score),
+            "score": _plain(watch.score) if bool(state.finite) else None,
             "best": _plain(watch.best),
             "seconds": round(seconds, 4),
         }

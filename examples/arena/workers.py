@@ -87,8 +87,8 @@ def trial_runs(
     """Run a trial on its seeds until it misses the target on one, which counts for the rest.
 
     It is given up as soon as it cannot come under `bound` steps in all. Then it is worse than an
-    earlier one of the same optimizer, so neither the best of those nor the best
-    after any number of trials depends on it.
+    earlier one of the same optimizer, so neither the best of those nor the best after any number
+    of them depends on it. Suggestions of later settings do, on how far it came.
     """
     runs: list[Line] = []
     total = 0

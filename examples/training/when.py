@@ -102,7 +102,7 @@ def race(record: Record) -> Finding:
     found, task = {row.optimizer: row for row in races.rows(record)}, races.task_of(record)
     entries = {
         name: Entry(
-            row.median if row.median < task.steps else math.inf,
+            math.inf if row.missed else row.median,
             row.step_seconds,
             NONE,
             row.last.best["settings"],

@@ -224,7 +224,28 @@ def test_a_miss_is_graded_by_its_steps_and_by_how_far_it_was(toy):
         keys = ("steps", "ran", "score")
         return plan.graded(task, {"runs": [dict(zip(keys, run, strict=True)) for run in runs]})
 
-    assert graded((30, 50, 0.9), (50, 70, 0.9)) == pytest.approx(math.log(40))
+    best = graded((30, 50, 0.9), (50, 70, 0.9))
+    assert best == pytest.approx(math.log(40))
     assert graded((None, 60, 0.6)) == pytest.approx(math.log(60 * 1.25))
-    assert graded((None, 60, None)) == pytest.approx(math.log(120))
+    assert graded((None, 60, 0.85)) == pytest.approx(math.log(60))  # there, and not for long
     assert graded((30, 50, 0.9), (None, 60, 0.6)) == pytest.approx(math.log((30 + 75) / 2))
+    assert graded((72, 92, 0.9), (None, 8, 0.4)) == pytest.approx(math.log(72))  # given up
+    assert graded((None, 5, None)) == pytest.approx(math.log(2 * task.steps))  # it diverged
+    zero = dataclasses.replace(task, target=0.0, lower=True)
+    run = {"steps": None, "ran": 9, "score": 0.5}
+    assert plan.graded(zero, {"runs": [run]}) == pytest.approx(math.log(9 * 1.5))
+
+
+def test_what_diverges_at_the_first_look_is_not_sought(toy, tmp_path):
+    """Rates above .5 do; the first points have some of them, and what is suggested has few."""
+    wide = dataclasses.replace(toy.optimizers["sgd"], knobs=(Knob("lr", 1e-3, 1e3),))
+    task = dataclasses.replace(toy.task, suggested=True, trials=16, seeds=1, batches=(16,))
+    field = Field(task, {"sgd": wide})
+    with Log(tmp_path / "toy.jsonl", field.config()) as log:
+        work(log, field)
+        last = plan.last_round(log.record, task, "sgd")
+    diverged = [trial["runs"][0]["score"] is None for trial in last.trials]
+    assert any(diverged[:4])
+    assert sum(diverged[4:]) <= 4, diverged
+    rates = [trial["settings"]["lr"] for trial in last.trials]
+    assert 1e-3 / 10**0.6 <= min(rates) <= max(rates) <= 1e3 * 10**0.6  # a tenth of six decades
