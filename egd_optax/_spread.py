@@ -1,4 +1,4 @@
-"""Stacks on a mesh: every device gets whole matrices, whitens them once, and sends them back."""
+"""Leaves on a mesh: every device gets whole matrices, whitens them once, and sends them back."""
 
 import dataclasses
 import functools
@@ -54,10 +54,12 @@ def whiten(
     else:
         cut_up = functools.partial(_cut_up, spread.axes, method, scale)
         run = functools.partial(_by_stacks, cut_up, views)
-    return _as_it_is(run)(*arguments)
+    return _refusing_transforms(run)(*arguments)
 
 
-def _as_it_is(run: Callable[[Arrays, States], Whitened]) -> Callable[[Arrays, States], Whitened]:
+def _refusing_transforms(
+    run: Callable[[Arrays, States], Whitened],
+) -> Callable[[Arrays, States], Whitened]:
     """Return the function, which says how to go on where it is mapped or differentiated."""
 
     def refuse(*_: Any) -> Any:

@@ -37,7 +37,7 @@ class Task:
     """Looks at the test data every so many steps."""
     hold: int = 20
     """Looks in a row, or all that remain, at the target."""
-    trials: int = 32
+    trials: int = 64
     """Trials of each optimizer."""
     seeds: int = 10
     """Fresh seeds, those that count."""

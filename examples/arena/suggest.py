@@ -1,8 +1,9 @@
 """The next settings of a tuning that goes on: where a model of the trials expects the most.
 
 A Gaussian process is fitted to the scores, and asked for the point with the largest expected
-improvement (Jones, Schonlau, Welch, J. Global Optim. 13, 1998), among points around the best.
-Scores above a quantile count as that: how bad a bad trial is says nothing about the best.
+improvement (Jones, Schonlau, Welch, J. Global Optim. 13, 1998), among points around the best and
+all over the ranges. Scores above a quantile count as that: how bad a bad trial is says nothing about
+the best.
 """
 
 import math
@@ -19,7 +20,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from arena.contract import Knob
 from arena.space import DIGITS, Settings, ends
 
-CANDIDATES = 2048
+CANDIDATES = 2048  # near the best, and as many anywhere
 REACH = 0.2  # largest standard deviation of a candidate around the best; a range is 1 wide
 QUANTILE = 0.6
 
@@ -47,20 +48,23 @@ def suggested(
     least, most = np.array([_limits(knob) for knob in knobs]).T
     first = np.maximum(np.minimum(places.min(0), -beyond), least)
     last = np.minimum(np.maximum(places.max(0), 1 + beyond), most)
-    candidates = _around(places[values.argmin()], knobs, np.random.default_rng(number))
+    draw = np.random.default_rng(number)
+    candidates = _candidates(places[values.argmin()], knobs, draw)
     candidates = np.clip(candidates, first, last)
     gains = _expected_improvement(places, values, candidates)
     best = candidates[gains.argmax()]
     return {knob.name: _value(knob, float(u)) for knob, u in zip(knobs, best, strict=True)}
 
 
-def _around(center: np.ndarray, knobs: Sequence[Knob], draw: np.random.Generator) -> np.ndarray:
-    """Return points at all distances from the center; choices at random."""
+def _candidates(center: np.ndarray, knobs: Sequence[Knob], draw: np.random.Generator) -> np.ndarray:
+    """Return points at all distances from the center, then points anywhere; choices at random."""
+    shape = CANDIDATES, len(knobs)
     spread = REACH * draw.uniform(size=(CANDIDATES, 1))
-    points = center + spread * draw.standard_normal((CANDIDATES, len(knobs)))
+    around = center + spread * draw.standard_normal(shape)
+    points = np.concatenate([around, draw.uniform(size=shape)])
     for column, knob in enumerate(knobs):
         if knob.choices:
-            chosen = draw.integers(len(knob.choices), size=CANDIDATES)
+            chosen = draw.integers(len(knob.choices), size=len(points))
             points[:, column] = chosen / max(1, len(knob.choices) - 1)
     return points
 
