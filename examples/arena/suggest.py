@@ -2,7 +2,7 @@
 
 A Gaussian process is fitted to the scores, and asked for the point with the largest expected
 improvement (Jones, Schonlau, Welch, J. Global Optim. 13, 1998), among points around the best and
-all over the ranges. Scores above a quantile count as that: how bad a bad trial is says nothing about
+all over the ranges. Scores above a quantile count as that: how bad a bad trial is says nothing of
 the best.
 """
 
