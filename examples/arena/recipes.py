@@ -119,4 +119,5 @@ task = dataclasses.replace(
     name="addition-97-recipes",
     title="Addition modulo 97: recipes",
     note="What of EGD matters there: each row fixes one of its choices, and tunes the rest.",
+    suggested=True,
 )
