@@ -203,6 +203,10 @@ def _check_numbers(task: Task) -> None:
             f"{name} must be a whole number of at least 1, got {value!r}; raise it",
         )
     _require(
+        isinstance(task.suggested, bool),
+        f"suggested is True or False, got {task.suggested!r}; leave it out, say",
+    )
+    _require(
         task.every <= task.steps,
         f"a trial must have a look, got every={task.every} with steps={task.steps}; lower every",
     )

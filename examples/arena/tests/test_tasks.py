@@ -123,6 +123,7 @@ def changed(field, **changes):
         ({"batches": (16, 4)}, r"ascend.* got \(16, 4\)"),
         ({"steps": 0}, "steps must be .* got 0; raise it"),
         ({"every": 100}, "every=100 with steps=60; lower every"),
+        ({"suggested": "no"}, "suggested is True or False, got 'no'"),
         ({"tuning_seeds": (0, 100)}, r"apart from those that count, got \(0, 100\)"),
         ({"name": "a/b"}, "got 'a/b'"),
         ({"data": lambda seed: ((np.ones(3), np.ones(2)), np.ones(2))}, r"got \[2, 3\]; cut"),
