@@ -43,6 +43,24 @@ def average(decay: Number, lookahead: Number) -> optax.GradientTransformation:
     return optax.GradientTransformation(_no_moments, update)
 
 
+def either(
+    second: Number, one: optax.GradientTransformation, other: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Apply one of two transformations that keep nothing between steps: the other if `second`."""
+
+    def update(updates, state, params=None):
+        del params
+        changed = jax.lax.cond(
+            jnp.asarray(second, bool),
+            lambda gradients: other.update(gradients, state)[0],
+            lambda gradients: one.update(gradients, state)[0],
+            updates,
+        )
+        return changed, state
+
+    return optax.GradientTransformation(one.init, update)
+
+
 def orthogonal_gradients() -> optax.GradientTransformation:
     """Take from each leaf's gradient its part along the weights, and give it its length back.
 

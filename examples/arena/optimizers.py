@@ -14,7 +14,7 @@ from grokking.controls import grokfast_ema, normalize_columns
 
 from arena import controls
 from arena.contract import Knob, Optimizer, Params, Task
-from egd_optax import scale_by_egd
+from egd_optax import polar, scale_by_egd
 
 Values: TypeAlias = Mapping[str, Any]  # of numbers
 
@@ -28,6 +28,7 @@ DECAYED = Knob("kind", choices=("decoupled", "coupled"))
 REACH = Knob("reach", 1.0, 30.0, least=1.0)  # steps an average reaches back, 1 / (1 - beta)
 MEMORY = Knob("memory", 3.0, 3_000.0, least=1.0)  # the same, of squared gradients
 LOOKAHEAD = Knob("lookahead", choices=("no", "Nesterov"))
+METHOD = Knob("method", choices=("exact", "five Newton-Schulz steps"))
 SLOW = Knob("slow", 5.0, 500.0, least=1.0)
 STRENGTH = Knob("strength", 0.1, 10.0)
 LONGEST = Knob("longest", 0.3, 10.0)
@@ -37,6 +38,7 @@ COUPLED = 1e-3  # a decay that joins the gradient is this much smaller, as gradi
 B1, B2 = 0.9, 0.98  # of Adam wherever they are not tuned
 
 WHITENED = (LENGTHS, DECAY, OTHERS, DECAYED, REACH, LOOKAHEAD)
+EGD = (*WHITENED, METHOD)
 
 
 def matrices_of(task: Task, params: Params) -> Any:
@@ -131,8 +133,10 @@ def weighted(values: Values, task: Task, params: Params) -> optax.GradientTransf
 
 
 def egd(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
-    """Return `egd_optax.egd`, whose decay's kind and look-ahead are no numbers, as a chain."""
-    return changed(values, task, params, scale_by_egd())
+    """Return `egd_optax.egd`, whose choices are no numbers, as a chain."""
+    polynomial = scale_by_egd(polar.NewtonSchulz(steps=5))
+    whiten = controls.either(values.get("method", 0), scale_by_egd(), polynomial)
+    return changed(values, task, params, whiten)
 
 
 def changed(
@@ -247,9 +251,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
         _entry(
             egd,
             "EGD",
-            "egd_optax, exact",
-            WHITENED,
-            "Coupled or decoupled, average or none are knobs; AdamW on the rest, as for Muon.",
+            "egd_optax",
+            EGD,
+            "Decay, average and method are knobs; AdamW on the rest, as for Muon.",
         ),
     )
 }

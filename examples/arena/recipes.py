@@ -14,6 +14,7 @@ import optax
 from arena import controls
 from arena.contract import Knob, Optimizer, Params, Task
 from arena.optimizers import (
+    EGD,
     LENGTHS,
     LOOKAHEAD,
     OTHERS,
@@ -35,7 +36,7 @@ SKETCH = 64
 
 def without(*names: str) -> tuple[Knob, ...]:
     """Return EGD's knobs but for some."""
-    return tuple(knob for knob in WHITENED if knob.name not in names)
+    return tuple(knob for knob in EGD if knob.name not in names)
 
 
 def decoupled(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
@@ -57,8 +58,12 @@ def after(values: Values, task: Task, params: Params) -> optax.GradientTransform
     return changed(first, task, params, optax.chain(scale_by_egd(), average))
 
 
+def exact(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
+    return egd({**values, "method": 0}, task, params)
+
+
 def polynomial(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
-    return changed(values, task, params, scale_by_egd(polar.NewtonSchulz(steps=5)))
+    return egd({**values, "method": 1}, task, params)
 
 
 def sketch(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
@@ -102,15 +107,16 @@ def _recipe(make: Any, title: str, knobs: tuple[Knob, ...], note: str = "") -> O
 
 
 optimizers = (
-    _recipe(egd, "EGD", WHITENED),
+    _recipe(egd, "EGD", EGD),
     _recipe(decoupled, "Decay decoupled", without("kind")),
     _recipe(coupled, "Decay coupled", without("kind")),
     _recipe(raw, "Raw gradients", without("reach", "lookahead")),
     _recipe(after, "Average after the whitening", WHITENED),
-    _recipe(polynomial, "Five Newton-Schulz steps", WHITENED),
+    _recipe(exact, "Exact factor", without("method")),
+    _recipe(polynomial, "Five Newton-Schulz steps", without("method")),
     _recipe(sketch, f"Sketch of {SKETCH} directions", WHITENED),
-    _recipe(first, "First matrix alone", WHITENED),
-    _recipe(cosine, "Cosine schedule", (*WHITENED, HORIZON)),
+    _recipe(first, "First matrix alone", EGD),
+    _recipe(cosine, "Cosine schedule", (*EGD, HORIZON)),
     _recipe(clamped, "Norms held", (LENGTHS, NORM, OTHERS, REACH, LOOKAHEAD)),
     _recipe(nuclear, "Nuclear-norm decay", (LENGTHS, NUCLEAR, OTHERS, REACH, LOOKAHEAD)),
 )

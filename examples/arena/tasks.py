@@ -189,7 +189,6 @@ def _parity(k: int) -> Task:
         target=0.95,
         steps=3_000,
         every=5,
-        **(EARLIER if k < 4 else {}),
         note="The paper's network and data; its readout is a vector, which is not whitened.",
     )
 

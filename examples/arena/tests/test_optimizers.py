@@ -12,7 +12,7 @@ from grokking.tasks import ModularArithmetic
 import egd_optax
 from arena import controls
 from arena.contract import Knob, Task
-from arena.optimizers import COUPLED, OPTIMIZERS, matrices_of
+from arena.optimizers import COUPLED, METHOD, OPTIMIZERS, matrices_of
 from arena.recipes import optimizers as RECIPES
 from arena.tasks import Parts
 
@@ -103,15 +103,18 @@ def test_whitened_steps_are_equally_long_in_all_directions(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "lookahead"), [("egd", 0, 1), ("egd", 1, 0), ("after", 1, 1)]
+    ("name", "kind", "lookahead", "method"),
+    [("egd", 0, 1, 0), ("egd", 1, 0, 1), ("after", 1, 1, 0)],
 )
-def test_the_chain_is_the_librarys_egd(name, kind, lookahead):
+def test_the_chain_is_the_librarys_egd(name, kind, lookahead, method):
     decay = 0.5
     values = settings("egd", learning_rate=0.3, decay=decay, reach=4.0, others=0.03)
     values |= {"kind": np.int32(kind), "lookahead": np.int32(lookahead)}
+    values |= {"method": np.int32(method)}
     params, _ = train(name, values)
     library = egd_optax.egd(
         0.3,
+        method=egd_optax.polar.NewtonSchulz(steps=5) if method else None,
         momentum=0.75,
         nesterov=bool(lookahead),
         average="after" if name == "after" else "before",
@@ -184,7 +187,7 @@ def test_ranges_follow_one_rule():
         for name in ("learning_rate", "decay"):
             np.testing.assert_allclose(knobs[name].high / knobs[name].low, 1e3)
     assert len({entry.knobs[1] for entry in OPTIMIZERS.values()}) == 1
-    assert OPTIMIZERS["scaled"].knobs == OPTIMIZERS["egd"].knobs
+    assert (*OPTIMIZERS["scaled"].knobs, METHOD) == OPTIMIZERS["egd"].knobs
 
 
 def test_a_leaf_of_three_axes_is_no_matrix():
@@ -214,6 +217,8 @@ def test_a_recipe_fixes_its_choice_alone():
         "decoupled": {"kind": 0},
         "coupled": {"kind": 1},
         "raw": {"reach": 1.0, "lookahead": 0},
+        "exact": {"method": 0},
+        "polynomial": {"method": 1},
     }.items():
         values = settings("egd", **changes)
         ours = {knob.name: values[knob.name] for knob in EVERY[name].knobs}
