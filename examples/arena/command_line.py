@@ -13,7 +13,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from arena import demo, pages, session, tables, why
-from arena.field import FIRST_FRESH_SEED, Field, check_field, check_known, load
+from arena.field import Field, check_field, check_known, load
 from arena.figures import draw
 from arena.record import Record, read
 from arena.workers import WorkerFailed
@@ -46,9 +46,7 @@ class _OnTask:
                 f"a command needs one task, got TASK={self.task} and --task-file={self.task_file}; "
                 "see `list`"
             )
-        source = self.task or os.path.join(".", str(self.task_file))
-        if self.task_file is not None:
-            source = str(self.task_file.resolve())
+        source = str(self.task_file.resolve()) if self.task_file else str(self.task)
         return source, load(source, self.trials)
 
     def existing(self, field: Field) -> Path:
@@ -73,7 +71,7 @@ class Demo:
 
     out: Path = Path("runs")
     """Folder of demo/, for log and figure; a run that was killed goes on there."""
-    seed: int = FIRST_FRESH_SEED
+    seed: int = demo.SEED
     """Decides the split, the initial values and the order of the batches."""
 
     def run(self) -> None:
@@ -116,25 +114,6 @@ class Run(_OnTask):
         figure = log.with_suffix(".png")
         draw(record, {name: one.title for name, one in field.optimizers.items()}, figure)
         _say(f"log: {log}\nfigure: {figure}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tune(_OnTask):
-    """Tune one optimizer on a task, without fresh seeds and times; `run` goes on from there."""
-
-    optimizer: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OPTIMIZER")] = ""
-    """A name of `list`."""
-    workers: int = 2
-    """Processes at once, each with one core."""
-
-    def run(self) -> None:
-        source, field = self.load()
-        check_field(field.only([self.optimizer]))
-        only = (self.optimizer,)
-        record = session.run(
-            field, source, self.log(field), self.workers, only, counting=False, timing=False
-        )
-        _show(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +196,7 @@ class Pages:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command
-    for command in (Demo, Run, Tune, Time, Why, Plan, Show, List, Pages)
+    command.__name__.lower(): command for command in (Demo, Run, Time, Why, Plan, Show, List, Pages)
 }
 
 

@@ -36,16 +36,15 @@ class Task:
     every: int = 1
     """Looks at the test data every so many steps."""
     hold: int = 20
-    """Looks in a row, or all that remain, at the target."""
+    """Looks in a row at the target."""
     trials: int = 64
     """Trials of each optimizer."""
     seeds: int = 10
     """Fresh seeds, those that count."""
+    first_fresh_seed: int = 200
+    """The first of these."""
     tuning_seeds: tuple[int, ...] = (0, 1)
-    """Seeds of every trial."""
-    suggested: bool = True
-    """A Gaussian process chooses each trial's settings, after a quarter or more that are spread
-    over the ranges; else they are quasirandom points, in narrower ranges stage by stage."""
+    """Seeds of every trial, below 100."""
     lower: bool = False
     """Less is better, as for a validation loss."""
     hidden: Callable[[Params], Any] | None = None

@@ -50,6 +50,8 @@ def either(
 
     def update(updates, state, params=None):
         del params
+        if isinstance(second, int):
+            return (other if second else one).update(updates, state)
         changed = jax.lax.cond(
             jnp.asarray(second, bool),
             lambda gradients: other.update(gradients, state)[0],

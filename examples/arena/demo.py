@@ -11,7 +11,7 @@ import optax
 from tqdm import tqdm
 
 from arena.contract import Params, Task
-from arena.field import FIRST_FRESH_SEED, load
+from arena.field import load
 from arena.figures import draw_demo
 from arena.optimizers import OPTIMIZERS, Values
 from arena.plan import last_round
@@ -24,6 +24,7 @@ from egd_optax import egd
 
 TASK = "addition-97"
 RUN = "demo"
+SEED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def entries(record: Record) -> dict[str, Entry]:
                 f"the demo needs a log in which {name} is tuned; `run {TASK}` makes it"
             )
         optimizer = OPTIMIZERS[name]
-        return Entry(title, last.best["settings"], steps, 1, optimizer.make, optimizer.knobs)
+        return Entry(title, last.best["settings"], steps, 1, optimizer.make, last.knobs)
 
     return {
         "sgd": Entry("SGD, not tuned", {BATCH: 512}, 3_600, 9, _sgd),
@@ -76,7 +77,7 @@ def run(log_path: Path, tuned: Record, seed: int) -> list[Line]:
     if seed < 0 or seed in tuning:
         raise ValueError(
             f"the demo's seed is at least 0 and none of the tuning's {tuning}, got {seed}; "
-            f"{FIRST_FRESH_SEED} will do"
+            f"{SEED} will do"
         )
     field = load(TASK)
     with Log(log_path, {**field.config(), "seed": seed}) as log:
@@ -157,6 +158,6 @@ def tuned_log(logs: Path) -> Record:
     return read(logs / f"{TASK}.jsonl")
 
 
-def log_of(folder: Path, seed: int = FIRST_FRESH_SEED) -> Path:
+def log_of(folder: Path, seed: int = SEED) -> Path:
     """Return the file of the demonstration's runs."""
     return folder / RUN / f"seed-{seed}.jsonl"

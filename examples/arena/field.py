@@ -1,12 +1,14 @@
 """What competes on what, by name or from a user's file, and checks of it."""
 
+import ast
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from arena.contract import Knob, Optimizer, Params, Task
 from arena.space import BATCH, to_json
 from arena.trial import size, task_start
 
-FIRST_FRESH_SEED = 100
+FIRST_FRESH_SEED = 100  # of all that are fresh; seeds below are for tuning
+# Raised whenever the same settings would not be tried, or not be judged alike: 1 had stages of
+# points, 2 new rounds of trials in wider ranges.
+TUNER = 3
 # What of a task is in its log's first line, and must not change while the log grows.
 PLAIN = (
     "name",
@@ -29,17 +34,20 @@ PLAIN = (
     "trials",
     "seeds",
     "tuning_seeds",
-    "suggested",
     "lower",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A task and the optimizers that compete on it, by name."""
+    """A task and the optimizers that compete on it, by name.
+
+    `code` is a digest of the file that they come from, empty for the arena's own.
+    """
 
     task: Task
     optimizers: Mapping[str, Optimizer]
+    code: str = ""
 
     def only(self, names: Iterable[str]) -> "Field":
         """Return the field with some of the optimizers; no name means all.
@@ -50,18 +58,23 @@ class Field:
         chosen = list(names) or list(self.optimizers)
         for name in chosen:
             check_known("an optimizer", name, self.optimizers)
-        return Field(self.task, {name: self.optimizers[name] for name in chosen})
+        return dataclasses.replace(
+            self, optimizers={name: self.optimizers[name] for name in chosen}
+        )
 
     @property
     def fresh_seeds(self) -> tuple[int, ...]:
         """The seeds that count."""
-        return tuple(range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self.task.seeds))
+        first = self.task.first_fresh_seed
+        return tuple(range(first, first + self.task.seeds))
 
     def config(self) -> dict[str, Any]:
         """Return what decides the results, for a log's first line."""
         plain = {name: getattr(self.task, name) for name in PLAIN}
         config = {
             "task": plain | {"title": self.task.title, "note": self.task.note},
+            "tuner": TUNER,
+            **({"code": self.code} if self.code else {}),
             "fresh_seeds": self.fresh_seeds,
             "ranges": {
                 name: [to_json(knob) for knob in one.knobs] for name, one in self.optimizers.items()
@@ -81,27 +94,37 @@ def load(source: str, trials: int | None = None) -> Field:
     """
     path = Path(source)
     if path.suffix == ".py" or os.sep in source:
-        task, optimizers = _from_file(path)
+        task, optimizers, code = _from_file(path)
     else:
         tasks = importlib.import_module("arena.tasks").TASKS
         check_known("a task", source, tasks)
-        task, optimizers = tasks[source], None
+        task, optimizers, code = tasks[source], None, ""
     if optimizers is None:
         optimizers = importlib.import_module("arena.optimizers").OPTIMIZERS.values()
     changes: dict[str, Any] = {} if trials is None else {"trials": trials}
     for name in ("batches", "tuning_seeds"):
-        changes[name] = tuple(getattr(task, name))
-    return Field(dataclasses.replace(task, **changes), {one.name: one for one in optimizers})
+        value = getattr(task, name)
+        changes[name] = tuple(value) if isinstance(value, Iterable) else value
+    by_name = {one.name: one for one in optimizers}
+    return Field(dataclasses.replace(task, **changes), by_name, code)
 
 
-def _from_file(path: Path) -> tuple[Task, Iterable[Optimizer] | None]:
+def _from_file(path: Path) -> tuple[Task, Iterable[Optimizer] | None, str]:
+    """Return task, optimizers, if any, and a digest of the code, comments left out."""
     if not path.is_file():
         raise FileNotFoundError(f"a task's file must be there, and {path} is not; name another")
     spec = importlib.util.spec_from_file_location(f"arena_file_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"a task's file is Python and ends in .py, got {path}; rename it")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+        code = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
+    except Exception as error:
+        raise ValueError(
+            f"a task's file must run, and {path} fails with {type(error).__name__}: {error}; "
+            "see examples/arena/own_task.py"
+        ) from error
     task = getattr(module, "task", None)
     if not isinstance(task, Task):
         raise ValueError(
@@ -109,7 +132,9 @@ def _from_file(path: Path) -> tuple[Task, Iterable[Optimizer] | None]:
             "see examples/arena/own_task.py"
         )
     optimizers = getattr(module, "optimizers", None)
-    return task, tuple(optimizers.values()) if isinstance(optimizers, Mapping) else optimizers
+    if isinstance(optimizers, Mapping):
+        optimizers = tuple(optimizers.values())
+    return task, optimizers, hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def check_known(what: str, name: str, known: Iterable[str]) -> None:
@@ -132,8 +157,8 @@ def check_field(field: Field) -> None:
     _check_numbers(task)
     params, _, train, test = task_start(task, task.tuning_seeds[0])
     _check_data(task, train, test)
-    _check_scalar("loss", "use its mean", jax.eval_shape(task.loss, params, train))
-    _check_scalar("score", "use its mean", jax.eval_shape(task.score, params, test))
+    _check_scalar("loss", task.loss, params, train)
+    _check_scalar("score", task.score, params, test)
     if task.hidden is not None:
         got: Any = jax.tree.structure(task.hidden(params))
         _require(
@@ -203,15 +228,13 @@ def _check_numbers(task: Task) -> None:
             f"{name} must be a whole number of at least 1, got {value!r}; raise it",
         )
     _require(
-        isinstance(task.suggested, bool),
-        f"suggested is True or False, got {task.suggested!r}; leave it out, say",
-    )
-    _require(
         task.every <= task.steps,
         f"a trial must have a look, got every={task.every} with steps={task.steps}; lower every",
     )
     _require(
-        len(task.tuning_seeds) > 0 and all(0 <= s < FIRST_FRESH_SEED for s in task.tuning_seeds),
+        isinstance(task.tuning_seeds, tuple)
+        and len(task.tuning_seeds) > 0
+        and all(0 <= s < FIRST_FRESH_SEED for s in task.tuning_seeds),
         f"tuning seeds lie in [0, {FIRST_FRESH_SEED}), apart from those that count, got "
         f"{task.tuning_seeds}; (0, 1) will do",
     )
@@ -227,7 +250,10 @@ def _check_data(task: Task, train: Any, test: Any) -> None:
         )
     count, batches = size(train), task.batches
     _require(
-        len(batches) > 0 and list(batches) == sorted(set(batches)) and batches[0] >= 1,
+        isinstance(batches, tuple)
+        and len(batches) > 0
+        and list(batches) == sorted(set(batches))
+        and batches[0] >= 1,
         f"batch sizes ascend from at least 1, got {batches}; name them so",
     )
     _require(
@@ -237,10 +263,16 @@ def _check_data(task: Task, train: Any, test: Any) -> None:
     )
 
 
-def _check_scalar(name: str, remedy: str, got: Any) -> None:
+def _check_scalar(name: str, function: Callable, params: Params, batch: Any) -> None:
+    try:
+        got = jax.eval_shape(function, params, batch)
+    except Exception as error:
+        raise ValueError(
+            f"{name} must run on the data, and fails with {type(error).__name__}: {error}"
+        ) from error
     _require(
         getattr(got, "shape", None) == (),
-        f"{name} must return a scalar, got {_shapes(got)}; {remedy}",
+        f"{name} must return a scalar, got {_shapes(got)}; use its mean",
     )
 
 

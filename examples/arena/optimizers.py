@@ -30,12 +30,12 @@ MEMORY = Knob("memory", 3.0, 3_000.0, least=1.0)  # the same, of squared gradien
 LOOKAHEAD = Knob("lookahead", choices=("no", "Nesterov"))
 METHOD = Knob("method", choices=("exact", "five Newton-Schulz steps"))
 SLOW = Knob("slow", 5.0, 500.0, least=1.0)
-STRENGTH = Knob("strength", 0.1, 10.0)
+STRENGTH = Knob("strength", 0.01, 10.0)
 LONGEST = Knob("longest", 0.3, 10.0)
 POWER = Knob("power", 0.0, 1.0, log=False, least=0.0, most=1.0)
 
 COUPLED = 1e-3  # a decay that joins the gradient is this much smaller, as gradients are
-B1, B2 = 0.9, 0.98  # of Adam wherever they are not tuned
+B1, B2 = 0.9, 0.98  # of the Adam on what is no matrix
 
 WHITENED = (LENGTHS, DECAY, OTHERS, DECAYED, REACH, LOOKAHEAD)
 EGD = (*WHITENED, METHOD)
@@ -100,8 +100,7 @@ def muon(values: Values, task: Task, params: Params) -> optax.GradientTransforma
 
 def grokfast(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
     slow = grokfast_ema(_beta(values["slow"]), values["strength"])
-    adam = optax.adamw(values["learning_rate"], b1=B1, b2=B2, weight_decay=values["decay"])
-    return optax.chain(slow, adam)
+    return optax.chain(slow, adamw(values, task, params))
 
 
 def orthograd(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
@@ -110,7 +109,8 @@ def orthograd(values: Values, task: Task, params: Params) -> optax.GradientTrans
 
 def lion(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
     clip = controls.clip_columns(values["longest"], matrices_of(task, params))
-    signs = optax.lion(values["learning_rate"], weight_decay=values["decay"])
+    averages = {"b1": _beta(values["reach"]), "b2": _beta(values["memory"])}
+    signs = optax.lion(values["learning_rate"], **averages, weight_decay=values["decay"])
     return optax.chain(signs, clip)
 
 
@@ -134,9 +134,13 @@ def weighted(values: Values, task: Task, params: Params) -> optax.GradientTransf
 
 def egd(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
     """Return `egd_optax.egd`, whose choices are no numbers, as a chain."""
+    return changed(values, task, params, whiten(values))
+
+
+def whiten(values: Values) -> optax.GradientTransformation:
+    """Return the whitening by a method that is tuned."""
     polynomial = scale_by_egd(polar.NewtonSchulz(steps=5))
-    whiten = controls.either(values.get("method", 0), scale_by_egd(), polynomial)
-    return changed(values, task, params, whiten)
+    return controls.either(values.get("method", 0), scale_by_egd(), polynomial)
 
 
 def changed(
@@ -204,8 +208,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
             grokfast,
             "Grokfast on AdamW",
             "Lee et al. 2024, arXiv 2405.20233",
-            (ENTRIES, DECAY, SLOW, STRENGTH),
-            "A moving average; b1 = .9, b2 = .98.",
+            (ENTRIES, DECAY, REACH, MEMORY, SLOW, STRENGTH),
+            "A moving average is added to the gradient, AdamW does the rest.",
         ),
         _entry(
             orthograd,
@@ -217,7 +221,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             lion,
             "Lion, clipped norms",
             "Optax, clipped as in Clip-to-Grok",
-            (ENTRIES, DECAY, LONGEST),
+            (ENTRIES, DECAY, REACH, MEMORY, LONGEST),
             "After each step the weights into a unit are shortened to a norm.",
         ),
         _entry(

@@ -10,17 +10,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
 from arena import demo, tables, why
-from arena.field import FIRST_FRESH_SEED
+from arena.contract import Task
 from arena.figures import draw, draw_course, draw_less
 from arena.recipes import optimizers as RECIPES
 from arena.record import Record, read
 from arena.results import is_finished, rows, task_of
 from arena.session import range_of
-from arena.space import stages
+from arena.space import spread
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 HOLD = 20
+TUNERS = {
+    3: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
+    "most. The seeds that count, {seed} and up, were looked at once",
+    2: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
+    "most; if the best was at an edge, as many again in a range wider by a decade. The seeds that\n"
+    "count had been looked at with an earlier tuner",
+    1: "{first} spread over all ranges, then six times some around the best so far, in ranges\n"
+    "narrower by 1.5 each time. This is an earlier tuner than that of other tasks",
+}
 SOURCE = """---
 made: by `python examples/arena pages`, from examples/arena/templates/{name} and examples/arena/logs
 ---
@@ -71,10 +80,12 @@ def _overall(records: Sequence[Record], titles: dict[str, str]) -> dict[str, Any
     compared = [one for one in records if one.header["task"]["name"] in known]
 
     return {
-        "first_fresh_seed": FIRST_FRESH_SEED,
+        "first_fresh_seed": Task.first_fresh_seed,
         "hold": HOLD,
         "overall_table": functools.partial(tables.overall_table, compared, titles),
         "task_list": task_list,
+        "task_count": lambda: len(compared),
+        "peers": lambda: tables.peers(_known("optimizers").values()),
     }
 
 
@@ -94,17 +105,14 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, 
         ]
         return tabulate(found, ("optimizer", "ranges"), tablefmt="github", disable_numparse=True)
 
-    spread_out = stages(task.trials)[0]
-    suggested = (
-        f":\n{spread_out} spread over all ranges, then one after the other where a "
-        "Gaussian process expects most"
-    )
+    first = record.header["fresh_seeds"][0]
+    version = record.header.get("tuner", 2 if record.header["task"].get("suggested") else 1)
     functions: dict[str, Callable[..., str]] = {
         "note": lambda: task.note,
         "goal": lambda: f"{'at most' if task.lower else 'at least'} {task.target:g}",
         "steps": lambda every: "step" if every == 1 else f"{every} steps",
         "seeds": lambda: " and ".join(map(str, task.tuning_seeds)),
-        "tuner": lambda: suggested if task.suggested and spread_out < task.trials else "",
+        "tuner": lambda: TUNERS[version].format(first=spread(task.trials), seed=first),
         "batches": lambda: ", ".join(map(str, task.batches)),
         "table": lambda: tables.task_table(record, titles),
         "settings": lambda: tables.settings_table(record, titles),

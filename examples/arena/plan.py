@@ -1,4 +1,4 @@
-"""What a log asks for next: rounds of trials, their bests, and the jobs that are still to do.
+"""What a log asks for next: trials, their bests, and the jobs that are still to do.
 
 All of it follows from the log's lines, so a command that was killed goes on where it was.
 """
@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from arena.contract import Knob, Task
 from arena.field import Field
@@ -15,18 +15,15 @@ from arena.record import COUNT, ROUND, TRIAL, Line, Record
 from arena.space import (
     BATCH,
     Settings,
-    closer,
     edges,
     from_json,
     points,
-    stages,
+    spread,
     to_json,
-    widened,
 )
 from arena.suggest import suggested
 
-WIDENINGS = 3
-BEYOND = 0.1  # parts of a range that a suggestion may lie outside of it
+LAST = 4  # trials that look beyond an edge if the best is there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +33,11 @@ class Job:
     Args:
         kind: TRIAL or COUNT.
         optimizer: its name.
-        number: the round.
+        number: the round; 0 in all but older logs.
         todo: number and settings of each trial; of what counts, only the best one's.
         seeds: to run each of them on.
-        bound: sum of the steps of the best trial before, None without one; in the first stage of
-            those with this batch size.
+        bound: sum of the steps of the best trial before, None without one; of those with this
+            batch size as long as the trials are spread over the ranges.
     """
 
     kind: str
@@ -62,7 +59,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """The trials of an optimizer in one set of ranges."""
+    """The trials of an optimizer. Older logs have several rounds, in wider and wider ranges."""
 
     task: Task
     optimizer: str
@@ -74,30 +71,17 @@ class Round:
     def points(self) -> list[Settings]:
         """The settings of its trials, as far as they are known.
 
-        Those of a stage lie around the best of the stages before it.
+        The first ones are spread over the ranges. Each of the others follows from all before it.
         """
         task = self.task
-        arguments = (self.optimizer, self.number, self.knobs, task.batches)
-        first, *later = stages(task.trials)
-        found = points(*arguments, first)
-        if task.suggested:
-            return self._suggested(found)
-        for stage, count in enumerate(later, 1):
-            before = [trial for trial in self.trials if trial["trial"] < len(found)]
-            if len(before) < len(found):
-                break
-            best = min(before, key=functools.partial(rank, task))
-            found += closer(*arguments, count, best["settings"], stage) if count else []
-        return found
-
-    def _suggested(self, first: list[Settings]) -> list[Settings]:
-        """Return the settings of the first stage, of all trials after it, and the next one's."""
+        first = points(self.optimizer, self.knobs, task.batches, spread(task.trials))
         done = [trial["settings"] for trial in self.trials]
         if len(done) < len(first) or self.complete:
             return done if self.complete else first
-        knobs = *self.knobs, Knob(BATCH, choices=self.task.batches)
-        tried = ((*one["settings"].items(), graded(self.task, one)) for one in self.trials)
-        return [*done, dict(_suggestion(knobs, tuple(tried)))]
+        knobs = *self.knobs, Knob(BATCH, choices=task.batches)
+        tried = ((*one["settings"].items(), graded(task, one)) for one in self.trials)
+        beyond = probed(self.edges, len(done), task.trials - len(done))
+        return [*done, dict(_suggestion(knobs, tuple(tried), beyond))]
 
     @property
     def complete(self) -> bool:
@@ -110,8 +94,9 @@ class Round:
 
     @property
     def edges(self) -> dict[str, str]:
-        """The knobs whose best value is at an edge of its range, and the side."""
-        return edges(self.knobs, self.best["settings"], self.points)
+        """The knobs beyond whose best value none was tried, and the side."""
+        tried = [trial["settings"] for trial in self.trials]
+        return edges(self.knobs, self.best["settings"], tried)
 
     @property
     def missing(self) -> dict[int, Settings]:
@@ -134,10 +119,21 @@ class Round:
         return min(values, default=math.inf)
 
 
+def probed(sides: Mapping[str, str], done: int, left: int) -> tuple[str, str] | None:
+    """Return the knob, and the side, that the next trial is to try beyond the best, if any.
+
+    Every other trial does, as long as the best lies at an edge, and so do the last ones.
+    """
+    due = done % 2 == 0 or left <= LAST
+    return list(sides.items())[done // 2 % len(sides)] if sides and due else None
+
+
 @functools.lru_cache(maxsize=1024)  # the log is asked after every line, and it takes a second
-def _suggestion(knobs: tuple[Knob, ...], tried: tuple[tuple, ...]) -> Settings:
+def _suggestion(
+    knobs: tuple[Knob, ...], tried: tuple[tuple, ...], beyond: tuple[str, str] | None
+) -> Settings:
     pairs = [(dict(settings), score) for *settings, score in tried]
-    return suggested(knobs, pairs, len(pairs), BEYOND)
+    return suggested(knobs, pairs, len(pairs), beyond)
 
 
 def last_round(record: Record, task: Task, optimizer: str) -> Round | None:
@@ -183,7 +179,7 @@ def graded(task: Task, trial: Line) -> float:
         if run["score"] is None:
             return 2 * task.steps
         short = max(0.0, sign * (task.target - run["score"])) / (abs(task.target) or 1.0)
-        return run["ran"] * (1 + min(short, 1.0))
+        return run["ran"] * (1 + short / (1 + short))
 
     worst = max(map(steps, trial["runs"]))
     reached = [steps(run) for run in trial["runs"] if run["steps"] is not None]
@@ -200,24 +196,15 @@ def rank(task: Task, trial: Line) -> tuple[float, float, int]:
 
 
 def new_rounds(record: Record, field: Field) -> Iterator[Line]:
-    """Yield the line of each round that is due: the first, or one in wider ranges."""
+    """Yield a line for each optimizer whose tuning begins."""
     for name, optimizer in field.optimizers.items():
-        last = last_round(record, field.task, name)
-        if last is None:
-            yield _round_line(field.task, name, 0, optimizer.knobs, {})
-        elif last.complete and last.edges and last.number < WIDENINGS:
-            knobs = widened(last.knobs, last.edges)
-            yield _round_line(field.task, name, last.number + 1, knobs, last.edges)
+        if last_round(record, field.task, name) is None:
+            knobs = [to_json(knob) for knob in optimizer.knobs]
+            line = {"kind": ROUND, "optimizer": name, "round": 0, "trials": field.task.trials}
+            yield line | {"knobs": knobs}
 
 
-def _round_line(
-    task: Task, name: str, number: int, knobs: Sequence[Knob], sides: dict[str, str]
-) -> Line:
-    line = {"kind": ROUND, "optimizer": name, "round": number, "trials": task.trials}
-    return line | {"widened": sides, "knobs": [to_json(knob) for knob in knobs]}
-
-
-def jobs(record: Record, field: Field, counting: bool = True) -> list[Job]:
+def jobs(record: Record, field: Field) -> list[Job]:
     """Return all that can be worked on now, what matters most first.
 
     First one trial of each optimizer, for an estimate of the time; then the bests that are known,
@@ -232,7 +219,7 @@ def jobs(record: Record, field: Field, counting: bool = True) -> list[Job]:
         if not last.trials and last.number == 0:
             first.append(_alone(todo, 0))
         rest += todo
-        if last.complete and counting:
+        if last.complete:
             counts += _counts(record, field, last)
     return first + counts + sorted(rest, key=lambda job: -job.batch)
 
@@ -243,7 +230,7 @@ def _trials(last: Round) -> Iterator[Job]:
         todo = tuple(one for one in last.missing.items() if one[1][BATCH] == batch)
         if todo:
             # A suggestion comes after all trials so far, whatever their batch size.
-            after_all = last.task.suggested and todo[0][0] >= stages(last.task.trials)[0]
+            after_all = todo[0][0] >= spread(last.task.trials)
             seeds, bound = last.task.tuning_seeds, last.total(None if after_all else batch)
             yield Job(TRIAL, last.optimizer, last.number, todo, seeds, bound)
 
@@ -258,7 +245,7 @@ def _counts(record: Record, field: Field, last: Round) -> Iterator[Job]:
     """Yield the job of the fresh seeds that are still to run, if any."""
     done = {line["seed"] for line in counted(record, last)}
     seeds = tuple(seed for seed in field.fresh_seeds if seed not in done)
-    if seeds and not (last.edges and last.number < WIDENINGS):
+    if seeds:
         todo = ((last.best["trial"], last.best["settings"]),)
         yield Job(COUNT, last.optimizer, last.number, todo, seeds)
 

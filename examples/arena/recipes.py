@@ -1,6 +1,6 @@
 """EGD's choices apart, each tuned as far as all of it: `run examples/arena/recipes.py`.
 
-Each entry takes one choice from EGD and leaves the others to be tuned; two have a constraint in
+Each entry makes one choice of EGD and leaves the others to be tuned; two have a constraint in
 place of the decay.
 """
 
@@ -15,15 +15,11 @@ from arena import controls
 from arena.contract import Knob, Optimizer, Params, Task
 from arena.optimizers import (
     EGD,
-    LENGTHS,
-    LOOKAHEAD,
-    OTHERS,
-    REACH,
-    WHITENED,
     Values,
     changed,
     egd,
     matrices_of,
+    whiten,
 )
 from arena.tasks import TASKS
 from egd_optax import polar, scale_by_egd
@@ -55,7 +51,7 @@ def after(values: Values, task: Task, params: Params) -> optax.GradientTransform
     """Average the whitened gradients."""
     average = controls.average(1 - 1 / values["reach"], values["lookahead"])
     first = {**values, "reach": 1.0, "lookahead": 0}
-    return changed(first, task, params, optax.chain(scale_by_egd(), average))
+    return changed(first, task, params, optax.chain(whiten(values), average))
 
 
 def exact(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
@@ -99,7 +95,7 @@ def clamped(values: Values, task: Task, params: Params) -> optax.GradientTransfo
 def nuclear(values: Values, task: Task, params: Params) -> optax.GradientTransformation:
     """Let the singular values decay all by the same length, decoupled."""
     decay = controls.add_nuclear_decay(values["decay"])
-    return changed({**values, "decay": 0.0}, task, params, optax.chain(scale_by_egd(), decay))
+    return changed({**values, "decay": 0.0}, task, params, optax.chain(whiten(values), decay))
 
 
 def _recipe(make: Any, title: str, knobs: tuple[Knob, ...], note: str = "") -> Optimizer:
@@ -111,18 +107,18 @@ optimizers = (
     _recipe(decoupled, "Decay decoupled", without("kind")),
     _recipe(coupled, "Decay coupled", without("kind")),
     _recipe(raw, "Raw gradients", without("reach", "lookahead")),
-    _recipe(after, "Average after the whitening", WHITENED),
+    _recipe(after, "Average after the whitening", EGD),
     _recipe(exact, "Exact factor", without("method")),
     _recipe(polynomial, "Five Newton-Schulz steps", without("method")),
-    _recipe(sketch, f"Sketch of {SKETCH} directions", WHITENED),
+    _recipe(sketch, f"Sketch of {SKETCH} directions", without("method")),
     _recipe(first, "First matrix alone", EGD),
     _recipe(cosine, "Cosine schedule", (*EGD, HORIZON)),
-    _recipe(clamped, "Norms held", (LENGTHS, NORM, OTHERS, REACH, LOOKAHEAD)),
-    _recipe(nuclear, "Nuclear-norm decay", (LENGTHS, NUCLEAR, OTHERS, REACH, LOOKAHEAD)),
+    _recipe(clamped, "Norms held", (NORM, *without("decay", "kind"))),
+    _recipe(nuclear, "Nuclear-norm decay", (NUCLEAR, *without("decay", "kind"))),
 )
 task = dataclasses.replace(
     TASKS["addition-79"],
     name="addition-79-recipes",
     title="Addition modulo 79: recipes",
-    note="What of EGD matters there: each row fixes one of its choices, and tunes the rest.",
+    note="What of EGD matters there: each row makes one choice, and tunes the rest.",
 )

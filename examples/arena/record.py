@@ -65,6 +65,7 @@ class Log:
     Args:
         path: file to create or to go on with; missing folders are made.
         config: what decides the results; an old log must have been made with the same.
+        names: optimizers that the log is to grow by; none means all.
         anew: optimizers whose lines so far are taken back.
 
     Raises:
@@ -72,17 +73,19 @@ class Log:
         OSError: the file cannot be written, or another command writes to it.
     """
 
-    def __init__(self, path: Path, config: Line, anew: Iterable[str] = ()):
+    def __init__(
+        self, path: Path, config: Line, names: Iterable[str] = (), anew: Iterable[str] = ()
+    ):
         check_writable(path)
         self.path = path
         self._file = path.open("a+b")
         try:
-            self._open(config, anew)
+            self._open(config, set(names or config["ranges"]), tuple(anew))
         except BaseException:
             self._file.close()
             raise
 
-    def _open(self, config: Line, anew: Iterable[str]) -> None:
+    def _open(self, config: Line, names: set[str], anew: tuple[str, ...]) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -94,9 +97,9 @@ class Log:
         if self.path.stat().st_size == 0:
             self._write({"kind": HEADER, **config, **environment()})
         self.record = read(self.path)
+        _check_same(self.path, self.record, config, names - set(anew))
         for name in anew:
             self.add({"kind": ANEW, "optimizer": name})
-        _check_same(self.path, self.record, config)
 
     def __enter__(self) -> "Log":
         return self
@@ -156,16 +159,23 @@ def _mend(path: Path, descriptor: int) -> None:
     os.ftruncate(descriptor, data.rfind(b"\n") + 1)
 
 
-def _check_same(path: Path, record: Record, config: Line) -> None:
-    """Refuse another task, or other ranges of an optimizer that is in the log."""
+def _check_same(path: Path, record: Record, config: Line, names: set[str]) -> None:
+    """Refuse another task or tuner, or other ranges of an optimizer of these that is in the log."""
     remedy = "move it away, or choose another folder with --out"
     for name, value in config["task"].items():
-        old = record.header["task"].get(name, False if name == "suggested" else None)
+        old = record.header["task"].get(name)
         if old != value and name not in ("title", "note"):
             raise LogError(
                 f"a log has one task, and {path} was made with {name}={old}, not {value}; {remedy}"
             )
-    for name, ranges in config["ranges"].items():
+    for name in ("tuner", "code", "fresh_seeds"):
+        old = record.header.get(name)
+        if old != (value := config.get(name)):
+            raise LogError(
+                f"a log is made in one way, and {path} has {name}={old}, not {value}; {remedy}"
+            )
+    for name in sorted(names):
+        ranges = config["ranges"][name]
         first = record.of(ROUND, name, 0)
         if first and first[0]["knobs"] != ranges:
             raise LogError(

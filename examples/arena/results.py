@@ -1,4 +1,4 @@
-"""What a log says: medians and ranges, shares with intervals, ratios and sign tests over tasks."""
+"""What a log says: medians and ranges, shares with intervals, ratios over tasks."""
 
 import dataclasses
 import math
@@ -90,7 +90,6 @@ def task_of(record: Record) -> Task:
     def untold(*_: Any) -> Any:
         raise NotImplementedError("a log does not say how to train")
 
-    values.setdefault("suggested", False)  # as in older logs
     plain = {name: values[name] for name in (*PLAIN, "title", "note")} | tuples
     return Task(init=untold, loss=untold, data=untold, score=untold, **plain)
 
@@ -120,12 +119,12 @@ def _row(record: Record, task: Task, name: str) -> Row | None:
 
 
 def is_finished(record: Record) -> bool:
-    """Return whether every optimizer of the header was tuned and counted."""
+    """Return whether every optimizer whose tuning was begun was tuned and counted."""
     found = {row.optimizer: row for row in rows(record)}
     seeds = len(record.header["fresh_seeds"])
-    return all(
+    return bool(found) and all(
         name in found and found[name].last.complete and len(found[name].steps) == seeds
-        for name in record.header["ranges"]
+        for name in record.optimizers
     )
 
 
@@ -145,28 +144,30 @@ def by_batch(record: Record, name: str) -> dict[int, float]:
     return dict(sorted(best.items()))
 
 
-def ratio_to(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[float, int]:
-    """Return the geometric mean over tasks of the ratio of median steps, and how many tasks."""
-    ratios = []
+def ratio_to(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[float, str]:
+    """Return the geometric mean over tasks of the ratio of median steps, and what bounds it.
+
+    A median that misses the target is counted at the budget. So the ratio is at least this (">")
+    where the optimizer has such a task, at most this ("<") where the other one has, "?" with both.
+    """
+    ratios, bounds = [], set()
     for found in rows_by_task:
-        medians = {row.optimizer: row.median for row in found if row.steps}
-        if name in medians and other in medians:
-            ratios.append(medians[name] / medians[other])
-    return (float(stats.gmean(ratios)) if ratios else math.nan), len(ratios)
+        by_name = {row.optimizer: row for row in found if row.steps}
+        if name in by_name and other in by_name and name != other:
+            one, two = by_name[name], by_name[other]
+            ratios.append(one.median / two.median)
+            bounds |= {">"} if one.missed else set()
+            bounds |= {"<"} if two.missed else set()
+    sign = "?" if len(bounds) == 2 else "".join(bounds)
+    return (float(stats.gmean(ratios)) if ratios else 1.0), sign
 
 
-def sign_test(
-    rows_by_task: Sequence[Sequence[Row]], name: str, other: str
-) -> tuple[int, int, float]:
-    """Return wins and losses against another on equal seeds of all tasks, and the test's p."""
+def duels(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[int, int]:
+    """Return on how many tasks an optimizer needs fewer median steps than another, and more."""
     wins = losses = 0
     for found in rows_by_task:
         one, two = ({r.optimizer: r for r in found}.get(which) for which in (name, other))
-        if one is None or two is None:
-            continue
-        pairs = {seed: (a, two.steps[seed]) for seed, a in one.steps.items() if seed in two.steps}
-        for a, b in pairs.values():
-            left, right = a or math.inf, b or math.inf
-            wins, losses = wins + (left < right), losses + (left > right)
-    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    return wins, losses, float(p)
+        if one is not None and two is not None and one.steps and two.steps:
+            wins += one.median < two.median
+            losses += one.median > two.median
+    return wins, losses

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from arena.contract import Knob
 from arena.field import Field
-from arena.plan import Job, Round, counted, jobs, last_round, new_rounds
-from arena.record import ROUND, TRIAL, Line, Log, Record
+from arena.plan import Job, counted, jobs, last_round, new_rounds
+from arena.record import TRIAL, Line, Log, Record
 from arena.results import median_steps
 from arena.workers import Pool, ProbeJob, TimeJob
 
@@ -25,7 +25,6 @@ def run(
     workers: int = 2,
     only: tuple[str, ...] = (),
     anew: tuple[str, ...] = (),
-    counting: bool = True,
     timing: bool = True,
 ) -> Record:
     """Do all that the log at `path` lacks: tune alike, run the bests on fresh seeds, time them.
@@ -37,17 +36,16 @@ def run(
         workers: processes at once.
         only: optimizers to work on; none means all.
         anew: optimizers whose lines so far are taken back.
-        counting: run the bests on fresh seeds.
-        timing: time them.
+        timing: time the bests.
 
     Raises:
         OSError, LogError: the log cannot be used.
         WorkerFailed: an optimizer fails on the task.
     """
     chosen = field.only(only)
-    with Log(path, field.config(), anew) as log:
+    with Log(path, field.config(), chosen.optimizers, anew) as log:
         with Pool(source, workers) as pool:
-            _work(log, chosen, pool, counting)
+            _work(log, chosen, pool)
         if timing:
             _time(log, field, source, again=False)
         return log.record
@@ -60,32 +58,20 @@ def time_again(field: Field, source: str, path: Path) -> Record:
         return log.record
 
 
-def _work(log: Log, field: Field, pool: Pool, counting: bool) -> None:
+def _work(log: Log, field: Field, pool: Pool) -> None:
     """Let the workers do all jobs, and log what they find."""
-    _widen(log, field)
+    for line in list(new_rounds(log.record, field)):
+        log.add(line)
     announced = False
-    with Progress(log.record, field, counting) as progress:
+    with Progress(log.record, field) as progress:
         while True:
-            announced = announced or _announce(log.record, field, len(pool.workers), counting)
-            _hand_out(pool, jobs(log.record, field, counting))
+            announced = announced or _announce(log.record, field, len(pool.workers))
+            _hand_out(pool, jobs(log.record, field))
             if not pool.running:
                 return
             for line in pool.results():
                 log.add(line)
                 progress.show(line, pool)
-            if _widen(log, field):
-                progress.recount()
-
-
-def _widen(log: Log, field: Field) -> bool:
-    """Log the rounds that are due, and say which ranges are widened."""
-    lines = list(new_rounds(log.record, field))
-    for line in lines:
-        log.add(line)
-        if line["widened"]:
-            sides = ", ".join(f"{knob} ({side})" for knob, side in line["widened"].items())
-            tqdm.write(f"{line['optimizer']}: the best lies at an edge of {sides}; tuned wider")
-    return bool(lines)
 
 
 def _hand_out(pool: Pool, todo: list[Job]) -> None:
@@ -122,14 +108,14 @@ def _time(log: Log, field: Field, source: str, again: bool) -> None:
                 log.add(line)
 
 
-def _announce(record: Record, field: Field, workers: int, counting: bool) -> bool:
+def _announce(record: Record, field: Field, workers: int) -> bool:
     """Say how long it takes, once there is a trial of each optimizer to judge by."""
-    seconds = estimate(record, field, counting)
+    seconds = estimate(record, field)
     if seconds is None:
         return False
     tqdm.write(
         f"about {told(seconds / workers + SPAWN_SECONDS)} from now with {workers} at once, judging "
-        "by the trials so far; less as bad trials are given up, more for each range that is widened"
+        "by the trials so far; less as bad trials are given up"
     )
     return True
 
@@ -137,23 +123,19 @@ def _announce(record: Record, field: Field, workers: int, counting: bool) -> boo
 class Progress:
     """A bar over trials and fresh seeds; where stderr is no terminal, a line now and then."""
 
-    def __init__(self, record: Record, field: Field, counting: bool):
-        self._record, self._field, self._counting = record, field, counting
+    def __init__(self, record: Record, field: Field):
+        self._record, self._field = record, field
         self._bar = tqdm(unit="run", disable=None)
         self._started = self._said = time.perf_counter()
-        self.recount()
+        left, done = remaining(record, field)
+        self._bar.total, self._bar.n = left + done, done
+        self._bar.refresh()
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-
-    def recount(self) -> None:
-        """Count again what is done and to do."""
-        left, done = remaining(self._record, self._field, self._counting)
-        self._bar.total, self._bar.n = left + done, done
-        self._bar.refresh()
 
     def show(self, line: Line, pool: Pool) -> None:
         """Show that a result has come, and what is running."""
@@ -162,22 +144,18 @@ class Progress:
         self._bar.set_postfix_str(" | ".join(at_work), refresh=False)
         if self._bar.disable and time.perf_counter() > self._said + 30:
             self._said = time.perf_counter()
-            left, done = remaining(self._record, self._field, self._counting)
+            left, done = remaining(self._record, self._field)
             seconds = self._said - self._started
             print(f"{seconds:6.0f} s: {done} of {left + done} done", file=sys.stderr, flush=True)
 
 
-def remaining(record: Record, field: Field, counting: bool) -> tuple[int, int]:
+def remaining(record: Record, field: Field) -> tuple[int, int]:
     """Return how many trials and counting runs are left, and how many are done."""
-    left = done = 0
+    done = 0
     for name in field.optimizers:
-        last: Round | None = last_round(record, field.task, name)
-        trials = len(record.of(TRIAL, name))
-        counts = len(counted(record, last)) if counting and last else 0
-        rounds = max(1, len(record.of(ROUND, name)))
-        due = rounds * field.task.trials + (field.task.seeds if counting else 0)
-        left, done = left + due - trials - counts, done + trials + counts
-    return left, done
+        last = last_round(record, field.task, name)
+        done += len(last.trials) + len(counted(record, last)) if last else 0
+    return len(field.optimizers) * (field.task.trials + field.task.seeds) - done, done
 
 
 def say(field: Field, ranges: bool = False) -> None:
@@ -230,7 +208,7 @@ def _probe(field: Field, source: str) -> list[float]:
     return found
 
 
-def estimate(record: Record, field: Field, counting: bool = True) -> float | None:
+def estimate(record: Record, field: Field) -> float | None:
     """Return the seconds of work that is left; None before each optimizer's first trial."""
     total = 0.0
     for name in field.optimizers:
@@ -238,13 +216,13 @@ def estimate(record: Record, field: Field, counting: bool = True) -> float | Non
         last = last_round(record, field.task, name)
         if not done or last is None:
             return None
-        seeds = field.task.seeds - len(counted(record, last)) if counting else 0
+        seeds = field.task.seeds - len(counted(record, last))
         total += (field.task.trials - len(last.trials)) * _mean(run_seconds(line) for line in done)
         runs = [run for line in done for run in line["runs"]]
         total += seeds * _mean(run["seconds"] for run in runs)
         compilation = max(line["compile"] for line in done)
         total += compilation * len({settings["batch"] for settings in last.missing.values()})
-        total += 4 * compilation if counting else 0  # once to count, three times to be timed
+        total += 4 * compilation  # once to count, three times to be timed
     return total
 
 

@@ -2,7 +2,8 @@
 
 A Gaussian process is fitted to the scores, and asked for the point with the largest expected
 improvement (Jones, Schonlau, Welch, J. Global Optim. 13, 1998), among points around the best and
-all over the ranges. Scores above a quantile count as that: how bad a bad trial is says nothing of
+all over the ranges. The ranges follow the best: if it lies at an edge, some points look beyond.
+Scores above a quantile count as that: how bad a bad trial is says nothing of
 the best.
 """
 
@@ -22,6 +23,8 @@ from arena.space import DIGITS, Settings, ends
 
 CANDIDATES = 2048  # near the best, and as many anywhere
 REACH = 0.2  # largest standard deviation of a candidate around the best; a range is 1 wide
+BEYOND = 0.1  # how far a candidate may lie outside of the range and of the best
+PROBE = 0.02, 0.2  # how far beyond the best a knob is tried where it lies at an edge
 QUANTILE = 0.6
 
 
@@ -29,15 +32,15 @@ def suggested(
     knobs: Sequence[Knob],
     tried: Sequence[tuple[Settings, float]],
     number: int,
-    beyond: float = 0.0,
+    probed: tuple[str, str] | None = None,
 ) -> Settings:
     """Return settings to try next: the same ones for the same arguments.
 
     Args:
-        knobs: with the ranges to stay in, or in what was tried, and natural limits.
+        knobs: with ranges, which are left by a tenth of them at a time, and natural limits.
         tried: settings and scores; low ones are good, infinite ones are failures.
         number: of the trial; seeds the candidates.
-        beyond: so far outside of a range, in parts of it.
+        probed: a knob, and the side, "low" or "high", to try beyond the best.
     """
     scores = np.array([score for _, score in tried])
     scores = np.minimum(scores, np.quantile(scores, QUANTILE, method="lower"))
@@ -46,11 +49,17 @@ def suggested(
     values = (values - values.mean()) / (values.std() or 1.0)
     places = np.array([[_place(knob, one[knob.name]) for knob in knobs] for one, _ in tried])
     least, most = np.array([_limits(knob) for knob in knobs]).T
-    first = np.maximum(np.minimum(places.min(0), -beyond), least)
-    last = np.minimum(np.maximum(places.max(0), 1 + beyond), most)
+    center = places[values.argmin()]
+    first = np.maximum(np.minimum(center, 0) - BEYOND, least)
+    last = np.minimum(np.maximum(center, 1) + BEYOND, most)
     draw = np.random.default_rng(number)
-    candidates = _candidates(places[values.argmin()], knobs, draw)
-    candidates = np.clip(candidates, first, last)
+    candidates = np.clip(_candidates(center, knobs, draw), first, last)
+    if probed is not None:
+        column = [knob.name for knob in knobs].index(probed[0])
+        beyond = draw.uniform(*PROBE, size=len(candidates))
+        so_far = places[:, column]
+        beyond = so_far.max() + beyond if probed[1] == "high" else so_far.min() - beyond
+        candidates[:, column] = np.clip(beyond, least[column], most[column])
     gains = _expected_improvement(places, values, candidates)
     best = candidates[gains.argmax()]
     return {knob.name: _value(knob, float(u)) for knob, u in zip(knobs, best, strict=True)}

@@ -1,16 +1,16 @@
 """Tables of a log, for the console and for the pages."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.table import Column
 from rich.table import Table as ConsoleTable
 from tabulate import tabulate
 
 from arena.contract import Optimizer
-from arena.plan import WIDENINGS, value
+from arena.plan import value
 from arena.record import Record
-from arena.results import Row, after, ratio_to, rows, sign_test, task_of
+from arena.results import Row, after, duels, ratio_to, rows, task_of
 from arena.space import BATCH
 from arena.why import Found
 
@@ -72,18 +72,24 @@ def settings_table(record: Record, titles: dict[str, str]) -> str:
 
 
 def overall_table(records: Sequence[Record], titles: dict[str, str]) -> str:
-    """Return ratios to the yardstick over all tasks, and the sign test on equal seeds."""
+    """Return ratios to the yardstick over all tasks, and on how many of them it is beaten."""
     by_task = [rows(record) for record in records]
     names = dict.fromkeys(row.optimizer for found in by_task for row in found if row.steps)
     ratios = {name: ratio_to(by_task, name, YARDSTICK) for name in names}
     table = []
     for name in sorted(names, key=lambda name: ratios[name][0]):
-        ratio, tasks = ratios[name]
-        wins, losses, p = sign_test(by_task, name, YARDSTICK)
-        test = NONE if name == YARDSTICK else f"{wins} : {losses} (p = {p:.2g})"
-        table.append([titles.get(name, name), f"{ratio:.2f}", tasks, test])
-    headings = ["optimizer", "steps / AdamW's", "tasks", "seeds won : lost against AdamW"]
+        ratio, bound = ratios[name]
+        wins, losses = duels(by_task, name, YARDSTICK)
+        score = NONE if name == YARDSTICK else f"{wins} : {losses}"
+        table.append([titles.get(name, name), f"{bound} {ratio:.2f}".strip(), score])
+    headings = ["optimizer", "steps / AdamW's", "tasks with fewer : more steps than AdamW"]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
+def peers(optimizers: Iterable[Optimizer]) -> str:
+    """Return who competes, where it is from, and what is particular, in Markdown."""
+    found = [(one.title, one.source, one.note) for one in optimizers]
+    return tabulate(found, ("optimizer", "from", "here"), tablefmt="github", disable_numparse=True)
 
 
 def cells_of(row: Row) -> list[str]:
@@ -117,7 +123,12 @@ def _seconds(row: Row) -> str:
     if row.seconds is None or row.compile_seconds is None:
         return NONE
     over = "> " if row.missed else ""
-    return f"{over}{row.seconds:.2f} / {row.seconds + row.compile_seconds:.2f}"
+    return f"{over}{_brief(row.seconds)} / {_brief(row.seconds + row.compile_seconds)}"
+
+
+def _brief(seconds: float) -> str:
+    """Return seconds to the hundredth, or to one digit."""
+    return f"{seconds:.2f}" if seconds >= 0.1 else f"{seconds:.1g}"
 
 
 def _share(row: Row) -> str:
@@ -140,8 +151,7 @@ def _remark(row: Row) -> str:
     if last.number:
         remarks.append(f"ranges widened {last.number} x")
     if last.complete and last.edges:
-        still = "still at" if last.number == WIDENINGS else "to be widened: at"
-        remarks.append(f"{still} the edge of {', '.join(last.edges)}")
+        remarks.append(f"at the edge of {', '.join(last.edges)}")
     return f" [{'; '.join(remarks)}]" if remarks else ""
 
 

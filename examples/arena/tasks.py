@@ -21,8 +21,6 @@ from egd_optax.models import TwoLayerMLP
 
 MODULAR_STEPS = 250
 FEW = 24  # trials of tasks whose trials take minutes each
-# Of tasks whose logs are older than the suggestions, so that `run` goes on with them.
-EARLIER: dict[str, Any] = {"suggested": False}
 PERMUTATIONS = np.array(list(itertools.permutations(range(5))))  # S5, in lexical order
 
 
@@ -161,7 +159,6 @@ def _modular(operation: str, p: int, fraction: float = 0.5) -> Task:
         (512, size // 4, size // 2, size),
         target=0.95,
         steps=MODULAR_STEPS,
-        **(EARLIER if p == 97 else {}),
         note="The paper's network and data: a two-layer ReLU network, half of the table.",
     )
 

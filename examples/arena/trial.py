@@ -57,6 +57,8 @@ class Program:
     def run(self, settings: Settings, seed: int, limit: int | None = None) -> dict[str, Any]:
         """Train until the target is held, a number is not finite, or the budget is used.
 
+        A run that is at the target at the end of the budget goes on for as long as that is held.
+
         Args:
             settings: the knobs' values.
             seed: decides data, initial values and order of the batches.
@@ -75,10 +77,9 @@ class Program:
         state, watch = jax.block_until_ready(compiled(*arguments))
         seconds = time.perf_counter() - started
         step, held = int(state.step), int(watch.held)
-        all_that_remain = step >= last_step(task) and held > 0 and bool(state.finite)
         return {
             "seed": seed,
-            "steps": int(watch.first) if held >= task.hold or all_that_remain else None,
+            "steps": int(watch.first) if held >= task.hold else None,
             "ran": step,
             "score": _plain(watch.score) if bool(state.finite) else None,
             "best": _plain(watch.best),
@@ -107,7 +108,7 @@ class Program:
         def look(carry: tuple[State, State, Watch]) -> tuple[State, State, Watch]:
             before, _, watch = carry
             left = -((before.step - jnp.minimum(limit, last_step(task))) // task.every)
-            looks = jnp.where(watch.closely, 1, jnp.minimum(jumps(task), left))
+            looks = jnp.where(watch.closely, 1, jnp.clip(left, 1, jumps(task)))
             closely = watch.closely | (looks == 1)
             after = jax.lax.fori_loop(0, looks * task.every, lambda _, state: step(state), before)
             score = task.score(after.params, test).astype(jnp.float32)
@@ -124,7 +125,8 @@ class Program:
         def goes_on(carry: tuple[State, State, Watch]) -> jax.Array:
             state, after, watch = carry
             within = (state.step < limit) | watch.closely
-            within &= (state.step < last_step(task)) & (watch.held < task.hold)
+            within &= (state.step < last_step(task)) | (watch.held > 0)  # held beyond the budget
+            within &= watch.held < task.hold
             return within & after.finite
 
         state = self.start(transform, params, train)

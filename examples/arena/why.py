@@ -182,7 +182,8 @@ class Found:
     def course(self, name: str, measure: str) -> np.ndarray:
         """Return a measure's median after each step."""
         runs = [line[measure] for line in self.courses if line["optimizer"] == name]
-        return np.median(np.array(runs, float), axis=0)
+        numbers = np.array(runs, float)  # what diverged has none, and has no score either
+        return np.median(np.nan_to_num(numbers, nan=0.0 if measure == "score" else np.nan), axis=0)
 
     def reached(self, name: str) -> int:
         """Return the first step after which the median score stays at the target."""

@@ -105,7 +105,7 @@ def trial_runs(
 def probe(field: Field, job: ProbeJob) -> Line:
     """Return the seconds of compilation and of a step, at the middle of the batch sizes."""
     task, optimizer = field.task, field.optimizers[job.optimizer]
-    (settings,) = points(job.optimizer, 0, optimizer.knobs, task.batches, 1)
+    (settings,) = points(job.optimizer, optimizer.knobs, task.batches, 1)
     batch = task.batches[len(task.batches) // 2]
     program = _program(task, optimizer, batch)
     runs = [program.run(settings, task.tuning_seeds[0], job.steps) for _ in range(2)]
@@ -120,8 +120,15 @@ def times(field: Field, job: TimeJob) -> Line:
         optimizer = field.optimizers[name]
         program = Program(field.task, optimizer, settings[BATCH])
         start = task_start(field.task, job.seed)
-        values = traced(optimizer.knobs, settings)
-        calls[name] = program.steps_alone, (values, *start[:3], np.int32(min(steps, TIMED_STEPS)))
+        # Choices are made before the compilation, as by all who use the optimizer.
+        choices = {
+            knob.name: knob.choices.index(settings[knob.name])
+            for knob in optimizer.knobs
+            if knob.choices
+        }
+        numbers = traced((knob for knob in optimizer.knobs if not knob.choices), settings)
+        function = functools.partial(_steps_alone, program, choices)
+        calls[name] = function, (numbers, *start[:3], np.int32(min(steps, TIMED_STEPS)))
         compiled[name] = []
     executables = {}
     for _ in range(COMPILES):
@@ -147,6 +154,10 @@ def times(field: Field, job: TimeJob) -> Line:
         for name, (settings, steps) in job.bests.items()
     }
     return {"kind": TIMES, "seed": job.seed, "rows": rows}
+
+
+def _steps_alone(program: Program, choices: Settings, numbers: Settings, *start: Any) -> Any:
+    return program.steps_alone({**choices, **numbers}, *start)
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,12 +3,16 @@
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from arena import demo, pages, plan, tables, workers
 from arena.command_line import LOGS
 from arena.record import COUNT, TIMES, TRIAL, Record, read
-from arena.results import by_batch, is_finished, ratio_to, rows, sign_test, task_of
+from arena.results import by_batch, duels, is_finished, ratio_to, rows, task_of
+from arena.space import traced
+from arena.tasks import TASKS
 
 
 def counting(record, name, steps):
@@ -16,7 +20,7 @@ def counting(record, name, steps):
     lines = [line for line in record.lines if (line["kind"], line["optimizer"]) != (COUNT, name)]
     copy = Record(record.header)
     number = max(line["round"] for line in lines if line["optimizer"] == name)
-    for seed, one in enumerate(steps, 100):
+    for seed, one in enumerate(steps, 200):
         line = {"kind": COUNT, "optimizer": name, "round": number, "seed": seed, "steps": one}
         lines.append(line)
     copy.lines = lines
@@ -41,11 +45,15 @@ def test_a_miss_counts_at_the_budget(record):
     assert tables.steps_of(missed) == "> 60 (9 to >60)"
 
 
-def test_ratios_and_wins_are_on_equal_seeds(record):
+def test_ratios_and_wins_are_over_tasks_and_told_as_bounds_where_one_missed(record):
     found = [rows(record), rows(record)]
-    assert ratio_to(found, "momentum", "sgd") == (pytest.approx(12 / 40), 2)
-    assert sign_test(found, "momentum", "sgd") == (4, 2, pytest.approx(0.6875))
-    assert sign_test(found, "sgd", "sgd") == (0, 0, 1.0)
+    assert ratio_to(found, "momentum", "sgd") == (pytest.approx(12 / 40), "")
+    assert duels(found, "momentum", "sgd") == (2, 0)
+    assert duels(found, "sgd", "momentum") == (0, 2)
+    assert duels(found, "sgd", "sgd") == (0, 0)
+    missed = [*found, rows(counting(record, "sgd", (None, None, 9)))]
+    assert ratio_to(missed, "momentum", "sgd")[1] == "<"
+    assert ratio_to(missed, "sgd", "momentum")[1] == ">"
 
 
 def test_best_by_batch_and_after_trials_do_not_rise(record):
@@ -53,7 +61,7 @@ def test_best_by_batch_and_after_trials_do_not_rise(record):
         steps = [row.last.best_after(count) for count in range(1, 5)]
         assert steps == sorted(steps, reverse=True)
         best = by_batch(record, row.optimizer)
-        assert list(best) == [4, 16]
+        assert set(best) <= {4, 16}
         assert min(best.values()) <= steps[-1]
 
 
@@ -65,13 +73,22 @@ def test_the_task_of_a_log_is_the_task(record, toy):
 def test_times_are_of_the_bests_side_by_side(record, toy, monkeypatch):
     monkeypatch.setattr(workers, "COMPILES", 1)
     bests = {row.optimizer: (row.last.best["settings"], 10) for row in rows(record)}
-    (line,) = workers.execute(toy, workers.TimeJob(bests, 100))
+    (line,) = workers.execute(toy, workers.TimeJob(bests, 200))
     assert line["kind"] == TIMES
     assert {len(row["seconds"]) for row in line["rows"].values()} == {5}
     record.add(json.loads(json.dumps(line)))
     for row in rows(record):
         assert 0 < row.seconds < 1
         assert row.compile_seconds > 0
+
+
+def test_the_demo_runs_with_the_settings_of_its_log():
+    for name, entry in demo.entries(demo.tuned_log(LOGS)).items():
+        values = traced(entry.knobs, entry.settings)
+        params = {"hidden": {"kernel": jnp.ones((4, 3))}, "readout": {"kernel": jnp.ones((3, 2))}}
+        transform = entry.make(values, TASKS[demo.TASK], params)
+        updates, _ = transform.update(params, transform.init(params), params)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates)), name
 
 
 def test_pages_have_the_table_the_figure_and_the_ranges(finished, tmp_path):
@@ -97,8 +114,6 @@ def test_every_optimizer_is_tuned_alike(path):
         last = plan.last_round(record, task, name)
         numbers = [line["trial"] for line in record.of(TRIAL, name, last.number)]
         assert sorted(numbers) == list(range(task.trials)), name
-        assert [trial["settings"] for trial in last.trials] == last.points, name
-        assert not last.edges or last.number == plan.WIDENINGS, name
         seeds = [line["seed"] for line in record.of(COUNT, name)]
         assert sorted(seeds) == record.header["fresh_seeds"], name
         assert not set(seeds) & set(task.tuning_seeds), name
@@ -106,11 +121,8 @@ def test_every_optimizer_is_tuned_alike(path):
 
 @pytest.mark.parametrize("path", FINISHED, ids=lambda path: path.stem)
 def test_the_winner_is_at_no_edge(path):
-    record = read(path)
-    task = task_of(record)
-    rounds = [plan.last_round(record, task, name) for name in record.optimizers]
-    winner = min(rounds, key=lambda one: plan.rank(task, one.best))
-    assert winner.edges == {}, winner.optimizer
+    winner, *_ = rows(read(path))
+    assert winner.last.edges == {}, winner.optimizer
 
 
 def test_the_pages_are_those_of_the_logs(tmp_path, monkeypatch):

@@ -123,7 +123,8 @@ def changed(field, **changes):
         ({"batches": (16, 4)}, r"ascend.* got \(16, 4\)"),
         ({"steps": 0}, "steps must be .* got 0; raise it"),
         ({"every": 100}, "every=100 with steps=60; lower every"),
-        ({"suggested": "no"}, "suggested is True or False, got 'no'"),
+        ({"batches": 16}, "ascend from at least 1, got 16"),
+        ({"loss": lambda params, batch: params["v"]}, "loss must run on the data.* KeyError: 'v'"),
         ({"tuning_seeds": (0, 100)}, r"apart from those that count, got \(0, 100\)"),
         ({"name": "a/b"}, "got 'a/b'"),
         ({"data": lambda seed: ((np.ones(3), np.ones(2)), np.ones(2))}, r"got \[2, 3\]; cut"),
@@ -162,7 +163,7 @@ def test_the_command_line_refuses_before_anything_runs(tmp_path, capsys):
         (["run"], "needs one task"),
         (["run", toy, "--only", "sdg"], "did you mean sgd?"),
         (["run", toy, "--out", str(tmp_path / "file" / "x")], "choose another path"),
-        (["tune", toy, "adam", "--out", str(tmp_path)], "one of sgd, momentum; got 'adam'"),
+        (["run", toy, "--anew", "adam", "--out", str(tmp_path)], "sgd, momentum; got 'adam'"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

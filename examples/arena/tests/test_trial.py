@@ -52,11 +52,11 @@ def clock(scores, hold=2, **fields):
     return dataclasses.replace(task, **fields)
 
 
-def several(tables, hold):
+def several(tables, **fields):
     """Return the clock whose scores the seed chooses."""
     tables = [np.array([0.0, *scores], "float32") for scores in tables]
     data = lambda seed: (np.ones(4, "float32"), tables[seed])  # noqa: E731
-    return clock(tables[0][1:], hold=hold, data=data)
+    return clock(tables[0][1:], data=data, **fields)
 
 
 def run(task, limit=None, pace=1.0):
@@ -64,17 +64,18 @@ def run(task, limit=None, pace=1.0):
 
 
 HELD = [
-    ([0, 1, 1, 1, 0], 2, 3),  # the first look of a run that is held
-    ([1, 0, 0, 1, 1], 4, 5),  # a run that is not held does not count
-    ([0, 0, 0, 0, 1], 5, 5),  # all looks that remain
-    ([0, 1, 0, 1, 0], None, 5),
-    ([0, 0.5, 0.5, 0, 0], 2, 3),  # the target itself counts
-    ([0, np.nan, 0, 0, 0], None, 5),
+    ([0, 1, 1, 1, 0, 0], 2, 3),  # the first look of a run that is held
+    ([1, 0, 0, 1, 1, 0], 4, 5),  # a run that is not held does not count
+    ([0, 0, 0, 0, 1, 1], 5, 6),  # the budget is 5, and what is held then goes on
+    ([0, 0, 0, 0, 1, 0], None, 6),
+    ([0, 1, 0, 1, 0, 0], None, 5),
+    ([0, 0.5, 0.5, 0, 0, 0], 2, 3),  # the target itself counts
+    ([0, np.nan, 0, 0, 0, 0], None, 5),
 ]
 
 
 def test_the_target_counts_where_it_is_held():
-    program = Program(several([scores for scores, _, _ in HELD], hold=2), CLOCK, 4)
+    program = Program(several([scores for scores, _, _ in HELD], hold=2, steps=5), CLOCK, 4)
     found = [program.run({"pace": 1.0}, seed) for seed in range(len(HELD))]
     assert [(one["steps"], one["ran"]) for one in found] == [(steps, ran) for _, steps, ran in HELD]
 

@@ -32,7 +32,6 @@ task = Task(
     batches=(4, 16),
     hold=3,
     trials=16,
-    suggested=False,
     seeds=3,
 )
 RATE = Knob("lr", 0.001, 1.0)

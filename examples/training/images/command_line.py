@@ -32,7 +32,7 @@ class _OnLogs:
 class Compare(_OnLogs):
     """Tune every optimizer alike on a network, run the bests on fresh seeds, print the tables.
 
-    Killed, the same command goes on. A best at an edge of its ranges has them widened.
+    Killed, the same command goes on.
     """
 
     network: Literal["cnn", "vit"] = "cnn"
@@ -44,7 +44,7 @@ class Compare(_OnLogs):
     every: int = 10
     """Steps from one look at the held-out digits to the next."""
     trials: int = 16
-    """Trials of each optimizer, and again for each widening."""
+    """Trials of each optimizer."""
     seeds: int = 3
     """Fresh seeds for the best of each."""
     only: tuple[str, ...] = NAMES

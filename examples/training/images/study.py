@@ -6,7 +6,6 @@ digits that the trial did not train on; the other 1,000, the test set, are for t
 
 import dataclasses
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from flax import nnx
 from grokking.digits import DIGITS, mnist
 from grokking.log import environment
 from grokking.tasks import check_choice, check_least
-from language.compare import planned, tuned
+from language.compare import planned, told, tuned
 from language.optimizers import OPTIMIZERS, Recipe
 
 from egd_optax import infer_axes
@@ -78,7 +77,7 @@ class Study:
 
     Args:
         config: the network and its training.
-        trials: of each optimizer, and again for each widening of its ranges.
+        trials: of each optimizer.
         seeds: fresh ones, for the best of each.
     """
 
@@ -107,7 +106,7 @@ class Study:
     def told(self, header: Line) -> Line:
         """Return a log's config with the network and its training, which must not change."""
         own = {"model": dataclasses.asdict(self.config), "matrices": whitened(self.config.network)}
-        return json.loads(json.dumps({**header, "task": {**header["task"], **own}}))
+        return told(header, own)
 
     def trained(self, name: str, settings: Settings, seed: int) -> Line:
         """Train once, and return the run's line: its course, and the error at the end.

@@ -127,7 +127,7 @@ def best_settings(study: Study, compared: Record) -> Settings:
                 f"{compared.header['task'].get(name)}, not {value}; give the same options"
             )
     found = tuned(compared, task_of(compared), EGD)
-    if found is None or not found.complete or found.widens:
+    if found is None or not found.complete:
         raise ValueError("this needs EGD's best settings, and the log has none; `compare` first")
     return found.best["settings"]
 

@@ -137,11 +137,11 @@ class _OnLogs:
 class Compare(_OnLogs, _OnModel):
     """Tune every optimizer alike, run the bests on fresh seeds, print the table.
 
-    Killed, the same command goes on. A best at an edge of its ranges has them widened.
+    Killed, the same command goes on.
     """
 
     trials: int = 8
-    """Trials of each optimizer, and again for each widening."""
+    """Trials of each optimizer in each round."""
     seeds: int = 3
     """Fresh seeds for the best of each."""
     rounds: int = 1

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from arena.contract import Knob, Optimizer, Task
-from arena.field import Field
-from arena.plan import WIDENINGS, Round, last_round, rank
+from arena.field import FIRST_FRESH_SEED, Field
+from arena.plan import Round, last_round, probed, rank
 from arena.record import COUNT, ROUND, TIMES, TRIAL, Line, Log, Record
-from arena.session import remaining
-from arena.space import BATCH, Settings, edges, to_json, traced, widened
+from arena.space import BATCH, Settings, edges, points, spread, to_json, traced
 from arena.suggest import suggested
 from grokking.log import environment
 from tqdm import tqdm
@@ -54,7 +53,7 @@ class Study:
     Args:
         config: the model and its training.
         text: what is read.
-        trials: of each optimizer, and again for each widening of its ranges.
+        trials: of each optimizer, in each round.
         seeds: fresh ones, for the best of each.
     """
 
@@ -77,12 +76,18 @@ class Study:
     def told(self, header: Line) -> Line:
         """Return a log's config with the model and the text, which must not change either."""
         own = {"model": self.config.to_json(), "corpus": self.text.facts}
-        return json.loads(json.dumps({**header, "task": {**header["task"], **own}}))
+        return told(header, own)
 
     def trained(self, name: str, settings: Settings, seed: int) -> Line:
         """Train once, and return the run's line."""
         program = _program(self.config, self.text, name, choices_of(settings))
         return trial(program, values_of(name, settings), seed)
+
+
+def told(header: Line, own: Line) -> Line:
+    """Return a log's config with what is a study's own; how it is tuned, each line says."""
+    config = {**header, "task": {**header["task"], **own}}
+    return json.loads(json.dumps({name: one for name, one in config.items() if name != "tuner"}))
 
 
 def planned(study: Any, name: str, title: str, optimizers: Mapping[str, Entry]) -> Field:
@@ -102,7 +107,7 @@ def planned(study: Any, name: str, title: str, optimizers: Mapping[str, Entry]) 
         trials=study.trials,
         seeds=study.seeds,
         tuning_seeds=(TUNING_SEED,),
-        suggested=False,  # in later rounds alone, by `Tuned`
+        first_fresh_seed=FIRST_FRESH_SEED,
         lower=True,
     )
     entries = {
@@ -137,23 +142,23 @@ class Tuned(NamedTuple):
         return edges(self.last.knobs, self.best["settings"], tried)
 
     @property
-    def widens(self) -> bool:
-        """Whether a round in wider ranges is due."""
-        return bool(self.complete and self.edges and self.last.number < WIDENINGS)
-
-    @property
     def complete(self) -> bool:
         """Whether all trials of the last round are in."""
         return self.last.complete
 
     def next(self) -> tuple[int, Settings]:
-        """Return number and settings of the trial that the last round lacks next."""
+        """Return number and settings of the trial that the last round lacks next.
+
+        The first ones are spread over the ranges, the others where most is expected.
+        """
         last, number = self.last, len(self.last.trials)
-        if last.number == 0:
-            return min(last.missing.items())
+        batches, trials = last.task.batches, last.task.trials
+        first = points(last.optimizer, last.knobs, batches, spread(trials))
+        if last.number == 0 and number < len(first):
+            return number, first[number]
         tried = [(trial["settings"], _score(trial)) for trial in self.trials]
-        settings = suggested(last.knobs, tried, len(tried))
-        return number, settings | {BATCH: last.task.batches[0]}
+        beyond = probed(self.edges, len(tried), trials - number)
+        return number, suggested(last.knobs, tried, len(tried), beyond) | {BATCH: batches[0]}
 
 
 def best_of(task: Task, trials: Iterable[Line]) -> Line:
@@ -179,14 +184,14 @@ def run(study: Plan, path: Path, only: Iterable[str] = (), rounds: int = 1) -> R
         study: what is compared.
         path: the log.
         only: names of optimizers; none means all.
-        rounds: of tuning, for each; from the second one on, trials are where most is expected.
+        rounds: of so many trials each.
 
     Raises:
-        ValueError: an unknown optimizer, or more rounds than widening may take.
+        ValueError: an unknown optimizer, or no round.
         OSError, LogError: the log cannot be used.
     """
-    if not 1 <= rounds <= WIDENINGS + 1:
-        raise ValueError(f"rounds must lie in 1 to {WIDENINGS + 1}, got {rounds}; raise the trials")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}; 1 is the default")
     chosen = study.field.only(only)
     with Log(path, study.told(study.field.config())) as log, _bar(log.record, chosen) as bar:
         for name in chosen.optimizers:
@@ -194,10 +199,7 @@ def run(study: Plan, path: Path, only: Iterable[str] = (), rounds: int = 1) -> R
             while line := _next(study, log.record, name, rounds):
                 log.add(line)
                 if line["kind"] == ROUND:
-                    bar.total = sum(remaining(log.record, chosen, counting=True))
-                    if line["round"]:
-                        told = f"in wider ranges, {line['widened']}" if line["widened"] else "again"
-                        tqdm.write(f"{name}: tuned {told}, where most is expected")
+                    bar.total = _runs(log.record, chosen)
                 else:
                     bar.update()
         return log.record
@@ -207,10 +209,9 @@ def _next(study: Plan, record: Record, name: str, rounds: int) -> Line | None:
     """Return the line that an optimizer's part of the log lacks first; None: it has all."""
     found = tuned(record, study.field.task, name)
     if found is None:
-        return _round(study, name, 0, study.field.optimizers[name].knobs, {})
-    if found.widens or (found.complete and found.last.number + 1 < rounds):
-        knobs = widened(found.last.knobs, found.edges)
-        return _round(study, name, found.last.number + 1, knobs, found.edges)
+        return _round(study, name, 0, study.field.optimizers[name].knobs)
+    if found.complete and found.last.number + 1 < rounds:
+        return _round(study, name, found.last.number + 1, found.last.knobs)
     if not found.complete:
         number, settings = found.next()
         about = {"optimizer": name, "round": found.last.number, "trial": number}
@@ -226,11 +227,9 @@ def _next(study: Plan, record: Record, name: str, rounds: int) -> Line | None:
     return {"kind": COUNT, **about, **study.trained(name, settings, seed)}
 
 
-def _round(
-    study: Plan, name: str, number: int, knobs: Iterable[Knob], sides: dict[str, str]
-) -> Line:
+def _round(study: Plan, name: str, number: int, knobs: Iterable[Knob]) -> Line:
     line = {"kind": ROUND, "optimizer": name, "round": number, "trials": study.field.task.trials}
-    return line | {"widened": sides, "knobs": [to_json(knob) for knob in knobs]}
+    return line | {"knobs": [to_json(knob) for knob in knobs]}
 
 
 def time_bests(study: Study, path: Path) -> Record:
@@ -314,8 +313,15 @@ def values_of(name: str, settings: Settings) -> dict[str, np.generic]:
 
 
 def _bar(record: Record, chosen: Field) -> tqdm:
-    left, done = remaining(record, chosen, counting=True)
-    return tqdm(total=left + done, initial=done, unit="run", disable=None)
+    lines = [line for line in record.lines if line["kind"] in (TRIAL, COUNT)]
+    done = sum(line["optimizer"] in chosen.optimizers for line in lines)
+    return tqdm(total=_runs(record, chosen), initial=done, unit="run", disable=None)
+
+
+def _runs(record: Record, chosen: Field) -> int:
+    """Return how many runs there are, with those that are still to come in the rounds so far."""
+    rounds = sum(max(1, len(record.of(ROUND, name))) for name in chosen.optimizers)
+    return rounds * chosen.task.trials + len(chosen.optimizers) * chosen.task.seeds
 
 
 def _score(trial: Line) -> float:

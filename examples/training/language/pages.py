@@ -8,7 +8,7 @@ from typing import Any
 from arena.record import COUNT, ROUND, Record, read
 from arena.results import task_of
 from arena.session import range_of
-from arena.space import stages
+from arena.space import spread
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
@@ -76,7 +76,7 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "best": best,
         "best_range": _range(found),
         "differences": results.differences(ablation) if ablation else {},
-        "first": stages(task_of(record).trials)[0],
+        "first": spread(task_of(record).trials),
         "trials": {row.name: len(row.tuned.trials) for row in found},
         "suggested": {row.name: results.suggested(record, row) for row in found},
         "by_round": {row.name: results.best_by_round(row) for row in found},
@@ -130,7 +130,7 @@ def _short(record: Record, short: Record) -> dict[str, Any]:
         "short": results.short_table(record, short, STYLE),
         "short_steps": task_of(short).steps,
         "short_trials": {name: len(row.tuned.trials) for name, row in found.items()},
-        "short_widened": sum(one["trials"] for one in short.of(ROUND, "egd") if one["widened"]),
+        "short_widened": sum(one["trials"] for one in short.of(ROUND, "egd") if one.get("widened")),
         "short_loss": {name: f"{row.loss:.3f}" for name, row in found.items()},
         "short_verdict": "about where" if overlap else verdict,
         "short_overlap": overlap,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from arena.plan import rounds
-from arena.record import COUNT, Line, Record
+from arena.record import COUNT, ROUND, Line, Record
 from arena.results import task_of
-from arena.space import BATCH, Settings
+from arena.space import BATCH, Settings, points, spread
 from tabulate import tabulate
 
 from language.ablate import BASE
@@ -89,9 +89,7 @@ def rows(record: Record) -> list[Row]:
 def is_finished(record: Record, yardstick: str = YARDSTICK) -> bool:
     """Return whether all that were begun, and the yardstick, are tuned and ran on all seeds."""
     found, seeds = rows(record), len(record.header["fresh_seeds"])
-    whole = all(
-        len(row.runs) == seeds and row.tuned.complete and not row.tuned.widens for row in found
-    )
+    whole = all(len(row.runs) == seeds and row.tuned.complete for row in found)
     return whole and yardstick in {row.name for row in found}
 
 
@@ -143,13 +141,19 @@ def settings_table(record: Record, style: str = "simple") -> str:
 def suggested(record: Record, row: Row) -> int:
     """Return how many trials have settings that a Gaussian process chose.
 
-    They are whole rounds, which do not begin with a quasirandom point.
+    All but the first ones have. In older logs, those with wider rounds, no trial of the first
+    round has, and none of a later one that begins with a quasirandom point.
     """
-    return sum(
-        len(one.trials)
-        for one in rounds(record, task_of(record), row.name)
-        if one.number and one.trials and one.trials[0]["settings"] != one.points[0]
-    )
+    task, count = task_of(record), 0
+    for one in rounds(record, task, row.name):
+        (line,) = record.of(ROUND, row.name, one.number)
+        settings = [trial["settings"] for trial in one.trials]
+        first = points(row.name, one.knobs, task.batches, spread(task.trials), one.number)
+        if "widened" in line:
+            count += len(settings) if one.number and settings[:1] != first[:1] else 0
+        else:
+            count += max(0, len(settings) - (0 if one.number else len(first)))
+    return count
 
 
 def compiled_share(record: Record, short: Row) -> str | None:
