@@ -85,6 +85,7 @@ def _overall(records: Sequence[Record], titles: dict[str, str]) -> dict[str, Any
         "overall_table": functools.partial(tables.overall_table, compared, titles),
         "task_list": task_list,
         "task_count": lambda: len(compared),
+        "aims_table": functools.partial(tables.aims_table, compared, titles),
         "peers": lambda: tables.peers(_known("optimizers").values()),
     }
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from grokking.tasks import OPERATIONS
 from rich.table import Column
 from rich.table import Table as ConsoleTable
 from tabulate import tabulate
@@ -16,6 +17,13 @@ from arena.why import Found
 
 NONE = "-"
 YARDSTICK = "adamw"
+OURS = ("egd", "weighted", "scaled")  # EGD, a variant and a control
+# Steps, and the part of AdamW's, that were aimed at when the arena was planned.
+AIMS = {
+    **{f"{operation}-{p}": (18, 1 / 3) for operation in OPERATIONS for p in (97, 127)},
+    **{f"{operation}-79": (20, 1 / 3) for operation in OPERATIONS},
+    "transformer-97": (220, 0.6),
+}
 
 
 def console_table(record: Record) -> ConsoleTable:
@@ -83,6 +91,33 @@ def overall_table(records: Sequence[Record], titles: dict[str, str]) -> str:
         score = NONE if name == YARDSTICK else f"{wins} : {losses}"
         table.append([titles.get(name, name), f"{bound} {ratio:.2f}".strip(), score])
     headings = ["optimizer", "steps / AdamW's", "tasks with fewer : more steps than AdamW"]
+    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
+def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
+    """Return EGD's steps beside what was aimed at, and who was best in steps and in seconds."""
+    table = []
+    for record in records:
+        task, found = task_of(record), rows(record)
+        aim, part = AIMS.get(task.name, (None, None))
+        by_name = {row.optimizer: row for row in found}
+        ours, yardstick = by_name["egd"], by_name[YARDSTICK]
+        others = [row for row in found if row.optimizer not in OURS]
+        quickest = min(
+            found, key=lambda row: row.seconds or math.inf if not row.missed else math.inf
+        )
+        ratio = NONE if ours.missed else f"{ours.median / yardstick.median:.2f}"
+        table.append(
+            [
+                task.title,
+                steps_of(ours) + ("" if aim is None else f"; aim {aim}"),
+                f"{ours.reached} of {len(ours.steps)}",
+                ratio + ("" if part is None else f"; aim {part:.2f}"),
+                f"{titles[others[0].optimizer]}, {steps_of(others[0])}",
+                titles[quickest.optimizer] if quickest.seconds else NONE,
+            ]
+        )
+    headings = ["task", "EGD's steps", "seeds", "EGD / AdamW", "best peer", "least seconds"]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 

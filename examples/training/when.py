@@ -144,18 +144,36 @@ def steps_table(found: Sequence[Finding]) -> str:
 def settings_table(found: Sequence[Finding]) -> str:
     """Return EGD's best settings, in the arguments of `egd`."""
     rows = []
-    for one in found:
+    for one in reaching(found):
         best = one.entries["egd"].settings
         momentum, kind = 1 - 1 / best["reach"], best.get("kind", "decoupled")
         rate, decay = best["learning_rate"], best["decay"] * (COUPLED if kind == "coupled" else 1)
         others, batch = best["others"], best[BATCH]
         scale = "None" if one.page.startswith("arena") else f'"{best.get("scale", "muon")}"'
-        average = f"{momentum:.2f}, {best.get('average', 'before')}"
+        place = best.get("average", "before")
+        ahead = place == "before" and best.get("lookahead", "Nesterov") == "Nesterov"
+        average = f"{momentum:.2f}, {place}{', nesterov' if ahead else ''}"
         cells = [f"{rate:.3g}", scale, average, f"{decay:.2g}, {kind}", f"{others:.2g}"]
+        cells.append(best.get("method", "exact"))
         rows.append([one.title, *cells, batch])
     headings = ("task", "learning rate", "scale", "momentum, average", "decay")
-    headings += ("rate of `others`", "batch")
+    headings += ("rate of `others`", "method", "batch")
     return markdown(headings, rows)
+
+
+def reaching(found: Sequence[Finding]) -> list[Finding]:
+    """Return all trainings of a fixed length, and the races whose target EGD's best reached."""
+    return [
+        one
+        for one in found
+        if not one.page.startswith("arena") or math.isfinite(one.entries["egd"].steps)
+    ]
+
+
+def rates_of_others(found: Sequence[Finding]) -> str:
+    """Return the range of AdamW's learning rate for the rest."""
+    rates = [one.entries["egd"].settings["others"] for one in reaching(found)]
+    return f"{min(rates):.2g} to {max(rates):.2g}"
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -174,6 +192,7 @@ def page() -> str:
     return environment.get_template("when.jinja").render(
         steps=steps_table(found),
         settings=settings_table(found),
+        others=rates_of_others(found),
         language=next((one for one in found if one.name == "language"), None),
     )
 
