@@ -30,8 +30,9 @@ class _OnTask:
     """A name of `list`, or a Python file that defines `task`."""
     task_file: Path | None = None
     """The file, said as an option."""
-    out: Path = LOGS
-    """Folder of the log, TASK.jsonl; the pages are made from the repository's own alone."""
+    out: Path | None = None
+    """Folder of the log, TASK.jsonl; left out, runs/arena for a file of yours, for all others that
+    from which the pages are made."""
     trials: int | None = None
     """Trials of each optimizer; left out, the task's own number."""
 
@@ -62,7 +63,14 @@ class _OnTask:
 
     def log(self, field: Field) -> Path:
         """Return the path of the task's log."""
-        return self.out / f"{field.task.name}.jsonl"
+        return self.folder / f"{field.task.name}.jsonl"
+
+    @property
+    def folder(self) -> Path:
+        """Where the log is."""
+        file = self.task_file or Path(self.task or "")
+        ours = file.suffix != ".py" or file.resolve().is_relative_to(LOGS.parent)
+        return self.out or (LOGS if ours else Path("runs") / "arena")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +146,7 @@ class Why(_OnTask):
     def run(self) -> None:
         _, field = self.load()
         chosen = why.study(field, read(self.existing(field)), self.only)
-        path = self.out / "why" / f"{field.task.name}.jsonl"
+        path = self.folder / "why" / f"{field.task.name}.jsonl"
         why.run(chosen, path)
         _say(f"log: {path}")
 
@@ -167,7 +175,7 @@ class Show(_OnTask):
     """Print the table of a task's log, however far it is."""
 
     def run(self) -> None:
-        path = self.out / f"{self.task}.jsonl"
+        path = self.folder / f"{self.task}.jsonl"
         if not path.exists():
             path = self.existing(self.load()[1])
         _show(read(path))

@@ -70,6 +70,6 @@ def test_the_example_of_an_own_task_is_learned(tmp_path, capsys):
     options = ["--out", str(tmp_path), "--trials", "3"]
     assert main(["plan", own, "--only", "egd", *options]) == 0
     assert "learning_rate 0.01 to 10 (log)" in capsys.readouterr().out
-    assert main(["tune", own, "egd", *options]) == 0
+    assert main(["run", own, "--only", "egd", "--no-times", *options]) == 0
     assert main(["show", "own", *options]) == 0
-    assert "tuning)" in capsys.readouterr().out
+    assert " of 10 " in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from grokking.experiments import PAPER
 from grokking.training import Program
 
 from arena import tasks
-from arena.command_line import main
+from arena.command_line import LOGS, Show, main
 from arena.contract import Knob
 from arena.field import check_field
 from arena.optimizers import matrices_of
@@ -151,6 +152,13 @@ def test_a_bad_optimizer_is_refused(toy, changes, message):
     bad = dataclasses.replace(toy.optimizers["sgd"], **changes)
     with pytest.raises(ValueError, match=message):
         check_field(dataclasses.replace(toy, optimizers={"sgd": bad}))
+
+
+def test_logs_of_ones_own_tasks_stay_out_of_the_repositorys():
+    folder = lambda task: Show(task=task).folder  # noqa: E731
+    assert folder("addition-97") == folder(str(LOGS.parent / "own_task.py")) == LOGS
+    assert folder("my_task.py") == Path("runs/arena")
+    assert Show(task="my_task.py", out=Path("here")).folder == Path("here")
 
 
 def test_the_command_line_refuses_before_anything_runs(tmp_path, capsys):
