@@ -20,7 +20,7 @@ from egd_optax import MatrixAxes, infer_axes
 from egd_optax.models import TwoLayerMLP
 
 MODULAR_STEPS = 250
-FEW = 24  # trials of tasks whose trials take minutes each
+FEW, SOME = 32, 48  # trials of tasks whose trials take a minute or so each
 PERMUTATIONS = np.array(list(itertools.permutations(range(5))))  # S5, in lexical order
 
 
@@ -215,8 +215,9 @@ def _transformer() -> Task:
         every=10,
         hold=50,
         seeds=5,
+        first_fresh_seed=300,  # those from 200 on were seen by a shorter tuning
         tuning_seeds=(0,),
-        trials=FEW,
+        trials=SOME,
         hidden=inferred,
         note="Its 12 hidden matrices are whitened; the target is held for 500 more steps.",
     )
