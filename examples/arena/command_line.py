@@ -15,7 +15,7 @@ from tabulate import tabulate
 from arena import demo, pages, session, tables, why
 from arena.field import Field, check_field, check_known, load
 from arena.figures import draw
-from arena.record import Record, read
+from arena.record import Record, check_same, read
 from arena.workers import WorkerFailed
 
 LISTED = ("tasks", "optimizers")
@@ -30,9 +30,8 @@ class _OnTask:
     """A name of `list`, or a Python file that defines `task`."""
     task_file: Path | None = None
     """The file, said as an option."""
-    out: Path | None = None
-    """Folder of the log, TASK.jsonl; left out, runs/arena for a file of yours, for all others that
-    from which the pages are made."""
+    out: Path = Path("runs/arena")
+    """Folder of the log, TASK.jsonl. The pages are made from the logs of the repository alone."""
     trials: int | None = None
     """Trials of each optimizer; left out, the task's own number."""
 
@@ -51,26 +50,19 @@ class _OnTask:
         return source, load(source, self.trials)
 
     def existing(self, field: Field) -> Path:
-        """Return the path of the task's log.
+        """Return the path of the task's log, or of that in the repository.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: there is none.
         """
-        path = self.log(field)
-        if not path.exists():
+        path, ours = self.log(field), LOGS / f"{field.task.name}.jsonl"
+        if not path.exists() and not ours.exists():
             raise ValueError(f"this needs a log, and there is no {path}; `run` makes it")
-        return path
+        return path if path.exists() else ours
 
     def log(self, field: Field) -> Path:
         """Return the path of the task's log."""
-        return self.folder / f"{field.task.name}.jsonl"
-
-    @property
-    def folder(self) -> Path:
-        """Where the log is."""
-        file = self.task_file or Path(self.task or "")
-        ours = file.suffix != ".py" or file.resolve().is_relative_to(LOGS.parent)
-        return self.out or (LOGS if ours else Path("runs") / "arena")
+        return self.out / f"{field.task.name}.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +138,7 @@ class Why(_OnTask):
     def run(self) -> None:
         _, field = self.load()
         chosen = why.study(field, read(self.existing(field)), self.only)
-        path = self.folder / "why" / f"{field.task.name}.jsonl"
+        path = self.out / "why" / f"{field.task.name}.jsonl"
         why.run(chosen, path)
         _say(f"log: {path}")
 
@@ -167,15 +159,17 @@ class Plan(_OnTask):
         session.say(chosen, ranges=True)
         path = self.log(field)
         record = read(path) if path.exists() else None
+        if record is not None:
+            check_same(path, record, field.config(), chosen.optimizers)
         print(session.time_needed(chosen, source, record, self.workers))
 
 
 @dataclasses.dataclass(frozen=True)
 class Show(_OnTask):
-    """Print the table of a task's log, however far it is."""
+    """Print the table of a task's log, however far it is; without one, that of the repository."""
 
     def run(self) -> None:
-        path = self.folder / f"{self.task}.jsonl"
+        path = self.out / f"{self.task}.jsonl"
         if not path.exists():
             path = self.existing(self.load()[1])
         _show(read(path))

@@ -59,7 +59,7 @@ class Knob:
 
     name: str
     low: float | None = None
-    """Lower end of a range; with `high`, unless there are choices."""
+    """Lower end of a range; with `high`, unless there are choices. Trials may leave the range."""
     high: float | None = None
     log: bool = True
     """Sampled in log scale."""

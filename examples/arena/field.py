@@ -1,13 +1,15 @@
 """What competes on what, by name or from a user's file, and checks of it."""
 
-import ast
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import io
 import json
 import math
 import os
+import token
+import tokenize
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,7 @@ def _from_file(path: Path) -> tuple[Task, Iterable[Optimizer] | None, str]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        code = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
+        code = _code(path.read_text(encoding="utf-8"))
     except Exception as error:
         raise ValueError(
             f"a task's file must run, and {path} fails with {type(error).__name__}: {error}; "
@@ -135,6 +137,12 @@ def _from_file(path: Path) -> tuple[Task, Iterable[Optimizer] | None, str]:
     if isinstance(optimizers, Mapping):
         optimizers = tuple(optimizers.values())
     return task, optimizers, hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def _code(text: str) -> str:
+    """Return a program without its comments and empty lines."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return " ".join(one.string for one in tokens if one.type not in (token.COMMENT, token.NL))
 
 
 def check_known(what: str, name: str, known: Iterable[str]) -> None:
@@ -227,6 +235,11 @@ def _check_numbers(task: Task) -> None:
             isinstance(value, int) and value >= 1,
             f"{name} must be a whole number of at least 1, got {value!r}; raise it",
         )
+    _require(
+        task.first_fresh_seed >= FIRST_FRESH_SEED,
+        f"seeds that count begin at {FIRST_FRESH_SEED}, apart from those of the tuning, got "
+        f"first_fresh_seed={task.first_fresh_seed}; leave it out",
+    )
     _require(
         task.every <= task.steps,
         f"a trial must have a look, got every={task.every} with steps={task.steps}; lower every",

@@ -23,12 +23,12 @@ DOCS = HERE.parents[1] / "docs"
 HOLD = 20
 TUNERS = {
     3: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
-    "most. The seeds that count, {seed} and up, were looked at once",
+    "most. The seeds from {seed} on count",
     2: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
-    "most; if the best was at an edge, as many again in a range wider by a decade. The seeds that\n"
-    "count had been looked at with an earlier tuner",
+    "most; if the best was at an edge, as many again in a range wider by a decade, by an earlier\n"
+    "tuner. The seeds from {seed} on count, and had been seen with one before it",
     1: "{first} spread over all ranges, then six times some around the best so far, in ranges\n"
-    "narrower by 1.5 each time. This is an earlier tuner than that of other tasks",
+    "narrower by 1.5 each time, by an earlier tuner. The seeds from {seed} on count",
 }
 SOURCE = """---
 made: by `python examples/arena pages`, from examples/arena/templates/{name} and examples/arena/logs

@@ -72,12 +72,16 @@ class Round:
         """The settings of its trials, as far as they are known.
 
         The first ones are spread over the ranges. Each of the others follows from all before it.
+        Until one gets to the target, half of these are spread, too: what has learned nothing yet
+        tells little of where to look.
         """
         task = self.task
         first = points(self.optimizer, self.knobs, task.batches, spread(task.trials))
         done = [trial["settings"] for trial in self.trials]
         if len(done) < len(first) or self.complete:
             return done if self.complete else first
+        if len(done) % 2 and value(task, self.best) >= task.steps:
+            return [*done, points(self.optimizer, self.knobs, task.batches, len(done) + 1)[-1]]
         knobs = *self.knobs, Knob(BATCH, choices=task.batches)
         tried = ((*one["settings"].items(), graded(task, one)) for one in self.trials)
         beyond = probed(self.edges, len(done), task.trials - len(done))
@@ -119,7 +123,7 @@ class Round:
         return min(values, default=math.inf)
 
 
-def probed(sides: Mapping[str, str], done: int, left: int) -> tuple[str, str] | None:
+def probed(sides: Mapping[str, str], done: int, left: float = math.inf) -> tuple[str, str] | None:
     """Return the knob, and the side, that the next trial is to try beyond the best, if any.
 
     Every other trial does, as long as the best lies at an edge, and so do the last ones.

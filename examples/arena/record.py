@@ -97,7 +97,7 @@ class Log:
         if self.path.stat().st_size == 0:
             self._write({"kind": HEADER, **config, **environment()})
         self.record = read(self.path)
-        _check_same(self.path, self.record, config, names - set(anew))
+        check_same(self.path, self.record, config, names - set(anew))
         for name in anew:
             self.add({"kind": ANEW, "optimizer": name})
 
@@ -159,8 +159,12 @@ def _mend(path: Path, descriptor: int) -> None:
     os.ftruncate(descriptor, data.rfind(b"\n") + 1)
 
 
-def _check_same(path: Path, record: Record, config: Line, names: set[str]) -> None:
-    """Refuse another task or tuner, or other ranges of an optimizer of these that is in the log."""
+def check_same(path: Path, record: Record, config: Line, names: Iterable[str]) -> None:
+    """Refuse another task or tuner, or other ranges of an optimizer of these that is in the log.
+
+    Raises:
+        LogError: the config differs, and where.
+    """
     remedy = "move it away, or choose another folder with --out"
     for name, value in config["task"].items():
         old = record.header["task"].get(name)
@@ -170,6 +174,8 @@ def _check_same(path: Path, record: Record, config: Line, names: set[str]) -> No
             )
     for name in ("tuner", "code", "fresh_seeds"):
         old = record.header.get(name)
+        if name == "fresh_seeds" and config[name] is None:  # there may be more of them later
+            continue
         if old != (value := config.get(name)):
             raise LogError(
                 f"a log is made in one way, and {path} has {name}={old}, not {value}; {remedy}"

@@ -42,8 +42,10 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Median of the steps; not a number without a run."""
-        return statistics.median(self.counted) if self.steps else math.nan
+        """Median of the steps, the budget if it is missed; not a number without a run."""
+        if not self.steps:
+            return math.nan
+        return self.task.steps if self.missed else statistics.median(self.counted)
 
     @property
     def reached(self) -> int:
@@ -144,8 +146,10 @@ def by_batch(record: Record, name: str) -> dict[int, float]:
     return dict(sorted(best.items()))
 
 
-def ratio_to(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[float, str]:
-    """Return the geometric mean over tasks of the ratio of median steps, and what bounds it.
+def ratio_to(
+    rows_by_task: Sequence[Sequence[Row]], name: str, other: str
+) -> tuple[float, str, int]:
+    """Return the geometric mean over tasks of the ratio of median steps, its bound, their number.
 
     A median that misses the target is counted at the budget. So the ratio is at least this (">")
     where the optimizer has such a task, at most this ("<") where the other one has, "?" with both.
@@ -153,13 +157,13 @@ def ratio_to(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tu
     ratios, bounds = [], set()
     for found in rows_by_task:
         by_name = {row.optimizer: row for row in found if row.steps}
-        if name in by_name and other in by_name and name != other:
+        if name in by_name and other in by_name:
             one, two = by_name[name], by_name[other]
             ratios.append(one.median / two.median)
-            bounds |= {">"} if one.missed else set()
-            bounds |= {"<"} if two.missed else set()
+            bounds |= {">"} if one.missed and name != other else set()
+            bounds |= {"<"} if two.missed and name != other else set()
     sign = "?" if len(bounds) == 2 else "".join(bounds)
-    return (float(stats.gmean(ratios)) if ratios else 1.0), sign
+    return (float(stats.gmean(ratios)) if ratios else math.nan), sign, len(ratios)
 
 
 def duels(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from arena.field import Field
 from arena.plan import Job, counted, jobs, last_round, new_rounds
 from arena.record import TRIAL, Line, Log, Record
 from arena.results import median_steps
+from arena.space import BATCH
 from arena.workers import Pool, ProbeJob, TimeJob
 
 SPAWN_SECONDS = 5.0
@@ -94,7 +95,9 @@ def _time(log: Log, field: Field, source: str, again: bool) -> None:
     for name in log.record.optimizers:
         last = last_round(log.record, field.task, name)
         if name in field.optimizers and last and last.complete and counted(log.record, last):
-            bests[name] = last.best["settings"], median_steps(log.record, last)
+            settings, knobs = last.best["settings"], field.optimizers[name].knobs
+            if settings.keys() - {BATCH} == {knob.name for knob in knobs}:
+                bests[name] = settings, median_steps(log.record, last)
     old = log.record.times.get("rows", {})
     same = {name: row["settings"] for name, row in old.items()}
     known = same == {name: settings for name, (settings, _) in bests.items()}

@@ -82,7 +82,7 @@ def _expected_improvement(
     places: np.ndarray, values: np.ndarray, candidates: np.ndarray
 ) -> np.ndarray:
     smooth = Matern([0.5] * places.shape[1], [(0.1, 5.0)] * places.shape[1], nu=2.5)
-    kernel = ConstantKernel(1.0, (0.1, 30.0)) * smooth + WhiteKernel(1e-2, (1e-4, 0.1))
+    kernel = ConstantKernel(1.0, (0.1, 30.0)) * smooth + WhiteKernel(1e-2, (1e-4, 1.0))
     process = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound

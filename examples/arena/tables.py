@@ -86,11 +86,12 @@ def overall_table(records: Sequence[Record], titles: dict[str, str]) -> str:
     ratios = {name: ratio_to(by_task, name, YARDSTICK) for name in names}
     table = []
     for name in sorted(names, key=lambda name: ratios[name][0]):
-        ratio, bound = ratios[name]
+        ratio, bound, tasks = ratios[name]
         wins, losses = duels(by_task, name, YARDSTICK)
         score = NONE if name == YARDSTICK else f"{wins} : {losses}"
-        table.append([titles.get(name, name), f"{bound} {ratio:.2f}".strip(), score])
-    headings = ["optimizer", "steps / AdamW's", "tasks with fewer : more steps than AdamW"]
+        told = f"{bound} {ratio:.2f}".strip() if tasks else NONE
+        table.append([titles.get(name, name), told, tasks, score])
+    headings = ["optimizer", "steps / AdamW's", "tasks", "with fewer : more steps than AdamW"]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 
@@ -101,20 +102,21 @@ def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
         task, found = task_of(record), rows(record)
         aim, part = AIMS.get(task.name, (None, None))
         by_name = {row.optimizer: row for row in found}
-        ours, yardstick = by_name["egd"], by_name[YARDSTICK]
         others = [row for row in found if row.optimizer not in OURS]
-        quickest = min(
-            found, key=lambda row: row.seconds or math.inf if not row.missed else math.inf
-        )
-        ratio = NONE if ours.missed else f"{ours.median / yardstick.median:.2f}"
+        if not {"egd", YARDSTICK} <= by_name.keys():
+            continue
+        ours = by_name["egd"]
+        timed = [row for row in found if row.seconds and not row.missed]
+        quickest = min(timed, key=lambda row: row.seconds or math.inf, default=None)
+        ratio, bound, _ = ratio_to([found], "egd", YARDSTICK)
         table.append(
             [
                 task.title,
                 steps_of(ours) + ("" if aim is None else f"; aim {aim}"),
                 f"{ours.reached} of {len(ours.steps)}",
-                ratio + ("" if part is None else f"; aim {part:.2f}"),
+                f"{bound} {ratio:.2f}".strip() + ("" if part is None else f"; aim {part:.2f}"),
                 f"{titles[others[0].optimizer]}, {steps_of(others[0])}",
-                titles[quickest.optimizer] if quickest.seconds else NONE,
+                titles[quickest.optimizer] if quickest else NONE,
             ]
         )
     headings = ["task", "EGD's steps", "seeds", "EGD / AdamW", "best peer", "least seconds"]

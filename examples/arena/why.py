@@ -63,7 +63,14 @@ def study(field: Field, record: Record, only: Iterable[str] = ()) -> Study:
             f"this needs the best of each optimizer, and the log has none of {', '.join(missing)}; "
             "`run` goes on, or choose others with --only"
         )
-    return Study(field, {name: last.best["settings"] for name, last in found.items() if last})
+    bests = {name: last.best["settings"] for name, last in found.items() if last}
+    for name, settings in bests.items():
+        if settings.keys() - {BATCH} != {knob.name for knob in names[name].knobs}:
+            raise ValueError(
+                f"the knobs of {name} are others than in the log, which has {list(settings)}; "
+                f"tune it with `run`, or leave it out with --only"
+            )
+    return Study(field, bests)
 
 
 def run(chosen: Study, path: Path) -> None:

@@ -124,6 +124,23 @@ def test_another_task_or_other_ranges_are_refused(finished, toy, tmp_path):
     assert json.loads(path.read_text().splitlines()[-1]) == {"kind": ANEW, "optimizer": "sgd"}
 
 
+def test_another_tuner_other_seeds_and_other_code_are_refused_and_nothing_is_taken_back(
+    finished, toy, tmp_path
+):
+    path = tmp_path / "toy.jsonl"
+    path.write_bytes(before := finished.read_bytes())
+    config = toy.config()
+    for name, value in (("tuner", 9), ("fresh_seeds", [7]), ("code", "other")):
+        with pytest.raises(LogError, match=f"has {name}="):
+            Log(path, config | {name: value}, anew=("sgd",))
+    other = dict(config["ranges"], sgd=[])
+    with pytest.raises(LogError, match="--anew sgd"):
+        Log(path, config | {"ranges": other}, anew=("momentum",))
+    with Log(path, config | {"ranges": other}, names=("momentum",)):
+        pass
+    assert path.read_bytes() == before
+
+
 def test_what_is_no_log_is_left_alone(toy, tmp_path):
     path = tmp_path / "toy.jsonl"
     path.write_text("my notes")

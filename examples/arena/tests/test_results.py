@@ -47,13 +47,27 @@ def test_a_miss_counts_at_the_budget(record):
 
 def test_ratios_and_wins_are_over_tasks_and_told_as_bounds_where_one_missed(record):
     found = [rows(record), rows(record)]
-    assert ratio_to(found, "momentum", "sgd") == (pytest.approx(12 / 40), "")
+    assert ratio_to(found, "momentum", "sgd") == (pytest.approx(12 / 40), "", 2)
     assert duels(found, "momentum", "sgd") == (2, 0)
     assert duels(found, "sgd", "momentum") == (0, 2)
     assert duels(found, "sgd", "sgd") == (0, 0)
-    missed = [*found, rows(counting(record, "sgd", (None, None, 9)))]
-    assert ratio_to(missed, "momentum", "sgd")[1] == "<"
-    assert ratio_to(missed, "sgd", "momentum")[1] == ">"
+    missed = rows(counting(record, "sgd", (None, None, 9)))
+    assert ratio_to([*found, missed], "momentum", "sgd")[1] == "<"
+    assert ratio_to([*found, missed], "sgd", "momentum")[1] == ">"
+    both = rows(counting(counting(record, "sgd", (None,)), "momentum", (None,)))
+    assert ratio_to([*found, both], "sgd", "momentum") == (pytest.approx((40 / 12) ** (2 / 3)), "?", 3)
+    assert ratio_to([], "sgd", "momentum")[2] == 0
+    half = rows(counting(record, "sgd", (9, None)))
+    assert [row.median for row in half] == [12, 60]
+
+
+def test_aims_are_told_of_tasks_with_egd_and_the_yardstick(record):
+    assert "toy" not in tables.aims_table([record], {})
+    log = read(LOGS / "addition-97.jsonl")
+    found = tables.aims_table([log, record], dict.fromkeys(log.optimizers, "somebody"))
+    assert "17.5 (17 to 18); aim 18" in found
+    assert "0.46; aim 0.33" in found  # 17.5 / 38
+    assert "somebody, 18 (17 to 19)" in found
 
 
 def test_best_by_batch_and_after_trials_do_not_rise(record):

@@ -36,7 +36,7 @@ def test_a_killed_arena_goes_on_and_runs_nothing_twice(tmp_path, toy, capsys):
     for name in toy.optimizers:
         last = plan.last_round(record, toy.task, name)
         assert [trial["trial"] for trial in last.trials] == list(range(toy.task.trials))
-        assert sorted(line["seed"] for line in record.of(COUNT, name)) == [100, 101, 102]
+        assert sorted(line["seed"] for line in record.of(COUNT, name)) == list(toy.fresh_seeds)
         trials = [(line["round"], line["trial"]) for line in record.of(TRIAL, name)]
         assert len(set(trials)) == len(trials)
     assert set(record.times["rows"]) == {"sgd", "momentum"}
@@ -51,7 +51,7 @@ def test_a_killed_arena_goes_on_and_runs_nothing_twice(tmp_path, toy, capsys):
 @pytest.mark.slow
 def test_a_worker_that_ends_is_told(tmp_path, toy):
     knobs = toy.optimizers["sgd"].knobs
-    (settings,) = points("sgd", 0, knobs, (4,), 1)
+    (settings,) = points("sgd", knobs, (4,), 1)
     job = plan.Job(TRIAL, "sgd", 0, ((0, settings),), (0, 1))
     with Pool(str(TOY), 1) as pool:
         pool.workers[0]._process.kill()

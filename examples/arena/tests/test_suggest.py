@@ -3,6 +3,8 @@
 import math
 import statistics
 
+import pytest
+
 from arena.contract import Knob
 from arena.space import BATCH, points
 from arena.suggest import suggested
@@ -59,6 +61,18 @@ def test_failures_are_as_bad_as_the_worst_and_stay_in_the_ranges():
             else:
                 assert knob.low + low <= value <= knob.high + high
         assert settings == suggested(KNOBS, tried, 8)
+
+
+def test_a_probe_is_beyond_all_that_was_tried_up_to_the_natural_limit():
+    tried = [(one, valley(one)) for one in points("f", KNOBS, (1,), 8)]
+    rates = sorted(one["rate"] for one, _ in tried)
+    for i in range(3):
+        low = suggested(KNOBS, tried, i, ("rate", "low"))["rate"]
+        high = suggested(KNOBS, tried, i, ("rate", "high"))["rate"]
+        assert rates[0] / 10**0.61 < low < rates[0] / 10**0.05  # of three decades, .02 to .2
+        assert rates[-1] * 10**0.05 < high < rates[-1] * 10**0.61
+    limited = (Knob("rate", 1e-3, 1.0, least=rates[0], most=rates[-1]), *KNOBS[1:])
+    assert suggested(limited, tried, 0, ("rate", "low"))["rate"] == pytest.approx(rates[0], 1e-3)
 
 
 def test_what_was_tried_beyond_a_range_may_be_tried_again():

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from grokking.experiments import PAPER
 from grokking.training import Program
 
 from arena import tasks
-from arena.command_line import LOGS, Show, main
+from arena.command_line import main
 from arena.contract import Knob
 from arena.field import check_field
 from arena.optimizers import matrices_of
@@ -126,6 +125,7 @@ def changed(field, **changes):
         ({"every": 100}, "every=100 with steps=60; lower every"),
         ({"batches": 16}, "ascend from at least 1, got 16"),
         ({"loss": lambda params, batch: params["v"]}, "loss must run on the data.* KeyError: 'v'"),
+        ({"first_fresh_seed": 0}, "begin at 100, .* got first_fresh_seed=0; leave it out"),
         ({"tuning_seeds": (0, 100)}, r"apart from those that count, got \(0, 100\)"),
         ({"name": "a/b"}, "got 'a/b'"),
         ({"data": lambda seed: ((np.ones(3), np.ones(2)), np.ones(2))}, r"got \[2, 3\]; cut"),
@@ -152,13 +152,6 @@ def test_a_bad_optimizer_is_refused(toy, changes, message):
     bad = dataclasses.replace(toy.optimizers["sgd"], **changes)
     with pytest.raises(ValueError, match=message):
         check_field(dataclasses.replace(toy, optimizers={"sgd": bad}))
-
-
-def test_logs_of_ones_own_tasks_stay_out_of_the_repositorys():
-    folder = lambda task: Show(task=task).folder  # noqa: E731
-    assert folder("addition-97") == folder(str(LOGS.parent / "own_task.py")) == LOGS
-    assert folder("my_task.py") == Path("runs/arena")
-    assert Show(task="my_task.py", out=Path("here")).folder == Path("here")
 
 
 def test_the_command_line_refuses_before_anything_runs(tmp_path, capsys):

@@ -94,7 +94,7 @@ def run(study: Study, compared: Record, path: Path, only: Iterable[str] = ()) ->
     for name in only:
         check_known("a change", name, known)
     chosen = [name for name in known if name in set(only or known)]
-    header = study.told(study.field.config() | {"ranges": {}})
+    header = study.told(study.field.config() | {"ranges": {}, "fresh_seeds": None})
     header["task"] |= {"name": "language-ablation", "settings": settings}
     del header["task"]["seeds"]  # there may be more of them later
     with Log(path, header) as log:

@@ -145,7 +145,7 @@ class Compare(_OnLogs, _OnModel):
     seeds: int = 3
     """Fresh seeds for the best of each."""
     rounds: int = 1
-    """Rounds of tuning for each; in later ones a Gaussian process chooses the settings."""
+    """Rounds of tuning for each: so many times the trials."""
     only: tuple[str, ...] = ("adamw", "sgd", "muon", "egd")
     """Names of optimizers. Shampoo, whose steps are the dearest, must be named."""
 

@@ -1,10 +1,10 @@
 """The comparison: every optimizer tuned alike in the arena's manner, then on fresh seeds.
 
 What is tuned is the validation loss at the end. A trial is one line of the arena's log, with its
-course. Where the best lies at an edge, a further round has wider ranges. From the second round on
-a trial's settings are those with the largest expected improvement, by all trials before. A trial
-that is hopeless ends early, by one rule for all: after the warm-up its validation loss is above
-that of a guess, ln 256, or no number.
+course. A quarter of the first round's trials are spread over the ranges. The settings of all others
+have the largest expected improvement, by all trials before. Further rounds are further trials.
+A trial that is hopeless ends early, by one rule for all: after the warm-up its validation loss is
+above that of a guess, ln 256, or no number.
 """
 
 import dataclasses
@@ -157,7 +157,7 @@ class Tuned(NamedTuple):
         if last.number == 0 and number < len(first):
             return number, first[number]
         tried = [(trial["settings"], _score(trial)) for trial in self.trials]
-        beyond = probed(self.edges, len(tried), trials - number)
+        beyond = probed(self.edges, len(tried))
         return number, suggested(last.knobs, tried, len(tried), beyond) | {BATCH: batches[0]}
 
 
@@ -313,8 +313,8 @@ def values_of(name: str, settings: Settings) -> dict[str, np.generic]:
 
 
 def _bar(record: Record, chosen: Field) -> tqdm:
-    lines = [line for line in record.lines if line["kind"] in (TRIAL, COUNT)]
-    done = sum(line["optimizer"] in chosen.optimizers for line in lines)
+    found = [tuned(record, chosen.task, name) for name in chosen.optimizers]
+    done = sum(len(one.trials) + len(one.counts) for one in found if one)
     return tqdm(total=_runs(record, chosen), initial=done, unit="run", disable=None)
 
 

@@ -125,7 +125,7 @@ def later_settings(record, name):
     return [line["settings"] for line in lines if line["round"] or line["trial"]]
 
 
-def suggestions(record, name, each):
+def suggestions(record, name):
     """Return what is suggested before each trial but the first, by all that came before."""
     found, tried = [], []
     for line in record.of(TRIAL, name):
@@ -134,7 +134,7 @@ def suggestions(record, name, each):
             knobs = tuple(map(from_json, told["knobs"]))
             best = min(tried, key=lambda one: one[1])[0]
             sides = edges(knobs, best, [settings for settings, _ in tried])
-            beyond = probed(sides, len(tried), each - line["trial"])
+            beyond = probed(sides, len(tried))
             found.append(suggested(knobs, tried, len(tried), beyond) | {BATCH: 4})
         score = line["runs"][0]["score"]
         tried.append((line["settings"], math.inf if score is None else score))
@@ -184,7 +184,7 @@ def test_a_stopped_comparison_goes_on_and_runs_nothing_twice(study, tmp_path, mo
         assert len(other.trials) >= 3 * 3
         assert other.best["runs"][0]["score"] <= one.best["runs"][0]["score"]
         assert [line["seed"] for line in other.counts] == [100, 101]
-        assert later_settings(further, name) == suggestions(further, name, study.trials)
+        assert later_settings(further, name) == suggestions(further, name)
     other = dataclasses.replace(study, config=dataclasses.replace(study.config, width=32))
     with pytest.raises(LogError, match="was made with model="):
         compare.run(other, path)
