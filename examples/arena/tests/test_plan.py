@@ -72,6 +72,22 @@ def test_trials_follow_a_best_beyond_the_edge_of_its_range(toy, tmp_path):
         assert plan.value(task, last.best) < 6
 
 
+def test_every_other_trial_is_spread_until_one_gets_to_the_target(toy):
+    task, knobs = dataclasses.replace(toy.task, trials=12), toy.optimizers["sgd"].knobs
+    spread_out = points("sgd", knobs, task.batches, 12)
+    missed = [{"seed": 0, "steps": None, "ran": 60, "score": 1.0}]
+    reached = [{"seed": seed, "steps": 9, "ran": 12, "score": 0.0} for seed in (0, 1)]
+
+    def following(*runs):
+        pairs = enumerate(zip(spread_out, runs, strict=False))
+        lines = [{"trial": i, "settings": one, "runs": ran} for i, (one, ran) in pairs]
+        return plan.Round(task, "sgd", 0, knobs, tuple(lines)).points[-1]
+
+    assert following(*5 * [missed]) == spread_out[5]
+    assert following(*6 * [missed]) != spread_out[6]
+    assert following(*4 * [missed], reached) != spread_out[5]
+
+
 def test_every_other_trial_looks_beyond_an_edge_and_the_last_ones_all_do():
     sides = {"lr": "high", "decay": "low"}
     found = [plan.probed(sides, done, 16 - done) for done in range(4, 16)]

@@ -55,7 +55,11 @@ def test_ratios_and_wins_are_over_tasks_and_told_as_bounds_where_one_missed(reco
     assert ratio_to([*found, missed], "momentum", "sgd")[1] == "<"
     assert ratio_to([*found, missed], "sgd", "momentum")[1] == ">"
     both = rows(counting(counting(record, "sgd", (None,)), "momentum", (None,)))
-    assert ratio_to([*found, both], "sgd", "momentum") == (pytest.approx((40 / 12) ** (2 / 3)), "?", 3)
+    assert ratio_to([*found, both], "sgd", "momentum") == (
+        pytest.approx((40 / 12) ** (2 / 3)),
+        "?",
+        3,
+    )
     assert ratio_to([], "sgd", "momentum")[2] == 0
     half = rows(counting(record, "sgd", (9, None)))
     assert [row.median for row in half] == [12, 60]
