@@ -21,6 +21,7 @@ from arena.space import spread
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 HOLD = 20
+LUCK = "parity-3"  # the task that was tuned by all tuners
 TUNERS = {
     3: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most. The seeds from {seed} on count",
@@ -53,7 +54,7 @@ def render(docs: Path, logs: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     records.sort(key=lambda record: _place(record.header["task"]["name"]))
     titles = {one.name: one.title for one in (*_known("optimizers").values(), *RECIPES)}
-    _write(folder, "index.md", "index.md", _overall(records, titles))
+    _write(folder, "index.md", "index.md", _overall(records, titles, logs))
     for record in records:
         name = record.header["task"]["name"]
         own = (HERE / "templates" / f"{name}.md").exists()
@@ -69,7 +70,7 @@ def render(docs: Path, logs: Path) -> str:
     return f"written: {folder}"
 
 
-def _overall(records: Sequence[Record], titles: dict[str, str]) -> dict[str, Any]:
+def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> dict[str, Any]:
     """Return what the index may use."""
 
     def task_list() -> str:
@@ -79,7 +80,13 @@ def _overall(records: Sequence[Record], titles: dict[str, str]) -> dict[str, Any
     known = _known("tasks")
     compared = [one for one in records if one.header["task"]["name"] in known]
 
+    def luck_table() -> str | None:
+        again = next((one for one in compared if one.header["task"]["name"] == LUCK), None)
+        before = sorted((logs / "before").glob(f"{LUCK}-*.jsonl"))
+        return tables.luck_table([*map(read, before), again], titles) if again else None
+
     return {
+        "luck_table": luck_table,
         "first_fresh_seed": Task.first_fresh_seed,
         "hold": HOLD,
         "overall_table": functools.partial(tables.overall_table, compared, titles),

@@ -123,6 +123,17 @@ def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 
+def luck_table(records: Sequence[Record], titles: dict[str, str]) -> str:
+    """Return steps and seeds of one task by one tuner after the other, in the last one's order."""
+    found = [{row.optimizer: row for row in rows(record)} for record in records]
+    table = [
+        [titles.get(name, name), *(f"{steps_of(one[name])}; {one[name].reached}" for one in found)]
+        for name in found[-1]
+    ]
+    headings = ["optimizer", "in stages", "Gaussian process", "and spread until one learns"]
+    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
 def peers(optimizers: Iterable[Optimizer]) -> str:
     """Return who competes, where it is from, and what is particular, in Markdown."""
     found = [(one.title, one.source, one.note) for one in optimizers]
