@@ -22,9 +22,9 @@ from arena.space import BATCH, to_json
 from arena.trial import size, task_start
 
 FIRST_FRESH_SEED = 100  # of all that are fresh; seeds below are for tuning
-# Raised whenever the same settings would not be tried, or not be judged alike: 1 had stages of
-# points, 2 new rounds of trials in wider ranges.
-TUNER = 3
+# Raised whenever other settings would be tried, or judged otherwise: 1 had stages of points, 2 new
+# rounds of trials in wider ranges, 3 no more points of the sequence where nothing had learned.
+TUNER = 4
 # What of a task is in its log's first line, and must not change while the log grows.
 PLAIN = (
     "name",

@@ -23,7 +23,7 @@ DOCS = HERE.parents[1] / "docs"
 HOLD = 20
 LUCK = "parity-3"  # the task that was tuned by all tuners
 TUNERS = {
-    3: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
+    4: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most. The seeds from {seed} on count",
     2: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most; if the best was at an edge, as many again in a range wider by a decade, by an earlier\n"

@@ -9,9 +9,10 @@ import pytest
 
 from arena import demo, pages, plan, tables, workers
 from arena.command_line import LOGS
+from arena.field import TUNER
 from arena.record import COUNT, TIMES, TRIAL, Record, read
 from arena.results import by_batch, duels, is_finished, ratio_to, rows, task_of
-from arena.space import traced
+from arena.space import points, spread, traced
 from arena.tasks import TASKS
 
 
@@ -132,6 +133,9 @@ def test_every_optimizer_is_tuned_alike(path):
         last = plan.last_round(record, task, name)
         numbers = [line["trial"] for line in record.of(TRIAL, name, last.number)]
         assert sorted(numbers) == list(range(task.trials)), name
+        if record.header.get("tuner") == TUNER:
+            first = points(name, last.knobs, task.batches, spread(task.trials))
+            assert [one["settings"] for one in last.trials[: len(first)]] == first, name
         seeds = [line["seed"] for line in record.of(COUNT, name)]
         assert sorted(seeds) == record.header["fresh_seeds"], name
         assert not set(seeds) & set(task.tuning_seeds), name
