@@ -63,6 +63,7 @@ pages: $(VENV)/.dev  ## make the pages of experiments and benchmarks from the lo
 	$(RUN) examples/training/language pages
 	$(RUN) examples/training/images pages
 	PYTHONPATH=examples:examples/training $(RUN) examples/training/when.py
+	PYTHONPATH=examples $(RUN) -m benchmarks.tables
 	PYTHONPATH=examples $(RUN) -m benchmarks.scale_tables
 	$(RUN) docs/hooks/models_page.py
 

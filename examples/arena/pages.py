@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grokking.tasks import OPERATIONS
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
@@ -59,7 +60,7 @@ def render(docs: Path, logs: Path) -> str:
         name = record.header["task"]["name"]
         own = (HERE / "templates" / f"{name}.md").exists()
         template = f"{name}.md" if own else "task.md"
-        _write(folder, f"{name}.md", template, _of_task(record, titles, folder))
+        _write(folder, f"{name}.md", template, _of_task(record, titles, folder, logs))
     if (log := logs / "why" / f"{demo.TASK}.jsonl").exists():
         found = why.Found(read(log))
         if found.is_finished:
@@ -78,28 +79,46 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
         return "\n".join(f"- [{task.title}]({task.name}.md)" for task in tasks)
 
     known = _known("tasks")
-    compared = [one for one in records if one.header["task"]["name"] in known]
+    compared = {name: one for one in records if (name := one.header["task"]["name"]) in known}
+    modular = [one for name, one in compared.items() if name.split("-")[0] in OPERATIONS]
+    before = _before(LUCK, logs)
 
     def luck_table() -> str | None:
-        again = next((one for one in compared if one.header["task"]["name"] == LUCK), None)
-        before = sorted((logs / "before").glob(f"{LUCK}-*.jsonl"))
-        return tables.luck_table([*map(read, before), again], titles) if again else None
+        if not before or LUCK not in compared:
+            return None
+        return tables.luck_table([*before, compared[LUCK]], titles)
+
+    def as_before() -> dict[str, str]:
+        other = compared | {LUCK: before[-1]}
+        return tables.ratios(list(other.values()), ("egd", "muon"))
 
     return {
         "luck_table": luck_table,
+        "modular_count": lambda: len(modular),
+        "modular": lambda: tables.ratios(modular, ("egd", "muon")),
+        "as_before": as_before,
         "first_fresh_seed": Task.first_fresh_seed,
         "hold": HOLD,
-        "overall_table": functools.partial(tables.overall_table, compared, titles),
+        "overall_table": functools.partial(tables.overall_table, [*compared.values()], titles),
         "task_list": task_list,
         "task_count": lambda: len(compared),
-        "aims_table": functools.partial(tables.aims_table, compared, titles),
+        "aims_table": functools.partial(tables.aims_table, [*compared.values()], titles),
         "peers": lambda: tables.peers(_known("optimizers").values()),
     }
 
 
-def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, Any]:
+def _before(task: str, logs: Path) -> list[Record]:
+    """Return the logs of a task by earlier tuners, the first one first."""
+    return [read(path) for path in sorted((logs / "before").glob(f"{task}-*.jsonl"))]
+
+
+def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -> dict[str, Any]:
     """Return what a task's page may use; its figure is drawn into `folder`."""
     task = task_of(record)
+
+    def seen() -> bool:
+        seeds = record.header["fresh_seeds"]
+        return any(one.header["fresh_seeds"] == seeds for one in _before(task.name, logs))
 
     def figure() -> str:
         draw(record, titles, folder / f"{task.name}.png")
@@ -115,11 +134,12 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path) -> dict[str, 
 
     first = record.header["fresh_seeds"][0]
     version = record.header.get("tuner", 2 if record.header["task"].get("suggested") else 1)
-    functions: dict[str, Callable[..., str]] = {
+    functions: dict[str, Callable[..., Any]] = {
         "note": lambda: task.note,
         "goal": lambda: f"{'at most' if task.lower else 'at least'} {task.target:g}",
         "steps": lambda every: "step" if every == 1 else f"{every} steps",
         "seeds": lambda: " and ".join(map(str, task.tuning_seeds)),
+        "seen": seen,
         "tuner": lambda: TUNERS[version].format(first=spread(task.trials), seed=first),
         "batches": lambda: ", ".join(map(str, task.batches)),
         "table": lambda: tables.task_table(record, titles),

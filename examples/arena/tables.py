@@ -83,16 +83,21 @@ def overall_table(records: Sequence[Record], titles: dict[str, str]) -> str:
     """Return ratios to the yardstick over all tasks, and on how many of them it is beaten."""
     by_task = [rows(record) for record in records]
     names = dict.fromkeys(row.optimizer for found in by_task for row in found if row.steps)
-    ratios = {name: ratio_to(by_task, name, YARDSTICK) for name in names}
+    found = {name: ratio_to(by_task, name, YARDSTICK) for name in names}
     table = []
-    for name in sorted(names, key=lambda name: ratios[name][0]):
-        ratio, bound, tasks = ratios[name]
+    for name in sorted(names, key=lambda name: found[name][0]):
+        *_, tasks = found[name]
         wins, losses = duels(by_task, name, YARDSTICK)
         score = NONE if name == YARDSTICK else f"{wins} : {losses}"
-        told = f"{bound} {ratio:.2f}".strip() if tasks else NONE
-        table.append([titles.get(name, name), told, tasks, score])
+        table.append([titles.get(name, name), _ratio(*found[name]), tasks, score])
     headings = ["optimizer", "steps / AdamW's", "tasks", "with fewer : more steps than AdamW"]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
+def ratios(records: Sequence[Record], names: Iterable[str]) -> dict[str, str]:
+    """Return some optimizers' ratios to the yardstick over all tasks, as the table tells them."""
+    by_task = [rows(record) for record in records]
+    return {name: _ratio(*ratio_to(by_task, name, YARDSTICK)) for name in names}
 
 
 def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
@@ -108,13 +113,13 @@ def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
         ours = by_name["egd"]
         timed = [row for row in found if row.seconds and not row.missed]
         quickest = min(timed, key=lambda row: row.seconds or math.inf, default=None)
-        ratio, bound, _ = ratio_to([found], "egd", YARDSTICK)
+        ratio = _ratio(*ratio_to([found], "egd", YARDSTICK))
         table.append(
             [
                 task.title,
                 steps_of(ours) + ("" if aim is None else f"; aim {aim}"),
                 f"{ours.reached} of {len(ours.steps)}",
-                f"{bound} {ratio:.2f}".strip() + ("" if part is None else f"; aim {part:.2f}"),
+                ratio + ("" if part is None else f"; aim {part:.2f}"),
                 f"{titles[others[0].optimizer]}, {steps_of(others[0])}",
                 titles[quickest.optimizer] if quickest else NONE,
             ]
@@ -165,6 +170,10 @@ def steps_of(row: Row) -> str:
     median = f"> {row.task.steps}" if row.missed else f"{row.median:g}"
     over = ">" if row.reached < len(row.steps) else ""
     return median if low == high else f"{median} ({low} to {over}{high})"
+
+
+def _ratio(ratio: float, bound: str, tasks: int) -> str:
+    return f"{bound} {ratio:.2f}".strip() if tasks else NONE
 
 
 def _seconds(row: Row) -> str:

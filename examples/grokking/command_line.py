@@ -45,7 +45,7 @@ class Train:
     log: Path | None = None
     """Log to create; left out, a free name in runs/."""
     plot: Path | None = None
-    """Figure (PNG) to draw afterwards."""
+    """Figure (PNG) to draw afterward."""
 
     def run(self) -> None:
         if () in self.changes:

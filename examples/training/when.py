@@ -4,6 +4,7 @@ PYTHONPATH=examples:examples/training python examples/training/when.py
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from arena.optimizers import COUPLED
 from arena.record import Record, read
 from arena.space import BATCH, Settings
 from arena.tasks import TASKS
+from arena.why import Found
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from language import results as courses
 from tabulate import tabulate
@@ -38,12 +40,14 @@ class Entry:
         step_seconds: of one step, timed side by side; None if that was not done.
         end: the score at the end of training, where it is what was tuned.
         settings: the best.
+        trials: of the tuning.
     """
 
     steps: float
     step_seconds: float | None
     end: str
     settings: Settings
+    trials: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,7 @@ def race(record: Record) -> Finding:
             row.step_seconds,
             NONE,
             row.last.best["settings"],
+            task.trials,
         )
         for name, row in found.items()
         if name in COMPARED
@@ -120,7 +125,13 @@ def course(record: Record, page: str) -> Finding:
     found = {row.name: row for row in courses.rows(record)}
     goal, task = found["adamw"].loss, races.task_of(record)
     entries = {
-        name: Entry(row.steps_to(goal), row.step_seconds, score(page, row.loss), settings_of(row))
+        name: Entry(
+            row.steps_to(goal),
+            row.step_seconds,
+            score(page, row.loss),
+            settings_of(row),
+            len(row.tuned.trials),
+        )
         for name, row in found.items()
         if name in COMPARED
     }
@@ -176,6 +187,27 @@ def rates_of_others(found: Sequence[Finding]) -> str:
     return f"{min(rates):.2g} to {max(rates):.2g}"
 
 
+def trials(found: Sequence[Finding], page: str, names: Sequence[str] = COMPARED) -> str:
+    """Return the trials that optimizers had on the tasks whose pages begin so."""
+    those = [one for one in found if one.page.startswith(page)]
+    numbers = [one.entries[name].trials for one in those for name in names]
+    return " to ".join(map(str, sorted({min(numbers), max(numbers)})))
+
+
+def less_data() -> dict[str, int]:
+    """Return how many seeds reach the target with three tenths of a modular table."""
+    found = Found(read(EXAMPLES / "arena" / "logs" / "why" / "addition-97.jsonl"))
+    reached = {name: found.steps(name, 0.3)[1] for name in ("egd", "muon")}
+    return reached | {"seeds": len(found.seeds)}
+
+
+def weighted() -> str:
+    """Return on how many seeds exact EGD with weighted rows learns sparse parity."""
+    record = read(EXAMPLES / "arena" / "logs" / "parity-3.jsonl")
+    row = next(row for row in races.rows(record) if row.optimizer == "weighted")
+    return f"{row.reached} of {len(row.steps)}"
+
+
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
 
@@ -193,6 +225,9 @@ def page() -> str:
         steps=steps_table(found),
         settings=settings_table(found),
         others=rates_of_others(found),
+        trials=functools.partial(trials, found),
+        less=less_data(),
+        weighted=weighted(),
         language=next((one for one in found if one.name == "language"), None),
     )
 

@@ -143,7 +143,7 @@ draw_readings()
 #   monitor is cheap and cannot see below that. After the whitening all directions have one size
 #   and none is missed, so believe the dashed line. `hidden/kernel` has 14 of 16: two hidden units
 #   are dead. `readout/kernel` has 9 of 10, as it must: the errors of a softmax add up to zero over
-#   the classes. But towards the end it has 10, and that is worth a look.
+#   the classes. But toward the end it has 10, and that is worth a look.
 
 # %%
 for leaf in LEAVES:

@@ -55,7 +55,7 @@ def loss(params, examples):
 # %% [markdown]
 # Nothing in the training loop knows about EGD. Only the learning rate means something else: a
 # whitened step does not shrink with the gradient, so the learning rate is a *length*, and something
-# has to make it small towards the end. A cosine schedule does.
+# has to make it small toward the end. A cosine schedule does.
 
 # %%
 STEPS = 200

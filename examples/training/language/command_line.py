@@ -147,7 +147,7 @@ class Compare(_OnLogs, _OnModel):
     rounds: int = 1
     """Rounds of tuning for each: so many times the trials."""
     only: tuple[str, ...] = ("adamw", "sgd", "muon", "egd")
-    """Names of optimizers. Shampoo, whose steps are the dearest, must be named."""
+    """Names of optimizers. Shampoo, whose steps are the most expensive, must be named."""
 
     def run(self) -> None:
         study = compare.Study(self.config(), corpus.read(self.corpus), self.trials, self.seeds)
