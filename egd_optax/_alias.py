@@ -11,14 +11,12 @@ import optax
 
 from egd_optax import _selection as selection
 from egd_optax._axes import WITNESS, Axes, check_known, warn_of_nothing
-from egd_optax._checks import check_choice, check_state, check_transformation
+from egd_optax._checks import check_choice, check_number, check_state, check_transformation
 from egd_optax._decisions import InferredAxes, LeafAxes
 from egd_optax._infer_axes import infer_axes
 from egd_optax._scaling import Scale
 from egd_optax._transform import scale_by_egd
 from egd_optax.polar._method import PolarMethod
-
-NUMBER = int | float | np.number
 
 
 def egd(
@@ -74,7 +72,7 @@ def egd(
     Raises:
         ValueError: a number out of range; at `init`, leaves whose axes nothing explains, a
             selection that whitens nothing, a pattern without a match; see `scale_by_egd`.
-        TypeError: `others` is no transformation, `learning_rate` no number and no schedule.
+        TypeError: `others` is no transformation, a number is none, `nesterov` is no bool.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -103,7 +101,8 @@ def egd(
         max_stack_size=max_stack_size,
     )
     whitening(axes=axes)  # raises now where an argument is wrong, not at `init`
-    none = isinstance(weight_decay, NUMBER) and weight_decay == 0
+    static = isinstance(weight_decay, int | float | np.ndarray | np.generic)
+    none = static and weight_decay == 0
     nothing = optax.identity()
     decaying = nothing if none else optax.add_decayed_weights(weight_decay)
     before, after = (decaying, nothing) if decay == "coupled" else (nothing, decaying)
@@ -111,38 +110,47 @@ def egd(
     learn = optax.scale_by_learning_rate(learning_rate)
     rest = optax.chain(before, moving, after, learn) if others is None else others
 
-    def decided(tree: Any) -> optax.GradientTransformationExtraArgs:
+    def decided(tree: Any, chosen: InferredAxes) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer of these leaves: which are matrices is static."""
-        chosen = _chosen(tree, axes, matrices)
         steps = (moving, whitening(axes=chosen))[:: 1 if average == "before" else -1]
         whole = optax.chain(before, *steps, after, learn)
         labels = _labels(chosen, tree)  # in a function: a module is a tree that can be called
         return optax.partition({"matrices": whole, "others": rest}, lambda _: labels)
 
     def init(params):
-        return decided(params).init(params)
+        chosen = _chosen(params, axes, matrices)
+        warn_of_nothing("egd", chosen, stacklevel=2)
+        return decided(params, chosen).init(params)
 
     def update(updates, state, params=None, **extra_args):
-        return decided(updates).update(updates, state, params, **extra_args)
+        chosen = _chosen(updates, axes, matrices)
+        return decided(updates, chosen).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _moving_average(momentum: float | None, nesterov: bool) -> optax.GradientTransformation:
-    """Return the debiased average, which Nesterov's look-ahead mixes with the gradient again."""
+    """Return the debiased average, which Nesterov's look-ahead mixes with the gradient again.
+
+    State and updates keep their dtypes where the two, or an injected momentum, have others.
+    """
     if momentum is None:
         return optax.identity()
     average = optax.ema(momentum, debias=False)
 
     def update(updates, state, params=None):
-        check_state("egd's average", average.init, updates, state)
-        _, new = average.update(updates, state, params)
+        check_state("egd's average", average.init, updates, state, dtypes=False)
+        fresh = optax.tree_utils.tree_cast_like(updates, state.ema)
+        _, new = average.update(fresh, state, params)
+        new = new._replace(ema=optax.tree_utils.tree_cast_like(new.ema, state.ema))
         count = new.count.astype(float)
-        if not nesterov:
-            return _scaled(1 / (1 - momentum**count), new.ema), new
-        old = _scaled(momentum / (1 - momentum ** (count + 1)), new.ema)
-        fresh = _scaled((1 - momentum) / (1 - momentum**count), updates)
-        return jax.tree.map(lambda x, y: x + y, old, fresh), new
+        if nesterov:
+            old = _scaled(momentum / (1 - momentum ** (count + 1)), new.ema)
+            fresh = _scaled((1 - momentum) / (1 - momentum**count), fresh)
+            step = jax.tree.map(lambda x, y: x + y, old, fresh)
+        else:
+            step = _scaled(1 / (1 - momentum**count), new.ema)
+        return optax.tree_utils.tree_cast_like(step, updates), new
 
     return optax.GradientTransformation(average.init, update)
 
@@ -181,7 +189,6 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
             f"overrides= of infer_axes: {{{kept[0].path if kept else 'kernel'!r}: "
             "MatrixAxes(0, 1)}; or widen `matrices`."
         )
-    warn_of_nothing("egd", chosen, stacklevel=4)
     return chosen
 
 
@@ -189,19 +196,19 @@ def _labels(chosen: InferredAxes, tree: Any) -> Any:
     """Return the tree of "matrices" and "others"."""
     if selection.is_placeholder(tree):
         return tree
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "matrices" if chosen.get(selection.leaf_path(path)) else "others", tree
-    )
+    paths = [path for path, _ in selection.leaves_with_path(tree)]
+    labels = ["matrices" if chosen.get(path) else "others" for path in paths]
+    return jax.tree.unflatten(jax.tree.structure(tree), labels)
 
 
-def _check_numbers(learning_rate: Any, momentum: Any, nesterov: bool, weight_decay: Any) -> None:
-    """Raise on numbers out of range; `inject_hyperparams` hands over arrays instead."""
-    if not (isinstance(learning_rate, NUMBER | jax.Array) or callable(learning_rate)):
-        raise TypeError(f"learning_rate must be a number or a schedule, got {learning_rate!r}.")
+def _check_numbers(learning_rate: Any, momentum: Any, nesterov: Any, weight_decay: Any) -> None:
+    """Raise on what is no number or out of range; `inject_hyperparams` hands over arrays."""
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not callable(value):
+            check_number(name, value, instead=" or a schedule")
+    if not isinstance(nesterov, bool | np.bool_):
+        raise TypeError(f"nesterov must be True or False, got {nesterov!r}.")
     if nesterov and momentum is None:
         raise ValueError("nesterov=True needs a momentum, such as momentum=0.9, got None.")
-    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if isinstance(value, NUMBER) and not value >= 0:
-            raise ValueError(f"{name} must not be negative, got {value!r}.")
-    if isinstance(momentum, NUMBER) and not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
+    if momentum is not None:
+        check_number("momentum", momentum, 1, " or None (schedules: optax.inject_hyperparams)")

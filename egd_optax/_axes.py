@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
 from egd_optax import _selection as selection
 from egd_optax._decisions import InferredAxes, LeafAxes, suggestion
 from egd_optax._matrix_view import MatrixAxes
@@ -148,8 +146,8 @@ def check_axes(axes: Axes) -> None:
     """Raise TypeError unless `axes` has one of its forms, ValueError on a bad pattern."""
     if isinstance(axes, InferredAxes) or selection.is_function(axes):
         return
-    given = jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_choice)
-    wrong = [(selection.leaf_path(keys), value) for keys, value in given if not _is_choice(value)]
+    given = selection.leaves_with_path(axes, is_leaf=_is_choice)
+    wrong = [(path, value) for path, value in given if not _is_choice(value)]
     if wrong:
         path, value = wrong[0]
         raise TypeError(
@@ -163,7 +161,8 @@ def check_axes(axes: Axes) -> None:
 
 
 def _is_pattern_mapping(axes: Any) -> bool:
-    return isinstance(axes, Mapping) and all(map(_is_choice, axes.values()))
+    named = isinstance(axes, Mapping) and all(isinstance(key, str) for key in axes)
+    return named and all(map(_is_choice, axes.values()))
 
 
 def _is_choice(value: Any) -> bool:

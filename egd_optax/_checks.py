@@ -1,11 +1,13 @@
 """Checks of arguments that all parts of the package share."""
 
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def as_array(value: Any, needed_by: str) -> jax.Array:
@@ -43,17 +45,33 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
+def is_number(value: Any) -> bool:
+    """Return whether `value` is a real number, or an array that holds one."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
+        return real and value.ndim == 0
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: Any, below: float = math.inf, instead: str = "") -> None:
+    """Raise unless `value` is a number from 0 on and below a bound; of tracers nobody knows."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number{instead}, got {value!r}.")
+    if not isinstance(value, jax.core.Tracer) and not 0 <= value < below:
+        raise ValueError(f"{name} must lie in [0, {below}), got {value!r}.")
+
+
 def check_transformation(name: str, value: Any) -> None:
     """Raise TypeError unless `value` has what Optax's transformations have."""
     if not (hasattr(value, "init") and hasattr(value, "update")):
         raise TypeError(f"{name} must be a transformation like optax.adam(1e-3), got {value!r}.")
 
 
-def check_state(whose: str, init: Callable, updates: Any, state: Any) -> None:
+def check_state(whose: str, init: Callable, updates: Any, state: Any, dtypes: bool = True) -> None:
     """Raise ValueError unless `state` has the leaves that `init` makes for these updates."""
     needed, given = (
         {
-            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            jax.tree_util.keystr(path): f"{leaf.dtype if dtypes else 'shape '}{list(leaf.shape)}"
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (jax.eval_shape(init, updates), state)

@@ -29,8 +29,8 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
 
     Raises:
         ValueError: no Muon in `muon_state`, or several; counts that are not one number of steps;
-            other leaves or shapes, or other leaves whitened; `egd` without a momentum, with
-            average="after", or with `others` whose state is not Adam's.
+            `egd_state` without arrays; other leaves or shapes, or other leaves whitened; `egd`
+            without a momentum, with average="after", or with `others` whose state is not Adam's.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -44,6 +44,11 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
         `scale_by_muon` and `scale_by_adam` of Optax 0.2.5 to 0.2.8.
     """
     theirs, ours = leaves_by_path(muon_state), leaves_by_path(egd_state)
+    if abstract := [path for path, x in ours.items() if isinstance(x, jax.ShapeDtypeStruct)]:
+        raise ValueError(
+            f"egd_state must hold arrays, got a shape at {abstract[0]!r}. Pass "
+            "egd(...).init(params), not what jax.eval_shape makes of it."
+        )
     if strange := [path for path in ours if not path.startswith((_MATRICES, _OTHERS))]:
         raise ValueError(
             f"egd_state must be what egd(...).init(params) returns, got {listed(strange, 3)}. "
@@ -121,5 +126,6 @@ def _count(leaves: Leaves) -> int:
 
 def _like(leaf: Any, value: Any) -> jax.Array:
     """Return the value in a leaf's dtype, and in its layout where that is one of many devices."""
-    value, many = jnp.asarray(value, leaf.dtype), leaf.sharding.num_devices > 1
-    return jax.device_put(value, leaf.sharding) if many else value
+    value, sharding = jnp.asarray(value, leaf.dtype), getattr(leaf, "sharding", None)
+    many = sharding is not None and sharding.num_devices > 1
+    return jax.device_put(value, sharding) if many else value

@@ -14,12 +14,14 @@ from egd_optax._selection import check_tree, is_function
 from egd_optax._siblings import NORM, OUT_FIRST, Shape, Siblings, Split, beside, by_attention
 
 HEAD = (
-    r"((^|/)((\w+_)?heads?(_proj)?|readout|(to_)?logits?|classifier|unembed\w*|output_(layer|head))"
+    r"^(?!.*(attn|attention|mha)([_/]\d+)?/\w+_heads?)"  # those of an attention are no outputs
+    r".*((^|/)((\w+_)?heads?(_proj)?|readout|(to_)?logits?|classifier|unembed\w*|output_(layer|head))"
     r"|^(params/)?output)([_/]\d+)?(/(kernel|weights?|w))?$"
 )
 TABLE = (
-    r"((?<!patch)(?<!patch_)embed[^/]*|(^|[/_])emb|(^|/)w[tp]e|(^|[/_])tokens?"
-    r"|relative_attention_bias)(/(weights?|w|embedding|table))?$"
+    r"((?<!patch)(?<!patch_)embed(ding|der)?s?(_?(in|out|tokens?|positions?|table|weights?|\d+))?"
+    r"|(^|[/_])emb|(^|/)w[tp]e|(^|/)tokens?|relative_attention_bias)"
+    r"(/(weights?|w|embedding|table))?$|_tokens?$"
 )
 # What a name says of a leaf that is no matrix, or no hidden one; the first match counts.
 LEFT_OUT = {

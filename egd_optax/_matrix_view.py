@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
+from egd_optax._checks import check_at_least
 from egd_optax._selection import is_matrix_like, leaves_by_path
 
 
@@ -37,16 +39,19 @@ class MatrixAxes:
     def __post_init__(self) -> None:
         rows, columns = _axis_tuple(self.rows), _axis_tuple(self.columns)
         named = rows + columns
-        integers = all(isinstance(axis, int) for axis in named)
+        integers = all(
+            isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in named
+        )
         if not (integers and rows and columns and len({*named}) == len(named)):
             raise ValueError(
                 "MatrixAxes needs integer axes, one or more for rows and columns, none twice, "
                 f"got rows={self.rows!r}, columns={self.columns!r}."
             )
-        if not isinstance(self.groups, int) or self.groups < 1:
-            raise ValueError(f"MatrixAxes needs one group of columns or more, got {self.groups!r}.")
-        for name, axes in (("rows", rows), ("columns", columns)):  # lists are welcome: it must hash
+        check_at_least("groups", self.groups, 1)
+        for name, given in (("rows", rows), ("columns", columns)):
+            axes = tuple(map(int, given))  # lists and NumPy's integers are welcome: it must hash
             object.__setattr__(self, name, axes if len(axes) > 1 else axes[0])
+        object.__setattr__(self, "groups", int(self.groups))
 
     def __repr__(self) -> str:
         groups = f", groups={self.groups}" if self.groups > 1 else ""

@@ -1,7 +1,10 @@
 """Scale factors for whitened updates: factor(m, n) rules, each with its source."""
 
+import functools
 import math
 from collections.abc import Callable
+
+from egd_optax._checks import check_number, check_static
 
 Scale = str | Callable[[int, int], float] | None
 
@@ -15,10 +18,18 @@ RULES: dict[str | None, Callable[[int, int], float]] = {
 
 
 def scale_rule(scale: Scale) -> Callable[[int, int], float]:
-    """Return the rule for whitened m x n matrices (fan_in x fan_out), or raise ValueError."""
+    """Return the rule for whitened m x n matrices (fan_in x fan_out), or raise."""
+    check_static("scale", scale)
     if callable(scale):
-        return scale
-    if scale not in RULES:
+        return functools.partial(_checked, scale)
+    if not (scale is None or isinstance(scale, str)) or scale not in RULES:
         names = ", ".join(map(str, RULES))
         raise ValueError(f"scale must be {names} or a function (m, n) -> factor, got {scale!r}.")
     return RULES[scale]
+
+
+def _checked(rule: Callable[[int, int], float], m: int, n: int) -> float:
+    """Return what the rule gives, a tracer or a finite number, or raise."""
+    factor = rule(m, n)
+    check_number(f"scale's factor for {m} x {n} matrices", factor)
+    return factor

@@ -1,11 +1,13 @@
 """Which leaves: paths of leaves, and masks by pattern."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 PyTree = Any
@@ -14,19 +16,41 @@ optax.tree_utils.tree_map_params(_PLACEHOLDERS.append, lambda leaf: leaf, None)
 
 
 def leaf_path(path: tuple) -> str:
-    """Return a leaf's path as text, such as "hidden/kernel".
+    """Return a path as text, such as "hidden/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
-    nnx's variables are nodes around their `value` in some calls only: that key is left out.
+
+def leaves_with_path(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yield path and leaf of each leaf, in order.
+
+    Flax's boxes, nnx's variables among them, are nodes around their `value` in some calls only:
+    that key is left out.
     """
-    variable = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
-    return jax.tree_util.keystr(path[:-1] if variable else path, simple=True, separator="/")
+    boxes, value = _boxes(), jax.tree_util.GetAttrKey("value")
+
+    def stops(node: Any) -> bool:
+        return isinstance(node, boxes) or (is_leaf is not None and is_leaf(node))
+
+    for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stops):
+        boxed = isinstance(node, boxes)
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf):
+            bare = inner[1:] if boxed and inner[:1] == (value,) else inner
+            yield leaf_path((*keys, *bare)), leaf
+
+
+def _boxes() -> tuple[type, ...]:
+    """Return Flax's types of boxes; Flax is never imported."""
+    names = {"flax.nnx": "Variable", "flax.core.meta": "AxisMetadata"}
+    found = (getattr(sys.modules.get(module), name, None) for module, name in names.items())
+    return tuple(kind for kind in found if kind is not None)
 
 
 def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Return the leaves of a tree by path, or raise ValueError where two paths are equal."""
     found: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
-        path = leaf_path(keys)
+    for path, leaf in leaves_with_path(tree, is_leaf):
         if path in found:
             raise ValueError(f"Two leaves have the path {path!r}; rename a key, paths name states.")
         found[path] = leaf
@@ -82,15 +106,14 @@ def matching(*patterns: str, exclude: str | tuple[str, ...] = ()) -> Callable[[P
     vetoes = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     wanted, unwanted = compile_patterns(patterns), compile_patterns(vetoes)
 
-    def selects(path, _) -> bool:
-        name = leaf_path(path)
+    def selects(name: str) -> bool:
         return any(p.search(name) for p in wanted) and not any(p.search(name) for p in unwanted)
 
     def mask(tree: PyTree) -> PyTree:
         check_tree("matching(...)", tree)
-        selected = jax.tree_util.tree_map_with_path(selects, tree)
+        paths = [path for path, _ in leaves_with_path(tree)]
+        selected = jax.tree.unflatten(jax.tree.structure(tree), map(selects, paths))
         if not is_partial(tree):
-            paths = list(leaves_by_path(tree))
             for pattern in (*patterns, *vetoes):
                 if not any(re.search(pattern, path) for path in paths):
                     raise no_match("pattern", pattern, paths)
@@ -114,18 +137,20 @@ def check_tree(function: str, tree: PyTree) -> None:
 def selected_paths(tree: PyTree, matrices: Any) -> set[str]:
     """Return the paths of the leaves that `matrices`, in any of its forms, selects."""
     mask = matrices(tree) if is_function(matrices) else matrices
-    if mask is None:
-        mask = jax.tree.map(lambda leaf: True, tree)
-    elif patterns := patterns_of(mask):
+    if patterns := patterns_of(mask):
         mask = matching(*patterns)(tree)
-    try:
-        chosen = jax.tree.map(lambda leaf, wanted: bool(wanted), tree, mask)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
-            f"function from the parameters to one of these, got {repr(mask)[:100]}."
-        ) from error
-    return {path for path, wanted in leaves_by_path(chosen).items() if wanted}
+    paths = leaves_by_path(tree)
+    if mask is None:
+        return set(paths)
+    chosen = leaves_by_path(mask)  # nnx's variables are in one of the trees only, at times
+    for path in {**paths, **chosen}:
+        if path not in paths or not isinstance(chosen.get(path), bool | np.bool_):
+            raise ValueError(
+                "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
+                f"function from the parameters to one of these, got {repr(mask)[:100]}, which has "
+                f"{repr(chosen.get(path, 'nothing'))[:50]} at {path!r}."
+            )
+    return {path for path, wanted in chosen.items() if wanted}
 
 
 def patterns_of(matrices: Any) -> list[str]:

@@ -128,7 +128,7 @@ def _scaled(
         factor = factor if scale == 1 else scale * factor
         return jnp.where(jnp.isfinite(matrix), factor, matrix), after
 
-    return map_stack(one, stack, states)
+    return map_stack(one, stack, states, batches=method.batches)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,5 +1,6 @@
 """Gradients in, whitened gradients out: the whole data flow."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import optax
 from egd_optax._axes import WITNESS, Axes, check_axes, literal_axes, warn_of_nothing
 from egd_optax._buckets import plan_buckets, tied
 from egd_optax._checks import check_at_least, check_state
+from egd_optax._decisions import InferredAxes
 from egd_optax._matrix_view import matrix_views
 from egd_optax._mesh import check_spread, spread_of
 from egd_optax._scaling import Scale, scale_rule
@@ -50,7 +52,8 @@ def scale_by_egd(
             `MuonDimensionNumbers` is taken wherever `MatrixAxes` is.
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "muon": sqrt(max(1, n / m)), Muon's. "consistent_rms": .2 sqrt(max(m, n)),
-            AdamW's update size. Or a function (m, n) -> factor.
+            AdamW's update size. Or a function (m, n) -> factor, finite and not negative, which
+            `optax.inject_hyperparams` needs in its `static_args`.
         mesh_axes: axes of the mesh of `jax.set_mesh` over which matrices are spread: each device
             gets its share of them whole, whitens them once, and sends them back. None: under
             explicit sharding, the axes that cut a leaf; else the compiler decides. (): it decides
@@ -62,8 +65,9 @@ def scale_by_egd(
             has more than 2**30 entries; never where leaves have batch axes, or where the longer
             side is no multiple of the devices. Where no axes are named or used it has no effect.
         max_stack_size: most entries of one stack of equal matrices, a bound on its working memory;
-            several stacks may be at work at once. None: 2**26, 256 MiB in float32. On a mesh a
-            stack has room for a matrix a device.
+            several stacks may be at work at once. A leaf is never divided: one that is larger by
+            itself, such as scanned layers, is a stack alone. None: 2**26, 256 MiB in float32. On a
+            mesh a stack has room for a matrix a device.
 
     Returns:
         Transformation whose updates have the shapes, dtypes and shardings of the gradients.
@@ -76,7 +80,7 @@ def scale_by_egd(
         TypeError: something that is not a method or not axes.
         ValueError: a value out of range; at `init`, a leaf of more than two axes without a name in
             `axes`, axes that do not fit their leaf, or a pattern that matches no leaf; at `update`,
-            a state made for other leaves.
+            a state made for other leaves, or a factor of `scale` that is negative or not finite.
 
     Examples:
         >>> import optax
@@ -100,17 +104,14 @@ def scale_by_egd(
         warn_of_nothing("scale_by_egd", decided, stacklevel=2)
         if witness := WITNESS.get():
             witness.planned(decided)
-        leaves = jax.tree.leaves(params)
-        states = {
-            view.path: init_stack(method, view.stack_of(leaves[view.index]))
-            for view in ([] if stateless else matrix_views(params, decided, method.turns))
-        }
-        return ScaleByEGDState({} if stateless else by_path(params, states))
+        return _first_state(method, decided, params)
 
     def update(updates, state, params=None):
-        check_state("scale_by_egd", init, updates, state)
+        decided = literal_axes(updates, axes)
+        fresh = functools.partial(_first_state, method, decided)
+        check_state("scale_by_egd", fresh, updates, state)
         leaves, structure = jax.tree.flatten(updates)
-        views = matrix_views(updates, literal_axes(updates, axes), method.turns)
+        views = matrix_views(updates, decided, method.turns)
         before = dict.fromkeys((v.path for v in views), ()) if stateless else state.method_states
         spread = spread_of({v.path: leaves[v.index] for v in views}, mesh_axes, mesh_cut)
         whitened, after = list(leaves), {}
@@ -125,3 +126,15 @@ def scale_by_egd(
         return jax.tree.unflatten(structure, whitened), ScaleByEGDState({} if stateless else after)
 
     return optax.GradientTransformation(init, update)
+
+
+def _first_state(method: PolarMethod, decided: InferredAxes, params: Any) -> ScaleByEGDState:
+    """Return the state of leaves before their first update."""
+    if isinstance(method, Stateless):
+        return ScaleByEGDState({})
+    leaves = jax.tree.leaves(params)
+    states = {
+        view.path: init_stack(method, view.stack_of(leaves[view.index]))
+        for view in matrix_views(params, decided, method.turns)
+    }
+    return ScaleByEGDState(by_path(params, states))

@@ -35,11 +35,12 @@ def switch_off(
         threshold: the switch happens where metric > threshold. A metric of NaN exceeds nothing.
 
     Returns:
-        Transformation whose `update` takes the keyword `metric`, a scalar, each time.
+        Transformation whose `update` takes the keyword `metric`, a scalar, each time. Its updates
+        have the dtypes of the gradients.
 
     Raises:
         TypeError: `inner` or `after` is no transformation, `threshold` no number, or NaN.
-        ValueError: at update, no `metric`.
+        ValueError: at update, no `metric`, or an array of several numbers.
 
     Examples:
         >>> import optax
@@ -65,16 +66,21 @@ def switch_off(
                 "switch_off needs the metric that it watches, such as a validation accuracy: "
                 "update(updates, state, params, metric=value)."
             )
-        exceeded = jnp.reshape(jnp.asarray(metric), ()) > threshold
+        metric = jnp.asarray(metric)
+        if metric.size != 1:
+            raise ValueError(
+                f"switch_off needs one number as metric, got shape {metric.shape}; take its mean."
+            )
+        exceeded = jnp.reshape(metric, ()) > threshold
         switched = jnp.logical_or(state.switched, exceeded)
 
-        def stay(updates):
-            updates, new = inner.update(updates, state.inner, params, metric=metric, **extra_args)
-            return updates, new, state.after
+        def stay(given):
+            updates, new = inner.update(given, state.inner, params, metric=metric, **extra_args)
+            return optax.tree_utils.tree_cast_like(updates, given), new, state.after
 
-        def go_on(updates):
-            updates, new = after.update(updates, state.after, params, metric=metric, **extra_args)
-            return updates, state.inner, new
+        def go_on(given):
+            updates, new = after.update(given, state.after, params, metric=metric, **extra_args)
+            return optax.tree_utils.tree_cast_like(updates, given), state.inner, new
 
         updates, new_inner, new_after = jax.lax.cond(switched, go_on, stay, updates)
         return updates, SwitchOffState(switched, new_inner, new_after)

@@ -6,7 +6,7 @@ import matrices
 import numpy as np
 
 from egd_optax import polar
-from egd_optax._selection import leaf_path
+from egd_optax._selection import leaves_with_path
 
 
 def gradient(shape=(24, 40), seed=0, decades=2.0):
@@ -32,8 +32,7 @@ def updates_of(optimizer, params, grads=None):
 
 def moved(optimizer, params):
     """Paths of the leaves that an optimizer updates."""
-    leaves = jax.tree_util.tree_leaves_with_path(updates_of(optimizer, params))
-    return {leaf_path(path) for path, leaf in leaves if np.any(leaf)}
+    return {path for path, leaf in leaves_with_path(updates_of(optimizer, params)) if np.any(leaf)}
 
 
 EXACT = [polar.SVD(), polar.Halley(), polar.Auto()]

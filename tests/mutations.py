@@ -248,9 +248,15 @@ MUTATIONS = [
     ),
     Mutation(
         "polar/_stacks",
-        "cpu=functools.partial(_in_turn, function)",
+        "cpu=functools.partial(_in_turns, function, batches)",
         "cpu=jax.vmap(function)",
         "a stack vmapped on CPU",
+    ),
+    Mutation(
+        "polar/_stacks",
+        "return (update if method.batches else _one_at_a_time(update))(matrix, state)",
+        "return update(matrix, state)",
+        "a function of one's own vmapped on CPU",
     ),
     Mutation(
         "polar/_svd", "(f[:, None] + f[None])", "(f[:, None] - f[None])", "a derivative's sign"

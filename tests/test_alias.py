@@ -85,6 +85,37 @@ def test_others_keep_their_own_rules():
     chex.assert_trees_all_close(actual["bias"], run(adam)["bias"], atol=1e-6)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")], ids=str)
+def test_gradients_need_not_have_the_dtype_of_the_parameters(dtypes, nesterov):
+    """A master copy's loop: the average has the parameters' dtype, updates have the gradients'."""
+    ours, theirs = (jnp.dtype(dtype) for dtype in dtypes)
+    params = jax.tree.map(lambda leaf: leaf.astype(ours), PARAMS)
+    optimizer = egd(0.1, momentum=0.9, nesterov=nesterov)
+    state, exact = optimizer.init(params), optimizer.init(PARAMS)
+    update = jax.jit(optimizer.update)
+    for gradient in GRADS:
+        low = jax.tree.map(lambda leaf: leaf.astype(theirs), gradient)
+        updates, after = update(low, state, params)
+        expected, exact = update(gradient, exact, PARAMS)
+        chex.assert_trees_all_equal_dtypes(after, state)
+        state = after
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {theirs}
+    as_float = jax.tree.map(lambda leaf: leaf.astype("float32"), updates)
+    chex.assert_trees_all_close(as_float, expected, atol=5e-3)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("arguments", [{}, {"weight_decay": 0.1}], ids=str)
+def test_injected_numbers_leave_the_average_its_dtype(arguments):
+    params = {**PARAMS, "kernel": PARAMS["kernel"].astype("bfloat16")}
+    optimizer = optax.inject_hyperparams(egd)(0.1, momentum=0.9, **arguments)
+    state = first = optimizer.init(params)
+    for _ in range(2):
+        _, state = optimizer.update(params, state, params)
+    chex.assert_trees_all_equal_dtypes(state, first)
+
+
 def test_max_stack_size_is_handed_on():
     params = normal([(4, 6)] * 3)
     whole = updates_of(egd(1.0, method=polar.SVD()), params)
@@ -206,6 +237,18 @@ def test_what_is_not_whitened_takes_sgd_steps():
         chex.assert_trees_all_close(updates[path], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("number", [float, np.float32, np.asarray, jnp.asarray])
+def test_numbers_may_be_arrays(number):
+    numbers = {"learning_rate": 0.5, "momentum": 0.5, "weight_decay": 0.25}
+    optimizer = egd(**jax.tree.map(number, numbers))
+    expected = updates_of(egd(**numbers), PARAMS)
+    with jax.numpy_dtype_promotion("standard"):
+        chex.assert_trees_all_close(updates_of(optimizer, PARAMS), expected, rtol=1e-5)
+
+
+SCHEDULE = optax.linear_schedule(0.9, 0.5, 10)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
@@ -214,8 +257,15 @@ def test_what_is_not_whitened_takes_sgd_steps():
         (lambda: egd(0.1, average="after"), ValueError, "needs a momentum"),
         (lambda: egd(0.1, momentum=0.9, average="both"), ValueError, "before, after, got 'both'"),
         (lambda: egd(0.1, momentum=1.0), ValueError, r"\[0, 1\), got 1.0"),
-        (lambda: egd(0.1, weight_decay=-1.0), ValueError, "negative, got -1.0"),
-        (lambda: egd(-0.1), ValueError, "learning_rate must not be negative, got -0.1"),
+        (lambda: egd(0.1, momentum=jnp.ones(())), ValueError, r"\[0, 1\), got Array\(1"),
+        (lambda: egd(0.1, momentum="x"), TypeError, "momentum must be a number or None.*got 'x'"),
+        (lambda: egd(0.1, momentum=SCHEDULE), TypeError, "schedules: optax.inject_hyperparams"),
+        (lambda: egd(0.1, momentum=0.9, nesterov="x"), TypeError, "True or False, got 'x'"),
+        (lambda: egd(0.1, weight_decay=-1.0), ValueError, r"weight_decay must .*inf\), got -1.0"),
+        (lambda: egd(0.1, weight_decay=np.inf), ValueError, r"weight_decay must .*inf\), got inf"),
+        (lambda: egd(0.1, weight_decay=None), TypeError, "weight_decay must be .* got None"),
+        (lambda: egd(np.ones(2)), TypeError, "learning_rate must be a number or a schedule"),
+        (lambda: egd(-0.1), ValueError, r"learning_rate must lie in \[0, inf\), got -0.1"),
         (lambda: egd("0.1"), TypeError, "a number or a schedule, got '0.1'"),
         (lambda: egd(0.1, scale="rms"), ValueError, "muon, consistent_rms.*got 'rms'"),
         (lambda: egd(0.1, max_stack_size=0), ValueError, "at least 1, got 0"),

@@ -118,6 +118,11 @@ def test_a_masked_part_need_not_hold_every_pattern():
     scale_by_egd(axes=more).init(PARAMS)  # decisions about more leaves than there are
 
 
+def test_a_tree_of_axes_may_have_integers_for_keys():
+    params = {0: jnp.ones((2, 3)), 1: jnp.ones((3, 3))}
+    assert infer_axes(params, overrides={0: OUT_IN, 1: None}) == {"0": OUT_IN, "1": None}
+
+
 def test_three_axes_need_a_word():
     with pytest.raises(ValueError, match=r"'b/0' has shape \(4, 2, 3\).*axes=infer_axes"):
         scale_by_egd().init(PARAMS)

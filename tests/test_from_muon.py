@@ -218,6 +218,14 @@ def test_dtypes_and_layouts_are_those_of_egd_s_state():
     assert average.sharding.is_equivalent_to(across, ndim=2)
 
 
+def test_a_state_may_hold_numpy_s_arrays_but_no_shapes():
+    empty = muons().init(PARAMS)
+    expected = from_muon(of_muon(), empty)
+    chex.assert_trees_all_equal(from_muon(of_muon(), jax.tree.map(np.asarray, empty)), expected)
+    with pytest.raises(ValueError, match=r"must hold arrays, got a shape at 'inner_.*\.init\(par"):
+        from_muon(of_muon(), jax.eval_shape(muons().init, PARAMS))
+
+
 def with_counts(**counts):
     """Muon's state with other counts in its partition's states."""
     inner = {

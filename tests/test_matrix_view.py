@@ -39,12 +39,14 @@ def test_groups_are_equal_parts_of_the_columns_side_by_side(axes):
 def test_groups_of_another_number_name_the_leaf():
     with pytest.raises(ValueError, match=r"'a/kernel'.* its 3 columns are not 2 equal parts"):
         view_of(0, "a/kernel", (2, 3), MatrixAxes(0, 1, groups=2))
-    for groups in (0, 1.5, "3"):
-        with pytest.raises(ValueError, match="one group of columns or more"):
+    for groups in (0, 1.5, "3", True):
+        with pytest.raises(ValueError, match="groups must be an integer of at least 1"):
             MatrixAxes(0, 1, groups=groups)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [((), 0), (0, ()), (0, 0), ((0, 1), 1), ("a", 1)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [((), 0), (0, ()), (0, 0), ((0, 1), 1), ("a", 1), (False, True), (0.0, 1)]
+)
 def test_matrix_axes_refuses_what_is_no_axes(rows, columns):
     with pytest.raises(ValueError, match="none twice"):
         MatrixAxes(rows, columns)
@@ -56,5 +58,7 @@ def test_axes_that_do_not_fit_name_the_leaf(axes):
         view_of(0, "a/kernel", (2, 3), axes)
 
 
-def test_lists_are_welcome_and_hash():
+def test_lists_and_numpy_s_integers_are_welcome_and_hash():
     assert hash(MatrixAxes([0, 1], [2])) == hash(MatrixAxes((0, 1), (2,)))
+    axes = MatrixAxes(np.int64(0), [np.int32(1)], groups=np.int64(3))
+    assert repr(axes) == "MatrixAxes(rows=0, columns=1, groups=3)"

@@ -405,6 +405,8 @@ def test_without_axes_the_compiler_decides():
             return jnp.sum(optimizer.update(leaf, optimizer.init(leaf))[0] ** 3)
 
         found = jax.jit(jax.grad(length))(leaf)
+        mapped = jax.jit(jax.vmap(lambda leaf: optimizer.update(leaf, optimizer.init(leaf))[0]))
+        factors = mapped(jnp.stack([leaf] * 2))
         spread = scale_by_egd(polar.SVD())
         for transform in (jax.vmap, jax.grad):
             with pytest.raises(
@@ -417,6 +419,7 @@ def test_without_axes_the_compiler_decides():
         gradient()
     )
     chex.assert_trees_all_close(found, expected, atol=1e-4)
+    np.testing.assert_allclose(factors, [polar64(gradient())] * 2, atol=1e-5)
 
 
 def test_the_check_reads_sharded_state():

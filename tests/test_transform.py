@@ -114,6 +114,20 @@ def test_scale_rules(scale, shape, factor):
     np.testing.assert_allclose(updates, factor * whitened([leaf], polar.SVD())[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1, None, "x", jnp.ones(2)], ids=repr)
+def test_a_rule_of_scale_that_gives_no_factor_is_refused_with_the_shape(value):
+    with pytest.raises((TypeError, ValueError), match="factor for 24 x 40 matrices must"):
+        whitened([gradient()], scale=lambda m, n: value)
+
+
+def test_a_rule_of_scale_may_give_arrays_and_tracers():
+    for wrap in (np.float32, jnp.float32):
+        updates = whitened([gradient()], scale=lambda m, n, wrap=wrap: wrap(0.5))
+        chex.assert_trees_all_close(updates, whitened([gradient()], scale=lambda m, n: 0.5))
+    traced = jax.jit(lambda x: whitened([gradient()], scale=lambda m, n: x))(0.5)
+    chex.assert_trees_all_close(traced, updates, rtol=1e-5)
+
+
 SOME = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("readout")))
 
 
@@ -165,6 +179,8 @@ def test_eager_calls_compile_once(caplog):
     ("arguments", "error", "says"),
     [
         ({"scale": "width"}, ValueError, "muon, consistent_rms.*got 'width'"),
+        ({"scale": [1]}, ValueError, r"or a function \(m, n\) -> factor, got \[1\]"),
+        ({"scale": jnp.ones(())}, TypeError, 'add "scale" to static_args'),
         ({"method": "svd"}, TypeError, r"polar.SVD\(\).*got 'svd'"),
         ({"max_stack_size": 0}, ValueError, "max_stack_size .* at least 1, got 0"),
     ],

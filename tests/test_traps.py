@@ -110,6 +110,15 @@ def test_what_is_no_selection(matrices):
         egd(0.1, matrices=matrices).init(NET)
 
 
+@pytest.mark.parametrize("label", ["leave", 1, None, jnp.ones(2)], ids=repr)
+def test_a_selection_holds_bools_alone(label):
+    """A tree of labels, as `optax.partition` takes it, would whiten everything."""
+    chosen = {"hidden": {"kernel": True, "bias": np.bool_(True)}}
+    labels = chosen | {"head": {"kernel": label, "bias": False}}
+    with pytest.raises(ValueError, match=r"a tree of bools .* at 'head/kernel'"):
+        egd(0.1, matrices=labels).init(NET)
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -139,6 +148,15 @@ def test_vectors_alone_are_whitened_by_nobody(params):
         egd(0.1).init(params)
     with pytest.warns(UserWarning, match="scale_by_egd whitens nothing here"):
         scale_by_egd().init(params)
+
+
+@pytest.mark.parametrize("optimizer", [egd(0.1), scale_by_egd()])
+def test_the_warning_comes_once_from_where_init_is_called(optimizer):
+    params = {"a": jnp.ones(3)}
+    with pytest.warns(UserWarning, match="whitens nothing here") as warned:
+        state = optimizer.init(params)
+    assert [one.filename for one in warned] == [__file__]
+    optimizer.update(params, state)  # warnings are errors here
 
 
 @pytest.mark.parametrize(

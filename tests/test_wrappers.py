@@ -91,6 +91,17 @@ def test_switch_off_works_in_any_training_loop(fit):
     np.testing.assert_allclose(fit(optimizer, target), w, rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("optax_promotes")
+def test_updates_have_the_dtype_of_the_gradients_on_both_sides():
+    params, adam = jnp.ones((2, 2)), optax.scale_by_adam()
+    for sides in [(optax.identity(), adam), (adam, scale_by_egd())]:
+        optimizer = switch_off(*sides, threshold=0.5)
+        state = optimizer.init(params)
+        for metric in (0.1, 0.9):
+            updates, state = optimizer.update(params.astype("bfloat16"), state, metric=metric)
+            assert updates.dtype == jnp.bfloat16
+
+
 def test_every_third_step_by_conditionally_transform():
     """The recipe of docs/guides/switch-off.md against a loop: work is skipped, states stay."""
     calls = []
@@ -141,6 +152,13 @@ IDENTITY = optax.identity()
             ),
             ValueError,
             "metric=",
+        ),
+        (
+            lambda: switch_off(IDENTITY, IDENTITY, threshold=0.5).update(
+                GRADS, switch_off(IDENTITY, IDENTITY, threshold=0.5).init(GRADS), metric=np.ones(3)
+            ),
+            ValueError,
+            r"one number as metric, got shape \(3,\)",
         ),
     ],
 )

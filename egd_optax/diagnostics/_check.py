@@ -72,6 +72,10 @@ def whitening_plan(optimizer: Any, params: Any) -> InferredAxes:
 
     Returns:
         `InferredAxes`, which prints as a table: the matrix of each leaf, or why it is left out.
+
+    Raises:
+        TypeError: no transformation, or a leaf that is no array.
+        ValueError: what the optimizer's `init` refuses.
     """
     optimizer, params, *_ = _plain(optimizer, params, None, None)
     witness, inside = _Witness(), contextvars.copy_context()
@@ -90,16 +94,18 @@ def check_whitening(
     Args:
         optimizer: see `whitening_plan`; its `update` as it is, not under `jax.jit`.
         params: the parameters; for an `nnx.Optimizer`, the model.
-        gradients: of the same structure. None: random ones, N(0, 1).
+        gradients: of the same structure. None: random ones, N(0, 1); leaves that are no real or
+            complex numbers are their own.
         state: after some steps; an `nnx.Optimizer` brings its own. None: that of `init`.
         **extra_args: what else its `update` takes, such as `metric` for `switch_off`.
-
-    Raises:
-        ValueError: the optimizer whitens none of the parameters.
 
     Returns:
         `WhiteningCheck`, a dictionary from paths to `LeafCheck`, which prints as a table. `.failed`
         lists what was to be whitened and was not; a sketch whitens some directions only.
+
+    Raises:
+        TypeError: no transformation, or a leaf that is no array.
+        ValueError: the optimizer whitens none of the parameters, or refuses them.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -110,8 +116,7 @@ def check_whitening(
     """
     optimizer, params, gradients, state = _plain(optimizer, params, gradients, state)
     if gradients is None:
-        draw = np.random.default_rng(0).standard_normal
-        gradients = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), params)
+        gradients = jax.tree.map(functools.partial(_drawn, np.random.default_rng(0)), params)
     witness, inside = _Witness(), contextvars.copy_context()
 
     def one_update(params, gradients, state):
@@ -137,7 +142,7 @@ class _Witness:
 
     def __init__(self) -> None:
         self._plan: dict[str, LeafAxes] = {}
-        self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of gradients and factors
 
     def look_on(self, function: Callable, *arguments: Any) -> Any:
         """Call a function, and see what is whitened in it."""
@@ -150,13 +155,12 @@ class _Witness:
                 self._plan[leaf.path] = leaf
 
     def whitened(self, view: MatrixView, leaf: jax.Array, factor: jax.Array) -> None:
-        matrices, factors = (view.to_stack(replicated(x)) for x in (leaf, factor))
-        zero = jnp.all(matrices == 0, axis=(1, 2))
-        values = map_stack(_singular_values, factors)
-        jax.debug.callback(functools.partial(self._keep, view.path), zero, values)
+        stacks = (view.to_stack(replicated(x)) for x in (leaf, factor))
+        values = [map_stack(_singular_values, stack) for stack in stacks]
+        jax.debug.callback(functools.partial(self._keep, view.path), *values)
 
-    def _keep(self, path: str, zero: jax.Array, values: jax.Array) -> None:
-        self._seen[path] = np.asarray(zero), np.asarray(values)
+    def _keep(self, path: str, before: jax.Array, values: jax.Array) -> None:
+        self._seen[path] = np.asarray(before), np.asarray(values)
 
     def plan_of(self, params: Any) -> InferredAxes:
         """Return what is known of all leaves, those that no whitening was given included."""
@@ -170,19 +174,35 @@ class _Witness:
 
     def check_of(self, leaf: LeafAxes) -> LeafCheck:
         """Return what the update did to a leaf."""
-        zero, values = self._seen.get(leaf.path, (np.zeros(0), np.zeros((0, 0))))
-        kept = values >= _LEAST
+        before, values = self._seen.get(leaf.path, (np.zeros((0, 0)),) * 2)
+        kept, zero = values >= _LEAST, (before == 0).all(axis=-1)
         if leaf.axes is not None and kept.any(axis=-1).all() and not zero.any() and kept.size:
             gains = float(values[kept].min()), float(values.max())
             directions = int(kept.sum(axis=-1).min())
             counted = f"{directions} of {values.shape[-1]} directions"
             reason = f"{counted}, gains {gains[0]:.4f} to {gains[1]:.4f}"
-            return LeafCheck(leaf, gains[1] <= _LARGEST, directions, gains, reason)
+            if same := _is_proportional(before, values):
+                reason += ", as in the gradient itself"
+            return LeafCheck(leaf, gains[1] <= _LARGEST and not same, directions, gains, reason)
         odd = "near zero" if np.isfinite(values).all() else "not finite"
         reason = "a gradient is zero" if zero.any() else f"a gradient or its factor is {odd}"
         if leaf.axes is None or leaf.path not in self._seen:
             reason = leaf.reason if leaf.axes is None else "did not run: is it switched off?"
         return LeafCheck(leaf, False, 0, (np.nan, np.nan), reason)
+
+
+def _is_proportional(before: np.ndarray, values: np.ndarray) -> bool:
+    """Return whether a matrix has its gradient's singular values, which differ, up to a scale."""
+    before, values = (x / x[:, :1] for x in (before, values))
+    differ = ((before > 0.05) & (before < 0.9)).any(axis=-1)
+    return bool((differ & (np.abs(before - values) < 0.01).all(axis=-1)).any())
+
+
+def _drawn(generator: np.random.Generator, leaf: Any) -> Any:
+    """Return random entries like a leaf's; integers and keys as they are."""
+    if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
+        return leaf
+    return jnp.asarray(generator.standard_normal(np.shape(leaf)), dtype)
 
 
 def _singular_values(factor: jax.Array) -> jax.Array:

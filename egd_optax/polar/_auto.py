@@ -1,6 +1,7 @@
 """The default method: exact everywhere, picked by backend and shape."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -22,6 +23,8 @@ class Auto(Exact):
     Raises:
         ValueError: `rtol` outside [0, 0.5).
     """
+
+    batches: ClassVar[bool] = True
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         halley, svd = Halley(self.rtol).factor, SVD(self.rtol).factor

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
-from egd_optax._checks import check_at_least
+from egd_optax._checks import check_at_least, is_number
 
 Row = tuple[float, ...]
 Rows = tuple[Row, ...]
@@ -47,9 +47,11 @@ def polar_express_coefficients(
         Amsel, Persson, Musco, Gower, The Polar Express, 2025, arXiv 2505.16932.
     """
     degrees = _degrees(steps)
-    if not 0 < lower < 1 or not 1 <= safety < 2 or not 0 <= cushion < 1:
+    numbers = all(map(is_number, (lower, safety, cushion)))
+    if not (numbers and 0 < lower < 1 and 1 <= safety < 2 and 0 <= cushion < 1):
         raise ValueError(
-            f"lower needs (0, 1), safety [1, 2), cushion [0, 1), got {lower}, {safety}, {cushion}."
+            "lower needs (0, 1), safety [1, 2), cushion [0, 1), "
+            f"got {lower!r}, {safety!r}, {cushion!r}."
         )
     rows, low, high = [], lower, 1.0
     for degree in degrees:

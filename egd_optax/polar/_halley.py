@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ class Halley(Exact):
         Nakatsukasa, Bai, Gygi, SIAM J. Matrix Anal. Appl. 31, 2010. Nakatsukasa, Higham, SIAM J.
         Sci. Comput. 35, 2013.
     """
+
+    batches: ClassVar[bool] = True  # its inverses take LAPACK's part one by one
 
     def factor(self, matrix: jax.Array) -> jax.Array:
         oriented = orient(matrix)

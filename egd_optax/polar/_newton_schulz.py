@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class NewtonSchulz(Stateless):
     coefficients: str | Rows = "polar_express"
     steps: int | None = None
     dtype: jax.typing.DTypeLike | None = None
+
+    batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.coefficients, str):

@@ -49,15 +49,16 @@ _trace_once = jax.jit(checked_update, static_argnums=0)
 
 @functools.partial(jax.jit, static_argnums=0)
 def update_one(method: PolarMethod, matrix: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """Return the polar factor of a matrix and the next state; on CPU never batched."""
-    return _one_at_a_time(functools.partial(_trace_once, method))(matrix, state)
+    """Return the polar factor of a matrix and the next state; batched on CPU if it may be."""
+    update = functools.partial(_trace_once, method)
+    return (update if method.batches else _one_at_a_time(update))(matrix, state)
 
 
 def _one_at_a_time(update: Callable) -> Callable:
     """Return `update` such that, on CPU, a user's `vmap` around it takes the matrices in turn.
 
-    Batched products are slow there, and a batched LAPACK call can hang: see `_lapack`. A method of
-    a user's own that calls LAPACK may still batch it in a `vmap` of its derivative.
+    A batched LAPACK call can hang there: see `_lapack`. A method of a user's own that calls LAPACK
+    may still batch it in a `vmap` of its derivative.
     """
     in_turn = jax.custom_jvp(by_platform(cpu=update, default=update))
     # The result comes from the loop itself: JAX wants function and rule to batch the same results.
@@ -65,38 +66,43 @@ def _one_at_a_time(update: Callable) -> Callable:
     return in_turn
 
 
-def map_stack(function: Callable, *stacks: Any) -> Any:
+def map_stack(function: Callable, *stacks: Any, batches: bool = False) -> Any:
     """Return `function` of each matrix: `stacks` are trees of arrays with one leading axis.
 
-    CPUs take the matrices in turn, for batched products are slow there; the others all at once.
-    Where one product is too small for all cores, several matrices are in a turn, side by side.
+    CPUs take few matrices in a turn, enough to have work for all cores: as a batch if `batches`
+    says that `function` may get one, or else side by side. The others take all at once.
     """
     first = jax.tree.map(lambda x: x[0], stacks)
     if jax.tree.leaves(stacks)[0].shape[0] == 1:
         return jax.tree.map(lambda x: x[None], function(*first))
     return jax.lax.platform_dependent(
         *stacks,
-        cpu=functools.partial(_in_turn, function),
+        cpu=functools.partial(_in_turns, function, batches),
         default=jax.vmap(function),
     )
 
 
-def _in_turn(function: Callable, *stacks: Any) -> Any:
+def _in_turns(function: Callable, batches: bool, *stacks: Any) -> Any:
     count, *shape = jax.tree.leaves(stacks)[0].shape
+    entries = max(1, math.prod(shape))
+    if batches and (entries <= _SMALL or _MIDDLE < entries <= _LARGE):
+        size = max(2, _BATCH // entries)
+        return jax.lax.map(lambda one: function(*one), stacks, batch_size=size)
     divisors = [number for number in (4, 3, 2) if count % number == 0]
-    together = [*divisors, 2][0] if math.prod(shape) in _SIDE_BY_SIDE else 1
+    together = [*divisors, 2][0] if _SMALL // 2 <= entries <= _MIDDLE else 1
     return jax.lax.scan(lambda _, one: (None, function(*one)), None, stacks, unroll=together)[1]
 
 
-# CPU: entries of matrices that gain by being side by side; smaller ones gain less than it takes to
-# compile more of them (docs/benchmarks.md).
-_SIDE_BY_SIDE = range(2**13, 2**16 + 1)
+# CPU (docs/benchmarks.md): up to so many entries all of a batch of so many are small enough for the
+# caches. Those of middle size are faster side by side, the larger ones two by two. The largest have
+# work for all cores by themselves, and two would take twice the memory.
+_BATCH, _SMALL, _MIDDLE, _LARGE = 2**17, 2**14, 2**16, 2**22
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def update_stack(method: PolarMethod, stack: jax.Array, state: State) -> tuple[jax.Array, State]:
     """Return the `(k, m, n)` polar factors of a stack and the next states."""
-    return map_stack(functools.partial(update_one, method), stack, state)
+    return map_stack(functools.partial(update_one, method), stack, state, batches=method.batches)
 
 
 def polar_factor(

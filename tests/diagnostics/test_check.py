@@ -31,6 +31,7 @@ PARAMS = normal(
 )
 MATRICES = {"conv/kernel": (1, 12, 8), "dense/kernel": (1, 8, 4), "stack/kernel": (3, 4, 8)}
 WHITENED = MATRICES.keys()
+DECAYING = gradient((8, 8))
 CHAIN = optax.chain(scale_by_egd(axes=infer_axes), optax.sgd(0.1))
 DENSE = jax.tree.map(lambda leaf: leaf.shape == (8, 4), PARAMS)
 
@@ -95,6 +96,27 @@ def test_what_was_not_whitened_is_said_first():
     assert "NO" in lines[2]
     doubled = scale_by_egd(lambda matrix: 2 * polar.polar_factor(matrix))
     assert diagnostics.check_whitening(doubled, [gradient()]).failed == ["0"]
+
+
+METHODS = [
+    polar.NewtonSchulz("standard"),
+    polar.NewtonSchulz("three_steps"),
+    polar.SubspaceIteration(1),
+    polar.Randomized(2, residual="keep"),
+]
+
+
+@pytest.mark.parametrize("method", [*METHODS, lambda matrix: matrix])
+def test_a_factor_in_its_gradient_s_proportions_is_not_whitened(method):
+    """Half of its directions are dropped, and the others would pass."""
+    check = diagnostics.check_whitening(scale_by_egd(method), [DECAYING], [DECAYING])
+    assert check.failed == ([] if method in METHODS else ["0"])
+    assert ("as in the gradient itself" in check["0"].reason) == bool(check.failed)
+
+
+def test_leaves_that_are_no_arrays_of_numbers_get_no_random_gradients():
+    params = {"kernel": PARAMS["dense"]["kernel"], "key": jax.random.key(0), "rate": 0.5}
+    assert diagnostics.check_whitening(scale_by_egd(), params)["kernel"].whitened
 
 
 @pytest.mark.filterwarnings("ignore:scale_by_egd whitens nothing")

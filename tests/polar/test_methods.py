@@ -172,6 +172,7 @@ def test_auto_on_cpu_takes_the_svd_up_to_1024_entries(shape, picked):
         (lambda: polar.polar_express_coefficients(0), "steps .* at least 1, got 0"),
         (lambda: polar.polar_express_coefficients(2.5), "steps .* integer"),
         (lambda: polar.polar_express_coefficients(2, safety=np.inf), "safety \\[1, 2"),
+        (lambda: polar.polar_express_coefficients(2, lower="x"), "got 'x', 1.01"),
         (
             lambda: polar.polar_express_coefficients((9, 4)),
             "odd degrees from 3 to 13, got \\(9, 4\\)",

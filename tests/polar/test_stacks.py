@@ -47,12 +47,23 @@ def vmapped(stack, method):
 @given(scales=SIX, seed=st.integers(0, 2**16))
 @settings(max_examples=5, deadline=None)
 def test_batched_equals_each_slice(method, scales, seed):
-    """Whatever its neighbors' scales; CPUs take the slices in turn, accelerators under a vmap."""
+    """Whatever its neighbors' scales."""
     stack = six_matrices(scales, seed)
     expected = np.stack([factor(matrix, method) for matrix in stack])
     batched = factor(stack.reshape(2, 3, 24, 40), method)
     np.testing.assert_allclose(batched.reshape(6, 24, 40), expected, **SAME)
     np.testing.assert_allclose(vmapped(stack, method), expected, **SAME)
+
+
+@pytest.mark.parametrize("columns", [40, 300, 900])
+def test_a_matrix_is_whitened_alike_in_a_batch_side_by_side_and_two_by_two(columns):
+    """CPUs choose by the number of entries; a neighbor's NaN stays with it."""
+    stack = np.random.default_rng(columns).standard_normal((3, 100, columns)).astype(np.float32)
+    stack[1, 0, 0] = np.nan
+    whitened = factor(stack, polar.Auto())
+    for place in (0, 2):
+        np.testing.assert_allclose(whitened[place], factor(stack[place], polar.Auto()), **SAME)
+    assert np.isnan(whitened[1]).all()
 
 
 @pytest.mark.parametrize(
