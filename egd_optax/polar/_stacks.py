@@ -83,14 +83,12 @@ def map_stack(function: Callable, *stacks: Any, batches: bool = False) -> Any:
 
 
 def _in_turns(function: Callable, batches: bool, *stacks: Any) -> Any:
-    count, *shape = jax.tree.leaves(stacks)[0].shape
-    entries = max(1, math.prod(shape))
+    entries = max(1, math.prod(jax.tree.leaves(stacks)[0].shape[1:]))
     if batches and (entries <= _SMALL or _MIDDLE < entries <= _LARGE):
         size = max(2, _BATCH // entries)
         return jax.lax.map(lambda one: function(*one), stacks, batch_size=size)
-    divisors = [number for number in (4, 3, 2) if count % number == 0]
-    together = [*divisors, 2][0] if _SMALL // 2 <= entries <= _MIDDLE else 1
-    return jax.lax.scan(lambda _, one: (None, function(*one)), None, stacks, unroll=together)[1]
+    side_by_side = 4 if _SMALL // 2 <= entries <= _MIDDLE else 1
+    return jax.lax.scan(lambda _, one: (None, function(*one)), None, stacks, unroll=side_by_side)[1]
 
 
 # CPU (docs/benchmarks.md): up to so many entries all of a batch of so many are small enough for the

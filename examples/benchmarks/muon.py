@@ -93,9 +93,9 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     five = polar.NewtonSchulz("standard", steps=5)
     mappings = {
         "one by one": lambda stack: jax.lax.map(five.factor, stack),
-        "two by two": lambda stack: _side_by_side(five.factor, stack, 2),
-        "four by four": lambda stack: _side_by_side(five.factor, stack, 4),
-        "batched": jax.vmap(five.factor),
+        "four side by side": lambda stack: _side_by_side(five.factor, stack, 4),
+        "batches of two": lambda stack: jax.lax.map(five.factor, stack, batch_size=2),
+        "one batch": jax.vmap(five.factor),
     }
     return {
         "peer: optax muon": of_optax,
