@@ -6,7 +6,8 @@ the matrices in turn on CPU, and so do their derivatives: products, and these fu
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,40 @@ _LARGE = 1024
 
 def by_platform(cpu: Callable, default: Callable) -> Callable:
     """Return a function of arrays without a batch; on CPU, a `vmap` of it is a loop."""
-    in_turn = jax.custom_batching.sequential_vmap(cpu)
+    in_turn = one_by_one(cpu)
     return lambda *arrays: jax.lax.platform_dependent(*arrays, cpu=in_turn, default=default)
+
+
+def one_by_one(function: Callable) -> Callable:
+    """Return a function of arrays, of which a `vmap` is a loop; on a mesh each device runs it."""
+    result = jax.custom_batching.custom_vmap(function)
+
+    @result.def_vmap
+    def rule(_: int, batched: Any, *arrays: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arrays)
+        flags = jax.tree.leaves(batched)
+        stacks = [x for x, is_batched in zip(leaves, flags, strict=True) if is_batched]
+
+        def one(matrices: Sequence[jax.Array]) -> Any:
+            rest = iter(matrices)
+            picked = [next(rest) if flag else x for x, flag in zip(leaves, flags, strict=True)]
+            return result(*jax.tree.unflatten(tree, picked))
+
+        cut = jax.typeof(stacks[0]).sharding.spec[0]
+        found = jax.lax.map(one, [_cut_first(stack, None) for stack in stacks])
+        found = jax.tree.map(lambda stack: _cut_first(stack, cut), found)
+        return found, jax.tree.map(lambda _: True, found)
+
+    return result
+
+
+def _cut_first(stack: jax.Array, names: Any) -> jax.Array:
+    """Return the stack with its first axis cut by these axes of an explicit mesh."""
+    sharding = jax.typeof(stack).sharding
+    if sharding.spec[0] == names:
+        return stack
+    spec = jax.sharding.PartitionSpec(names, *sharding.spec[1:])
+    return jax.sharding.reshard(stack, sharding.update(spec=spec))
 
 
 def _in_turn(function: Callable) -> jax.custom_jvp:
@@ -159,7 +192,7 @@ def root_and_inverse(s: jax.Array, leaf: int) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-@jax.custom_batching.sequential_vmap
+@one_by_one
 def _root(s: jax.Array) -> jax.Array:
     """Return L^-1 for S = L L^H, in solves too small for LAPACK to start threads for.
 

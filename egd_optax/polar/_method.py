@@ -21,12 +21,16 @@ class PolarMethod(abc.ABC):
     frozen dataclass. Zero and non-finite matrices are its own affair; 16-bit ones reach it in
     float32. A method without a memory can be a function instead; see docs/how-to-choose.md.
     Tall matrices reach it transposed, as wide ones, unless `turns` is False. On CPU they come one
-    by one, unless `batches` is True: some at a time, as under `vmap`. A method that is made of
-    products gains by that; a batched call of LAPACK can hang there.
+    by one, unless it has `batches = True`: some at a time, as under `vmap`. A method that is made
+    of products gains by that; a batched call of LAPACK can hang there.
     """
 
     turns: ClassVar[bool] = True
-    batches: ClassVar[bool] = False
+
+    @property
+    def batches(self) -> bool:
+        """Whether several matrices come at a time on CPU; False in methods that do not say so."""
+        return False
 
     @abc.abstractmethod
     def init(self, matrix: jax.ShapeDtypeStruct) -> State:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,6 @@ class NewtonSchulz(Stateless):
     steps: int | None = None
     dtype: jax.typing.DTypeLike | None = None
 
-    batches: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if isinstance(self.coefficients, str):
             check_choice("coefficients", self.coefficients, tuple(TABLES))
@@ -68,6 +66,11 @@ class NewtonSchulz(Stateless):
                 f"dtype={self.dtype!r} is too short for steps of degree 7 and more, whose terms "
                 "cancel; take rows (a, b, c), or float32."
             )
+
+    @property
+    def batches(self) -> bool:
+        """Whether it gets batches: steps of degree 7 and more multiply their round-off."""
+        return not _long(self.rows)
 
     @property
     def rows(self) -> Rows:

@@ -83,8 +83,9 @@ def map_stack(function: Callable, *stacks: Any, batches: bool = False) -> Any:
 
 
 def _in_turns(function: Callable, batches: bool, *stacks: Any) -> Any:
-    entries = max(1, math.prod(jax.tree.leaves(stacks)[0].shape[1:]))
-    if batches and (entries <= _SMALL or _MIDDLE < entries <= _LARGE):
+    count, *shape = jax.tree.leaves(stacks)[0].shape
+    entries = max(1, math.prod(shape))
+    if batches and (entries <= _SMALL or (_MIDDLE < entries <= _LARGE and count > 2)):
         size = max(2, _BATCH // entries)
         return jax.lax.map(lambda one: function(*one), stacks, batch_size=size)
     side_by_side = 4 if _SMALL // 2 <= entries <= _MIDDLE else 1
@@ -92,8 +93,8 @@ def _in_turns(function: Callable, batches: bool, *stacks: Any) -> Any:
 
 
 # CPU (docs/benchmarks.md): up to so many entries all of a batch of so many are small enough for the
-# caches. Those of middle size are faster side by side, the larger ones two by two. The largest have
-# work for all cores by themselves, and two would take twice the memory.
+# caches. Those of middle size are faster side by side, the larger ones two by two, but for memory's
+# sake not if there are but two. The largest have work for all cores by themselves.
 _BATCH, _SMALL, _MIDDLE, _LARGE = 2**17, 2**14, 2**16, 2**22
 
 

@@ -96,6 +96,17 @@ def test_explicit_sharding_comes_back(method, spec):
     assert abs(report.condition - 100) < 0.1
 
 
+@pytest.mark.parametrize("method", [polar.SVD(), polar.Halley()], ids=repr)
+def test_a_vmap_over_an_axis_that_is_cut_keeps_the_cut(method):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    plain = np.stack([matrices.with_spectrum((24, 40), np.ones(24), seed=i) for i in range(4)])
+    sharded = jax.device_put(plain, NamedSharding(mesh, PartitionSpec("a", None, "b")))
+    with jax.set_mesh(mesh):
+        actual = jax.jit(jax.vmap(lambda matrix: polar.polar_factor(matrix, method)))(sharded)
+    assert actual.sharding == sharded.sharding
+    np.testing.assert_allclose(actual, plain, rtol=0, atol=1e-5)  # each its own factor
+
+
 @pytest.mark.parametrize("method", [polar.SVD(), polar.Halley(), polar.NewtonSchulz()], ids=repr)
 @pytest.mark.parametrize("batched", [False, True])
 def test_derivatives_are_those_of_the_polar_factor(method, batched):
