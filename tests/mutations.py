@@ -219,7 +219,7 @@ MUTATIONS = [
     Mutation("polar/_halley", "4.375 * error2", "4.0 * error2", "a coefficient of the filter"),
     Mutation(
         "polar/_lapack",
-        "in_turn = jax.custom_batching.sequential_vmap(cpu)",
+        "in_turn = one_by_one(cpu)",
         "in_turn = cpu",
         "LAPACK gets batches",
     ),
