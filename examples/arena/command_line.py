@@ -21,15 +21,13 @@ from arena.workers import WorkerFailed
 LISTED = ("tasks", "optimizers")
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 LOGS = Path(__file__).resolve().parent / "logs"
-Name = Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="TASK")]
+Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
 
 
 @dataclasses.dataclass(frozen=True)
 class _OnTask:
-    task: Name = None
+    task: Name
     """A name of `list`, or a Python file that defines `task`."""
-    task_file: Path | None = None
-    """The file, said as an option."""
     out: Path = Path("runs/arena")
     """Folder of the log, TASK.jsonl. The pages are made from the logs of the repository alone."""
     trials: int | None = None
@@ -39,26 +37,22 @@ class _OnTask:
         """Return where the task comes from, and the field.
 
         Raises:
-            ValueError: no task, two, or an unknown one.
+            ValueError: an unknown task.
         """
-        if (self.task is None) == (self.task_file is None):
-            raise ValueError(
-                f"a command needs one task, got TASK={self.task} and --task-file={self.task_file}; "
-                "see `list`"
-            )
-        source = str(self.task_file.resolve()) if self.task_file else str(self.task)
-        return source, load(source, self.trials)
+        return self.task, load(self.task, self.trials)
 
-    def existing(self, field: Field) -> Path:
-        """Return the path of the task's log, or of that in the repository.
+    def existing(self, field: Field, or_ours: bool = True) -> Path:
+        """Return the path of the task's log, or of that in the repository if it is the arena's.
 
         Raises:
             ValueError: there is none.
         """
         path, ours = self.log(field), LOGS / f"{field.task.name}.jsonl"
-        if not path.exists() and not ours.exists():
+        if path.exists():
+            return path
+        if field.code or not or_ours or not ours.exists():
             raise ValueError(f"this needs a log, and there is no {path}; `run` makes it")
-        return path if path.exists() else ours
+        return ours
 
     def log(self, field: Field) -> Path:
         """Return the path of the task's log."""
@@ -97,7 +91,8 @@ class Run(_OnTask):
     only: tuple[str, ...] = ()
     """Names of optimizers; left out, all of them."""
     anew: tuple[str, ...] = ()
-    """Names of optimizers that start anew: their lines so far no longer count."""
+    """Names of optimizers that start anew: their lines so far no longer count. Killed, the same
+    command goes on with what it began anew."""
     times: bool = True
     """Time the bests at the end; `time` does it later, when nothing else runs."""
 
@@ -122,14 +117,15 @@ class Time(_OnTask):
 
     def run(self) -> None:
         source, field = self.load()
-        _show(session.time_again(field, source, self.existing(field)))
+        _show(session.time_again(field, source, self.existing(field, or_ours=False)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Why(_OnTask):
     """Log the course of the bests' runs, norms and ranks, and their steps with less data.
 
-    The log is why/TASK.jsonl beside the task's own. A run that was killed goes on where it was.
+    For modular tables. The log is why/TASK.jsonl beside the task's own. A run that was killed goes
+    on where it was.
     """
 
     only: tuple[str, ...] = ()

@@ -81,11 +81,18 @@ def run(log_path: Path, tuned: Record, seed: int) -> list[Line]:
         )
     field = load(TASK)
     with Log(log_path, {**field.config(), "seed": seed}) as log:
-        done = {line["name"] for line in log.record.lines}
-        for name, entry in entries(tuned).items():
-            if name not in done:
+        wanted = entries(tuned)
+        for name, entry in wanted.items():
+            if not any(_is_of(line, name, entry) for line in log.record.lines):
                 log.add({"kind": RUN, "name": name, **_trained(entry, seed)})
-        return log.record.lines
+        return [
+            line for line in log.record.lines if _is_of(line, line["name"], wanted[line["name"]])
+        ]
+
+
+def _is_of(line: Line, name: str, entry: Entry) -> bool:
+    """Return whether a run has an entry's name and settings: another tuning has others."""
+    return line["name"] == name and line["settings"] == entry.settings
 
 
 def _trained(entry: Entry, seed: int) -> Line:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from grokking.tasks import nearest
 
 from arena.contract import Knob, Optimizer, Params, Task
@@ -107,8 +108,20 @@ def load(source: str, trials: int | None = None) -> Field:
     for name in ("batches", "tuning_seeds"):
         value = getattr(task, name)
         changes[name] = tuple(value) if isinstance(value, Iterable) else value
-    by_name = {one.name: one for one in optimizers}
+    by_name: dict[str, Optimizer] = {}
+    for one in map(_hashable, optimizers):
+        _require(
+            one.name not in by_name,
+            f"optimizers have names of their own, and two are called {one.name!r}; rename one",
+        )
+        by_name[one.name] = one
     return Field(dataclasses.replace(task, **changes), by_name, code)
+
+
+def _hashable(optimizer: Optimizer) -> Optimizer:
+    """Return an optimizer whose knobs and choices are tuples, not lists."""
+    knobs = (dataclasses.replace(one, choices=tuple(one.choices)) for one in optimizer.knobs)
+    return dataclasses.replace(optimizer, knobs=tuple(knobs))
 
 
 def _from_file(path: Path) -> tuple[Task, Iterable[Optimizer] | None, str]:
@@ -163,10 +176,14 @@ def check_field(field: Field) -> None:
     """
     task = field.task
     _check_numbers(task)
+    for seed in task.tuning_seeds[1:]:
+        _check_data(task, *task.data(seed))
     params, _, train, test = task_start(task, task.tuning_seeds[0])
     _check_data(task, train, test)
     _check_scalar("loss", task.loss, params, train)
+    _shape_of("the gradient of loss", jax.grad(task.loss), params, train)
     _check_scalar("score", task.score, params, test)
+    _check_start(task, params, test)
     if task.hidden is not None:
         got: Any = jax.tree.structure(task.hidden(params))
         _require(
@@ -217,6 +234,15 @@ def _check_knob(optimizer: Optimizer, knob: Knob) -> None:
         not knob.log or (knob.low or 0) > 0,
         f"a range in log scale begins above 0, and {where} begins at {knob.low}; use log=False",
     )
+    least, most = (
+        -math.inf if knob.least is None else knob.least,
+        math.inf if knob.most is None else knob.most,
+    )
+    _require(
+        least <= (knob.low or 0) and (knob.high or 0) <= most,
+        f"a range lies within its limits, and {where} goes from {knob.low} to {knob.high}, with "
+        f"least={knob.least} and most={knob.most}; narrow the range",
+    )
 
 
 def _check_numbers(task: Task) -> None:
@@ -246,16 +272,16 @@ def _check_numbers(task: Task) -> None:
     )
     _require(
         isinstance(task.tuning_seeds, tuple)
-        and len(task.tuning_seeds) > 0
-        and all(0 <= s < FIRST_FRESH_SEED for s in task.tuning_seeds),
-        f"tuning seeds lie in [0, {FIRST_FRESH_SEED}), apart from those that count, got "
+        and 0 < len(task.tuning_seeds) == len(set(task.tuning_seeds))
+        and all(isinstance(s, int) and 0 <= s < FIRST_FRESH_SEED for s in task.tuning_seeds),
+        f"tuning seeds differ and lie in [0, {FIRST_FRESH_SEED}), apart from those that count, got "
         f"{task.tuning_seeds}; (0, 1) will do",
     )
 
 
 def _check_data(task: Task, train: Any, test: Any) -> None:
     for name, batch in (("training", train), ("test", test)):
-        counts = {len(leaf) for leaf in jax.tree.leaves(batch)}
+        counts = {leaf.shape[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(batch)}
         _require(
             len(counts) == 1 and 0 not in counts,
             f"arrays of the {name} data have an equal number of examples on axis 0, got "
@@ -265,9 +291,10 @@ def _check_data(task: Task, train: Any, test: Any) -> None:
     _require(
         isinstance(batches, tuple)
         and len(batches) > 0
+        and all(isinstance(one, int) for one in batches)
         and list(batches) == sorted(set(batches))
         and batches[0] >= 1,
-        f"batch sizes ascend from at least 1, got {batches}; name them so",
+        f"batch sizes are whole numbers that ascend from at least 1, got {batches}; name them so",
     )
     _require(
         batches[-1] <= count,
@@ -276,22 +303,35 @@ def _check_data(task: Task, train: Any, test: Any) -> None:
     )
 
 
+def _check_start(task: Task, params: Params, test: Any) -> None:
+    """Refuse a target that the initial values are at: mostly, `lower` is wrong."""
+    score = float(jax.jit(task.score)(params, test))
+    _require(
+        score > task.target if task.lower else not score >= task.target,
+        f"the initial values must not be at the target, and with lower={task.lower} their score of "
+        f"{score:.4g} is at {task.target:g}; set lower={not task.lower}, or another target",
+    )
+
+
 def _check_scalar(name: str, function: Callable, params: Params, batch: Any) -> None:
-    try:
-        got = jax.eval_shape(function, params, batch)
-    except Exception as error:
-        raise ValueError(
-            f"{name} must run on the data, and fails with {type(error).__name__}: {error}"
-        ) from error
+    got = _shape_of(name, function, params, batch)
     _require(
         getattr(got, "shape", None) == (),
         f"{name} must return a scalar, got {_shapes(got)}; use its mean",
     )
 
 
+def _shape_of(name: str, function: Callable, params: Params, batch: Any) -> Any:
+    try:
+        return jax.eval_shape(function, params, batch)
+    except Exception as error:
+        raise ValueError(
+            f"{name} must run on the data, and fails with {type(error).__name__}: {error}"
+        ) from error
+
+
 def _shapes(tree: Any) -> Any:
-    shapes = jax.tree.map(lambda leaf: leaf.shape, tree)
-    return shapes
+    return jax.tree.map(lambda leaf: leaf.shape, tree)
 
 
 def _require(holds: bool, message: str) -> None:

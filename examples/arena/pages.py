@@ -21,7 +21,6 @@ from arena.space import spread
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
-HOLD = 20
 LUCK = "parity-3"  # the task that was tuned by all tuners
 TUNERS = {
     4: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
@@ -80,6 +79,8 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
 
     known = _known("tasks")
     compared = {name: one for one in records if (name := one.header["task"]["name"]) in known}
+    everybody = set(_known("optimizers"))
+    by_all = [one for one in compared.values() if everybody <= set(one.optimizers)]
     modular = [one for name, one in compared.items() if name.split("-")[0] in OPERATIONS]
     before = _before(LUCK, logs)
 
@@ -89,8 +90,8 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
         return tables.luck_table([*before, compared[LUCK]], titles)
 
     def as_before() -> dict[str, str]:
-        other = compared | {LUCK: before[-1]}
-        return tables.ratios(list(other.values()), ("egd", "muon"))
+        others = [one for one in by_all if one is not compared[LUCK]]
+        return tables.ratios([*others, before[-1]], ("egd", "muon"))
 
     return {
         "luck_table": luck_table,
@@ -98,10 +99,10 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
         "modular": lambda: tables.ratios(modular, ("egd", "muon")),
         "as_before": as_before,
         "first_fresh_seed": Task.first_fresh_seed,
-        "hold": HOLD,
-        "overall_table": functools.partial(tables.overall_table, [*compared.values()], titles),
+        "hold": Task.hold,
+        "overall_table": functools.partial(tables.overall_table, by_all, titles),
         "task_list": task_list,
-        "task_count": lambda: len(compared),
+        "task_count": lambda: len(by_all),
         "aims_table": functools.partial(tables.aims_table, [*compared.values()], titles),
         "peers": lambda: tables.peers(_known("optimizers").values()),
     }
@@ -143,6 +144,7 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
         "tuner": lambda: TUNERS[version].format(first=spread(task.trials), seed=first),
         "batches": lambda: ", ".join(map(str, task.batches)),
         "table": lambda: tables.task_table(record, titles),
+        "pairs": lambda: tables.pairs_table(record, titles),
         "settings": lambda: tables.settings_table(record, titles),
         "figure": figure,
         "source": lambda name: (HERE / name).read_text(encoding="utf-8").rstrip(),

@@ -26,11 +26,16 @@ class Record:
 
     def __init__(self, header: Line):
         self.header, self.lines = header, list[Line]()
+        self.begun_anew: set[str] = set()
+        """Optimizers that began anew and were not counted since."""
 
     def add(self, line: Line) -> None:
         """Add a line; one of kind `anew` takes back all of its optimizer, and the times."""
+        if line["kind"] == COUNT:
+            self.begun_anew.discard(line["optimizer"])
         if line["kind"] == ANEW:
             name = line["optimizer"]
+            self.begun_anew.add(name)
             self.lines = [
                 one for one in self.lines if one.get("optimizer") != name and one["kind"] != TIMES
             ]
@@ -66,7 +71,7 @@ class Log:
         path: file to create or to go on with; missing folders are made.
         config: what decides the results; an old log must have been made with the same.
         names: optimizers that the log is to grow by; none means all.
-        anew: optimizers whose lines so far are taken back.
+        anew: optimizers whose lines so far are taken back, unless they began anew and go on.
 
     Raises:
         LogError: the file is no log, or was made with another config.
@@ -99,7 +104,11 @@ class Log:
         self.record = read(self.path)
         check_same(self.path, self.record, config, names - set(anew))
         for name in anew:
-            self.add({"kind": ANEW, "optimizer": name})
+            if name not in self.record.begun_anew or self._ranges(name) != config["ranges"][name]:
+                self.add({"kind": ANEW, "optimizer": name})
+
+    def _ranges(self, name: str) -> Any:
+        return next((line["knobs"] for line in self.record.of(ROUND, name, 0)), None)
 
     def __enter__(self) -> "Log":
         return self

@@ -166,6 +166,18 @@ def ratio_to(
     return (float(stats.gmean(ratios)) if ratios else math.nan), sign, len(ratios)
 
 
+def paired(one: Row, other: Row) -> tuple[int, int, float]:
+    """Return on how many seeds one needs fewer steps than another, and more; p of the sign test.
+
+    A miss counts at the budget. Seeds with equal steps say nothing.
+    """
+    budget, seeds = one.task.steps, one.steps.keys() & other.steps.keys()
+    pairs = [(one.steps[seed] or budget, other.steps[seed] or budget) for seed in seeds]
+    wins, losses = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return wins, losses, float(p)
+
+
 def duels(rows_by_task: Sequence[Sequence[Row]], name: str, other: str) -> tuple[int, int]:
     """Return on how many tasks an optimizer needs fewer median steps than another, and more."""
     wins = losses = 0

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from arena.contract import Optimizer
 from arena.plan import value
 from arena.record import Record
-from arena.results import Row, after, duels, ratio_to, rows, task_of
+from arena.results import Row, after, duels, paired, ratio_to, rows, task_of
 from arena.space import BATCH
 from arena.why import Found
 
@@ -124,7 +124,22 @@ def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
                 titles[quickest.optimizer] if quickest else NONE,
             ]
         )
-    headings = ["task", "EGD's steps", "seeds", "EGD / AdamW", "best peer", "least seconds"]
+    last = "least seconds, without compiling"
+    headings = ["task", "EGD's steps", "seeds", "EGD / AdamW", "best peer", last]
+    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
+def pairs_table(record: Record, titles: dict[str, str]) -> str:
+    """Return on how many fresh seeds EGD needs fewer steps than another, and more, in Markdown."""
+    by_name = {row.optimizer: row for row in rows(record) if row.steps}
+    ours = by_name.pop("egd", None)
+    if ours is None:
+        return ""
+    table = []
+    for name, row in by_name.items():
+        wins, losses, p = paired(ours, row)
+        table.append((titles.get(name, name), wins, losses, f"{p:.2g}"))
+    headings = ("beside EGD", "EGD needs fewer steps", "more steps", "p of the sign test")
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 
@@ -152,7 +167,7 @@ def cells_of(row: Row) -> list[str]:
     told = ", ".join(f"{name} {_number(one)}" for name, one in settings.items())
     return [
         steps_of(row),
-        f"{row.median * row.batch:,.0f}" if row.steps else NONE,
+        f"{'> ' * row.missed}{row.median * row.batch:,.0f}" if row.steps else NONE,
         _seconds(row),
         _share(row),
         str(row.batch),
@@ -179,8 +194,8 @@ def _ratio(ratio: float, bound: str, tasks: int) -> str:
 def _seconds(row: Row) -> str:
     if row.seconds is None or row.compile_seconds is None:
         return NONE
-    over = "> " if row.missed else ""
-    return f"{over}{_brief(row.seconds)} / {_brief(row.seconds + row.compile_seconds)}"
+    both = f"{_brief(row.seconds)} / {_brief(row.seconds + row.compile_seconds)}"
+    return f"{'> ' * row.missed}{both}"
 
 
 def _brief(seconds: float) -> str:

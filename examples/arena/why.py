@@ -175,10 +175,16 @@ class Found:
     def __init__(self, record: Record):
         plan = record.header["why"]
         self.budget, self.seeds, self.fractions = plan["budget"], plan["seeds"], plan["fractions"]
-        self.target = record.header["task"]["target"]
+        self.task = task_of(record)
         self.courses = [line for line in record.lines if line["kind"] == COURSE]
-        self.less = [line for line in record.lines if line["kind"] == LESS]
+        self.less = [self._held(line) for line in record.lines if line["kind"] == LESS]
         self.names = list(dict.fromkeys(line["optimizer"] for line in self.courses))
+
+    def _held(self, line: Line) -> Line:
+        """Return a line as it is now counted: older runs ended with the budget, held or not."""
+        looks = (self.task.hold - 1) * self.task.every
+        missed = line["steps"] is None or line["ran"] - line["steps"] < looks
+        return line | {"steps": None if missed else line["steps"]}
 
     @property
     def is_finished(self) -> bool:
@@ -194,7 +200,7 @@ class Found:
 
     def reached(self, name: str) -> int:
         """Return the first step after which the median score stays at the target."""
-        below = np.flatnonzero(self.course(name, "score") < self.target)
+        below = np.flatnonzero(self.course(name, "score") < self.task.target)
         return int(below[-1]) + 2 if len(below) else 1
 
     def at_target(self, name: str, measure: str) -> float:

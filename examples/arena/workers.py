@@ -19,7 +19,7 @@ from grokking.session import one_blas_thread
 
 from arena.contract import Task
 from arena.field import Field, load
-from arena.plan import Job
+from arena.plan import Job, steps_sum
 from arena.record import COUNT, TIMES, Line
 from arena.space import BATCH, Settings, points, traced
 from arena.trial import Program, task_start
@@ -70,8 +70,7 @@ def results(field: Field, job: Job) -> Iterator[Line]:
     bound = job.bound
     for trial, settings in job.todo:
         runs = trial_runs(field.task, program, settings, job.seeds, bound)
-        total = sum(run["steps"] or field.task.steps for run in runs)
-        total += field.task.steps * (len(job.seeds) - len(runs))
+        total = steps_sum(field.task, {"runs": runs})
         bound = total if bound is None else min(bound, total)
         yield common | {
             "trial": trial,

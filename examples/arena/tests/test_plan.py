@@ -137,6 +137,16 @@ def test_another_task_or_other_ranges_are_refused(finished, toy, tmp_path):
         assert log.record.of(TRIAL, "sgd") == []
         assert log.record.times == {}
         assert len(log.record.of(COUNT, "momentum")) == 3
+        assert log.record.lines[-1]["optimizer"] == "momentum"
+        trial = {"kind": TRIAL, "optimizer": "sgd", "round": 0, "trial": 0}
+        (line,) = plan.new_rounds(log.record, wider)
+        log.add(line)
+        log.add(trial)
+    with Log(path, wider.config(), anew=("sgd",)) as log:  # it was killed, and goes on
+        assert log.record.of(TRIAL, "sgd") == [trial]
+        log.add({"kind": COUNT, "optimizer": "sgd", "round": 0, "seed": 100, "steps": 1})
+    with Log(path, wider.config(), anew=("sgd",)) as log:
+        assert log.record.of(TRIAL, "sgd") == []
     assert json.loads(path.read_text().splitlines()[-1]) == {"kind": ANEW, "optimizer": "sgd"}
 
 

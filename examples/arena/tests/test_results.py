@@ -11,7 +11,7 @@ from arena import demo, pages, plan, tables, workers
 from arena.command_line import LOGS
 from arena.field import TUNER
 from arena.record import COUNT, TIMES, TRIAL, Record, read
-from arena.results import by_batch, duels, is_finished, ratio_to, rows, task_of
+from arena.results import by_batch, duels, is_finished, paired, ratio_to, rows, task_of
 from arena.space import points, spread, traced
 from arena.tasks import TASKS
 
@@ -67,7 +67,6 @@ def test_ratios_and_wins_are_over_tasks_and_told_as_bounds_where_one_missed(reco
 
 
 def test_aims_are_told_of_tasks_with_egd_and_the_yardstick(record):
-    assert "toy" not in tables.aims_table([record], {})
     log = read(LOGS / "addition-97.jsonl")
     found = tables.aims_table([log, record], dict.fromkeys(log.optimizers, "somebody"))
     assert "17.5 (17 to 18); aim 18" in found
@@ -75,13 +74,35 @@ def test_aims_are_told_of_tasks_with_egd_and_the_yardstick(record):
     assert "somebody, 18 (17 to 19)" in found
 
 
-def test_best_by_batch_and_after_trials_do_not_rise(record):
-    for row in rows(record):
-        steps = [row.last.best_after(count) for count in range(1, 5)]
-        assert steps == sorted(steps, reverse=True)
-        best = by_batch(record, row.optimizer)
-        assert set(best) <= {4, 16}
-        assert min(best.values()) <= steps[-1]
+def test_the_best_is_told_by_batch_and_after_so_many_trials(record):
+    tried = [(4, [30, 50]), (16, [20, None]), (4, [10, 20])]  # means 40, 40 (a miss is 60), 15
+    record.lines = [line for line in record.lines if line["kind"] != TRIAL]
+    record.lines += [
+        {
+            "kind": TRIAL,
+            "optimizer": "sgd",
+            "round": 0,
+            "trial": trial,
+            "settings": {"lr": 0.1, "batch": batch},
+            "runs": [{"steps": one, "score": 0.0} for one in steps],
+        }
+        for trial, (batch, steps) in enumerate(tried)
+    ]
+    (row,) = rows(record)
+    assert [row.last.best_after(count) for count in (1, 2, 3)] == [40, 40, 15]
+    assert by_batch(record, "sgd") == {4: 15, 16: 40}
+
+
+def test_seeds_are_paired(record):
+    momentum, sgd = rows(record)  # 10, 12, 50 and 20, None, 40
+    wins, losses, p = paired(momentum, sgd)
+    assert (wins, losses, p) == (2, 1, 1.0)
+    assert paired(sgd, sgd) == (0, 0, 1.0)
+    more = counting(counting(record, "sgd", [30] * 10), "momentum", [20] * 9 + [None])
+    momentum, sgd = rows(more)
+    wins, losses, p = paired(momentum, sgd)
+    assert (wins, losses) == (9, 1)
+    assert p == pytest.approx(2 * 11 / 2**10)  # 0 or 1 of 10 coins, two-sided
 
 
 def test_the_task_of_a_log_is_the_task(record, toy):
@@ -108,6 +129,18 @@ def test_the_demo_runs_with_the_settings_of_its_log():
         transform = entry.make(values, TASKS[demo.TASK], params)
         updates, _ = transform.update(params, transform.init(params), params)
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates)), name
+
+
+def test_the_demo_and_the_reasons_have_the_settings_of_the_log():
+    record = demo.tuned_log(LOGS)
+    bests = {row.optimizer: row.last.best["settings"] for row in rows(record)}
+    for line in read(LOGS / "why" / f"{demo.TASK}.jsonl").lines:
+        assert line["settings"] == bests[line["optimizer"]]
+    entries = demo.entries(record)
+    runs = read(demo.log_of(LOGS)).lines
+    assert {line["name"]: line["settings"] for line in runs} == {
+        name: entry.settings for name, entry in entries.items()
+    }
 
 
 def test_pages_have_the_table_the_figure_and_the_ranges(finished, tmp_path):

@@ -20,6 +20,7 @@ from arena.field import check_field
 from arena.optimizers import matrices_of
 from arena.tasks import TASKS
 from arena.tests.conftest import TOY
+from arena.tests.toy import data as toy_data
 
 QUICK = ("parity-4", "s5")
 ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TASKS]
@@ -105,6 +106,10 @@ def test_digits_are_split_into_a_fifth_and_the_rest():
     assert not np.array_equal(TASKS["mnist"].data(1)[0].inputs, train.inputs)
 
 
+def _cut(batch, count):
+    return tuple(leaf[:count] for leaf in batch)
+
+
 def changed(field, **changes):
     return dataclasses.replace(field, task=dataclasses.replace(field.task, **changes))
 
@@ -121,6 +126,15 @@ def changed(field, **changes):
         ({"score": lambda params, batch: batch[1]}, r"score must return a scalar, got \(8,\)"),
         ({"batches": (4, 64)}, "size of 64 with 16 examples; 16 is the whole set"),
         ({"batches": (16, 4)}, r"ascend.* got \(16, 4\)"),
+        ({"batches": (4.0, 16.0)}, r"whole numbers .* got \(4.0, 16.0\)"),
+        ({"lower": False}, "with lower=False their score of .*; set lower=True"),
+        ({"init": lambda key: {"w": np.arange(3)}}, "the gradient of loss must run .* TypeError"),
+        ({"tuning_seeds": (0, 0)}, r"differ .* got \(0, 0\)"),
+        ({"data": lambda seed: (toy_data(seed)[0], (np.ones((8, 3)), 1.0))}, r"got \[0, 8\]; cut"),
+        (
+            {"data": lambda seed: (_cut(toy_data(seed)[0], 16 - seed), toy_data(seed)[1])},
+            "size of 16 with 15 examples",
+        ),
         ({"steps": 0}, "steps must be .* got 0; raise it"),
         ({"every": 100}, "every=100 with steps=60; lower every"),
         ({"batches": 16}, "ascend from at least 1, got 16"),
@@ -141,6 +155,7 @@ def test_a_bad_task_is_refused(toy, changes, message):
     [
         ({"knobs": (Knob("lr", 1.0, 0.1),)}, "goes from 1.0 to 0.1; set both"),
         ({"knobs": (Knob("lr", 0.0, 0.1),)}, "begins at 0.0; use log=False"),
+        ({"knobs": (Knob("lr", 0.1, 1.0, least=0.5),)}, "within its limits.* narrow the range"),
         ({"knobs": (Knob("batch", 0.1, 1.0),)}, "'batch'"),
         (
             {"make": lambda *_: optax.stateless(lambda u, _: {"w": jnp.sum(u["w"])})},
@@ -161,7 +176,8 @@ def test_the_command_line_refuses_before_anything_runs(tmp_path, capsys):
     for arguments, message in (
         (["run", str(tmp_path / "empty.py")], "defines `task = Task(...)`"),
         (["run", str(tmp_path / "none.py")], "is not; name another"),
-        (["run"], "needs one task"),
+        (["time", toy, "--out", str(tmp_path)], "there is no"),
+        (["show", toy, "--out", str(tmp_path)], "there is no"),
         (["run", toy, "--only", "sdg"], "did you mean sgd?"),
         (["run", toy, "--out", str(tmp_path / "file" / "x")], "choose another path"),
         (["run", toy, "--anew", "adam", "--out", str(tmp_path)], "sgd, momentum; got 'adam'"),
