@@ -35,6 +35,7 @@ def after(score, name, trials):
     return [one for _, one in tried]
 
 
+@pytest.mark.slow
 def test_suggestions_go_down_a_valley_farther_than_quasirandom_points():
     names = ("a", "b", "c")
     suggestions = [min(after(valley, name, 16)) for name in names]

@@ -31,7 +31,7 @@ task = Task(
     steps=60,
     batches=(4, 16),
     hold=3,
-    trials=16,
+    trials=8,
     seeds=3,
 )
 RATE = Knob("lr", 0.001, 1.0)
