@@ -1,18 +1,23 @@
 """Runs go on after kill -9, and the states of every version that was ever out still load."""
 
+import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
+import many_devices
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from checkpoints import states
 from jax.sharding import NamedSharding, PartitionSpec
+from run_config import check_config
 
 import egd_optax
 
@@ -36,6 +41,7 @@ def save_and_die(self, step, **arguments):
 
 ocp.CheckpointManager.save = save_and_die
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -132,32 +138,52 @@ def test_a_checkpoint_moves_between_numbers_of_devices(tmp_path):
             jax.tree.map(np.testing.assert_array_equal, tree, first)
 
 
-def many_devices(folder, *options):
-    script = SCRIPT.with_name("many_devices.py")
-    fixed = ("--steps", "6", "--save-every", "3", "--width", "16", "--layers", "1")
-    command = [sys.executable, script, "--folder", folder, *fixed, *options]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def on_many_devices(folder, *options):
+    script = (sys.executable, many_devices.__file__, "--folder", folder, *options)
+    command = [*script, "--steps", "6", "--save-every", "3", "--width", "16", "--layers", "1"]
+    quick = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    ran = subprocess.run(command, env=quick, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_two_processes_go_on_where_eight_devices_were(tmp_path):
     """With a time-out: devices that whiten at once must not wait for each other for ever."""
-    eight = many_devices(tmp_path, "--devices", "8")
+    eight = on_many_devices(tmp_path, "--devices", "8")
     shutil.rmtree(tmp_path / "steps" / "6")
-    both = many_devices(tmp_path, "--processes", "2", "--devices", "2")
+    both = on_many_devices(tmp_path, "--processes", "2", "--devices", "2")
     assert [(line["step"], line["devices"]) for line in both[6:]] == [(4, 4), (5, 4), (6, 4)]
     for line, expected in zip(both[6:], eight[3:], strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)  # sums in another order
 
 
-def test_many_devices_refuses_what_it_cannot_cut(tmp_path):
-    script = SCRIPT.with_name("many_devices.py")
-    options = ["--folder", tmp_path, "--devices", "8", "--batch-size", "12"]
-    ran = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert "--batch-size must be a multiple of the 8 devices, got 12." in ran.stderr
-    options = ["--folder", tmp_path, "--width", "32"]
-    ran = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert "holds another run" in ran.stderr
+def test_what_many_devices_cannot_cut_is_refused_and_leaves_the_folder_free(tmp_path):
+    config = many_devices.Config(tmp_path / "run", batch_size=12)
+    with pytest.raises(SystemExit, match=r"must be a multiple of the 8 devices, got 12\."):
+        many_devices.train(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_of_one_run(tmp_path):
+    config = many_devices.Config(tmp_path)
+    check_config(tmp_path, config.fixed())
+    check_config(tmp_path, dataclasses.replace(config, steps=300).fixed())
+    with pytest.raises(SystemExit, match="holds another run"):
+        check_config(tmp_path, dataclasses.replace(config, width=32).fixed())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (None, 1), (0, -signal.SIGKILL)])
+def test_the_first_process_that_fails_gives_the_code(tmp_path, monkeypatch, codes):
+    """A process that a signal ended has a negative one."""
+    polled, killed = iter(codes), []
+
+    def started(command):
+        process = types.SimpleNamespace(kill=lambda: killed.append(command))
+        code = next(polled)
+        process.poll = lambda: code
+        return process
+
+    monkeypatch.setattr(many_devices.subprocess, "Popen", started)
+    assert many_devices.launch(many_devices.Config(tmp_path, processes=2)) == (codes[1] or 0)
+    assert len(killed) == 2

@@ -8,6 +8,7 @@ with as many threads as it takes by itself, and with one.
 
 import contextlib
 import dataclasses
+import functools
 import statistics
 import sys
 import time
@@ -92,10 +93,12 @@ def start(task: Addition, optimizer: optax.GradientTransformation) -> State:
     return State(params, optimizer.init(params), jax.random.key(2))
 
 
-def epoch(task: Addition, optimizer: optax.GradientTransformation, state: State) -> tuple:
+def epoch(
+    task: Addition, optimizer: optax.GradientTransformation, state: State, data: tuple
+) -> tuple:
     """Train on every full batch once; return the next state and the losses of both sets."""
     graph, _ = task.network()
-    train, test = task.data()
+    train, test = data
     order, key = jax.random.split(state.key)
     batches = task.train_size // task.batch_size
     chosen = jax.random.permutation(key, task.train_size)[: batches * task.batch_size]
@@ -164,12 +167,12 @@ def rows(training: Training, prime: int) -> dict[str, Callable[[], float]]:
 
 def epochs(task: Addition, optimizer: optax.GradientTransformation) -> Callable[[], float]:
     """Return a function that trains for one more epoch and returns its seconds."""
-    held = [start(task, optimizer)]
-    step = jax.jit(lambda state: epoch(task, optimizer, state)).lower(held[0]).compile()
+    held, data = [start(task, optimizer)], task.data()
+    step = jax.jit(functools.partial(epoch, task, optimizer)).lower(held[0], data).compile()
 
     def run() -> float:
         started = time.perf_counter()
-        held[0], _ = jax.block_until_ready(step(held[0]))
+        held[0], _ = jax.block_until_ready(step(held[0], data))
         return time.perf_counter() - started
 
     return run

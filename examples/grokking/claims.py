@@ -47,7 +47,7 @@ def _modular() -> Iterator[Claim]:
     yield _epochs("... column norm", addition["p97-column_norm"])
     yield _epochs("... whitened halfway, U S^½ Vᵀ", outcomes("power")["0.5-lr20"])
     spread = condition("gradient")
-    yield "addition modulo 97: largest over smallest singular value", "decades apart", spread
+    yield "addition modulo 97: largest over second smallest singular value", "decades apart", spread
     yield "toy problem: simulation differs from theory by at most", NONE, toy()["gap"]
 
 

@@ -75,6 +75,13 @@ class Config:
                 f"{self.epochs} and {self.spectra_at} with measure_every={self.measure_every}; "
                 "change one"
             )
+        shuffles = self.task.shuffle_every
+        if shuffles and shuffles % self.measure_every:
+            raise ValueError(
+                "shuffle_every must be a multiple of measure_every, as data changes between "
+                f"measurements alone; got {shuffles} with measure_every={self.measure_every}; "
+                "change one"
+            )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -281,7 +281,13 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"one command at a time may write to a folder, and another writes to {folder}; "
+                "wait for it, or choose another folder"
+            ) from error
         yield
     finally:
         os.close(descriptor)

@@ -11,7 +11,7 @@ import optax
 import egd_optax
 from egd_optax import matching, polar, scale_by_egd
 from grokking import controls
-from grokking.tasks import check_choice, check_least, check_share
+from grokking.tasks import check_choice, check_decay_rate, check_least, check_share
 
 Chain: TypeAlias = optax.GradientTransformationExtraArgs
 REQUIRED = inspect.Parameter.empty
@@ -64,7 +64,7 @@ def plain(
     """
     check_choice("base", base, BASES)
     check_choice("decay", decay, DECAYS)
-    check_share("b2", b2)
+    check_decay_rate("b2", b2)
     check_least("warmup_steps", warmup_steps, 0)
     if not (learning_rate > 0 and weight_decay >= 0):
         raise ValueError(
@@ -125,7 +125,7 @@ def egd(
     whiten = _method(method, {"rank": rank, "exponent": exponent, "floor": floor})
     change = optax.with_extra_args_support(scale_by_egd(whiten))
     if average is not None:
-        check_share("average", average)
+        check_decay_rate("average", average)
         change = optax.chain(optax.ema(average, debias=False), change)
     if every > 1:
         change = optax.conditionally_transform(change, lambda step: step % every == 0)
@@ -154,7 +154,7 @@ def grokfast_ema(
     learning_rate: float, *, slow: float = 0.98, strength: float = 2.0, **rest: Any
 ) -> Chain:
     """Amplify slow gradients by a moving average, of decay rate `slow`, times `strength`."""
-    check_share("slow", slow)
+    check_decay_rate("slow", slow)
     return plain(learning_rate, change=controls.grokfast_ema(slow, strength), **rest)
 
 

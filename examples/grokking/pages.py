@@ -55,7 +55,6 @@ def globals_of(folder: Path) -> dict[str, Any]:
         tables.seeds_table,
         tables.switch_table,
         tables.sweep_table,
-        tables.settings_table,
         tables.area_table,
     )
     return {function.__name__: function for function in functions} | {

@@ -5,7 +5,6 @@ its table's log.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -84,7 +83,9 @@ def run_missing(names: Sequence[str], processes: int, logs: Path, dry_run: bool)
         for name in [*(job.label for job in todo), *others]:
             print(f"  {name}")
         return []
-    with _alone(logs):
+    parts = logs / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    with locked(parts, wait=False):
         failed = run_all(todo, processes) if todo else []
         for name in others:
             print(f"{name} ...")
@@ -186,21 +187,6 @@ def _show_running(bar: tqdm, futures: Mapping[Future, Job], processes: int) -> N
     """Show the runs in progress beside the bar; the pool counts one more than there are."""
     running = [job.label for future, job in futures.items() if not future.done()][:processes]
     bar.set_postfix_str(" | ".join(running))
-
-
-@contextlib.contextmanager
-def _alone(logs: Path) -> Iterator[None]:
-    """Refuse to run while another command writes to the same logs."""
-    parts = logs / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(parts, wait=False):
-            yield
-    except BlockingIOError as error:
-        raise BlockingIOError(
-            f"one command at a time may run the experiments, and another writes to {logs}; "
-            "wait for it or choose other logs"
-        ) from error
 
 
 def _other(name: str, logs: Path) -> Path:

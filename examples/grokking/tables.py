@@ -125,18 +125,6 @@ def sweep_table(name: str) -> str:
     return markdown(headings, rows)
 
 
-def settings_table(name: str) -> str:
-    """Return the median of every setting of each method, a row a method."""
-    groups = _by_label(name)
-    settings = [outcome.row.config.optimizer.settings for outcome in next(iter(groups.values()))]
-    headings = ["method"]
-    headings += [
-        f"rate {each['learning_rate']:g}, decay {each['weight_decay']:g}" for each in settings
-    ]
-    rows = [[label, *(count(one.median, one.cap) for one in groups[label])] for label in groups]
-    return markdown(headings, rows)
-
-
 def _by_label(name: str) -> dict[str, list[Outcome]]:
     """Return an experiment's outcomes by label: the settings of each method."""
     groups: dict[str, list[Outcome]] = {}

@@ -34,9 +34,13 @@ class Split(NamedTuple):
 
 
 class Task:
-    """Data, network, loss and accuracy; `kind` is its name in logs."""
+    """Data, network, loss and accuracy; `kind` is its name in logs.
+
+    `shuffle_every` is the number of epochs after which the data changes; None: it never does.
+    """
 
     kind: ClassVar[str]
+    shuffle_every: int | None = None
 
     @property
     def train_size(self) -> int:
@@ -249,6 +253,11 @@ def check_least(name: str, value: int, least: int) -> None:
 def check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}; 95 % is 0.95")
+
+
+def check_decay_rate(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is a decay rate and must lie in [0, 1), got {value}; try 0.98")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -27,6 +27,7 @@ import tyro
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from run_config import check_config
 from tqdm import tqdm
 
 from egd_optax import egd, infer_axes
@@ -34,6 +35,7 @@ from egd_optax.models import DecoderTransformer
 
 MODULUS = 59  # what is learned: a b modulo 59, from the tokens (a, times, b, equals)
 LENGTH, HEADS = 4, 4
+FREE = {"folder", "steps", "save_every", "processes", "devices", "coordinator", "process_id"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,10 @@ class Config:
             raise SystemExit(f"--width must be a multiple of the {HEADS} heads, got {self.width}.")
         if not 0 <= self.process_id < self.processes:
             raise SystemExit(f"--process-id must lie in [0, {self.processes}) of --processes.")
+
+    def fixed(self) -> dict[str, Any]:
+        """Return the options that a run keeps when it goes on."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in FREE}
 
 
 class Training:
@@ -154,6 +160,7 @@ def train(config: Config) -> None:
             f"--batch-size must be a multiple of the {devices} devices, got {config.batch_size}."
         )
     training = Training(config)
+    check_config(config.folder, config.fixed(), write=first)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     with (
         jax.set_mesh(training.mesh),
@@ -176,20 +183,6 @@ def train(config: Config) -> None:
         print(f"{config.steps} steps are done; log: {config.folder / 'log.jsonl'}")
 
 
-def check_config(config: Config) -> None:
-    """Write `config.json`, or refuse a folder with checkpoints of another run."""
-    free = {"folder", "steps", "save_every", "processes", "devices", "coordinator", "process_id"}
-    fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
-    file = config.folder / "config.json"
-    config.folder.mkdir(parents=True, exist_ok=True)
-    if file.exists() and json.loads(file.read_text()) != fixed:
-        raise SystemExit(
-            f"{config.folder} holds another run, {file.read_text()}: give the same options to go "
-            "on with it, or another --folder."
-        )
-    file.write_text(json.dumps(fixed))
-
-
 def write(config: Config, line: dict[str, Any]) -> None:
     """Append a step to the log; of one that was run twice the last line counts."""
     with (config.folder / "log.jsonl").open("a") as log:
@@ -206,20 +199,18 @@ def launch(config: Config) -> int:
         subprocess.Popen([*command, "--process-id", str(index)])
         for index in range(config.processes)
     ]
+    codes: list[int | None] = [None]
     try:
-        while any(one.poll() is None for one in started):
-            if failed := [one for one in started if one.poll()]:
-                return failed[0].returncode
+        while None in codes and not any(codes):
             time.sleep(0.1)
-        return max(one.returncode for one in started)
+            codes = [one.poll() for one in started]
+        return next(filter(None, codes), 0)
     finally:
         for one in started:
             one.kill()
 
 
 def main(config: Config) -> int:
-    if config.process_id == 0:
-        check_config(config)
     if config.processes > 1 and config.coordinator is None:
         return launch(config)
     if config.devices is not None:

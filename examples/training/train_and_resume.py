@@ -8,7 +8,6 @@ checkpoint and ends with the parameters, bit for bit, of a run that was never st
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 import tyro
 from flax import nnx
+from run_config import check_config
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
@@ -133,21 +133,6 @@ def restore(checkpoints: ocp.CheckpointManager, model: CNN, trainer: nnx.Optimiz
     return last
 
 
-def check_config(config: Config) -> None:
-    """Write `config.json`, or refuse a folder that holds the checkpoints of another run."""
-    recipe = {k: v for k, v in dataclasses.asdict(config).items() if k != "folder"}
-    file = config.folder / "config.json"
-    config.folder.mkdir(parents=True, exist_ok=True)
-    if file.exists() and json.loads(file.read_text()) != recipe:
-        raise SystemExit(
-            f"{config.folder} holds another run, {file.read_text()}: give the same options to go "
-            "on with it, or another --folder."
-        )
-    whole = file.with_suffix(".tmp")
-    whole.write_text(json.dumps(recipe))
-    whole.replace(file)
-
-
 def train(config: Config, model: CNN, trainer: nnx.Optimizer, data: tuple) -> None:
     """Train from the last checkpoint on; saving goes on in the background of the next steps."""
     images, targets = data
@@ -178,10 +163,11 @@ def report(config: Config, model: CNN, trainer: nnx.Optimizer, data: tuple) -> N
 
 
 def main(config: Config) -> None:
-    check_config(config)
     images, targets = digits()
     count = len(images) * 4 // 5
     model, trainer = build(config)
+    options = dataclasses.asdict(config)
+    check_config(options.pop("folder"), options)
     train(config, model, trainer, (images[:count], targets[:count]))
     report(config, model, trainer, (images[count:], targets[count:]))
 

@@ -14,7 +14,7 @@ from grokking import controls
 from grokking.config import Config
 from grokking.experiments import PAPER
 from grokking.optimizers import Optimizer
-from grokking.tasks import ModularArithmetic
+from grokking.tasks import Mnist, ModularArithmetic
 
 RANDOM = np.random.default_rng(0)
 GRADIENTS = RANDOM.standard_normal((9, 4, 6)).astype(np.float32)
@@ -61,8 +61,8 @@ def test_a_config_survives_json(name):
         ({"blend_steps": -1}, "blend_steps must be at least 0, got -1"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
         ({"switch_off": 95.0}, r"switch_off must lie in \[0, 1\], got 95.0; 95 % is 0.95"),
-        ({"average": 1.5}, r"average must lie in \[0, 1\], got 1.5"),
-        ({"b2": -0.1}, r"b2 must lie in \[0, 1\], got -0.1"),
+        ({"average": 1.0}, r"average is a decay rate and must lie in \[0, 1\), got 1.0"),
+        ({"b2": 1.0}, r"b2 is a decay rate and must lie in \[0, 1\), got 1.0"),
         ({"matrices": "some"}, "matrices must be one of first, all, feed_forward"),
         ({"base": "lion"}, "base must be one of sgd, adam"),
         ({"decay": "none"}, "decay must be one of coupled, between, decoupled"),
@@ -76,6 +76,10 @@ def test_a_config_survives_json(name):
         ({"spectra_at": (-1,)}, r"spectra_at must lie in \[0, epochs\]"),
         ({"target": 95.0}, r"target is an accuracy and must lie in \(0, 1\], got 95.0"),
         ({"measure_every": 2}, "must be multiples of measure_every, got 3"),
+        (
+            {"measure_every": 3, "task": Mnist(50, shuffle_every=20)},
+            "shuffle_every must be a multiple of measure_every, .*; got 20 .*=3; change one",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(tiny, changes, message):

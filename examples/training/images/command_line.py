@@ -10,7 +10,7 @@ from language import compare
 from language.command_line import run_one
 
 from images import pages, results
-from images.study import NAMES, Config, Study, time_bests
+from images.study import NAMES, Config, Study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Time(_OnLogs):
     def run(self) -> None:
         task = self.existing(self.network).header["task"]
         study = Study(Config(**task["model"]), task["trials"], task["seeds"])
-        _show(time_bests(study, self.log(self.network)))
+        _show(compare.time_bests(study, self.log(self.network)))
 
 
 @dataclasses.dataclass(frozen=True)

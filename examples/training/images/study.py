@@ -7,7 +7,7 @@ digits that the trial did not train on; the other 1,000, the test set, are for t
 import dataclasses
 import functools
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,21 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from arena.field import FIRST_FRESH_SEED, Field
-from arena.record import TIMES, Line, Log, Record
-from arena.space import Settings, traced
+from arena.record import Line
+from arena.space import Settings
 from flax import nnx
 from grokking.digits import DIGITS, mnist
-from grokking.log import environment
 from grokking.tasks import check_choice, check_least
-from language.compare import planned, told, tuned
-from language.optimizers import OPTIMIZERS, Recipe
+from language.compare import planned, told, values_of
+from language.course import State
+from language.optimizers import OPTIMIZERS, Recipe, Values
 
 from egd_optax import infer_axes
 from images.networks import NETWORKS, SIDE, TITLES
 
 NAMES = ("adamw", "sgd", "muon", "egd")
 HELD_OUT = 1_000  # digits to tune by, and as many again to test on
-ROUNDS = 15  # of timing, in turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +113,11 @@ class Study:
         The error is that on the test set if the seed is a fresh one. Without a finite loss at the
         end there is no score.
         """
-        program = _program(self.config, name)
-        return program.run(traced(OPTIMIZERS[name].numbers, settings), seed)
+        return _program(self.config, name).run(values_of(name, settings), seed)
+
+    def steps(self, name: str, settings: Settings) -> tuple["Program", Values]:
+        """Return a program that is not compiled yet, and its numbers."""
+        return Program(self.config, name), values_of(name, settings)
 
 
 class Data(NamedTuple):
@@ -125,6 +127,7 @@ class Data(NamedTuple):
     held_out: np.ndarray
 
 
+@functools.lru_cache(maxsize=4)
 def data(config: Config, seed: int) -> Data:
     """Return what a seed trains on and is judged by.
 
@@ -148,7 +151,12 @@ def data(config: Config, seed: int) -> Data:
 
 
 class Program:
-    """A network with an optimizer; compiled when it is first used, for all settings and seeds."""
+    """A network with an optimizer; compiled when it is first used, for all settings and seeds.
+
+    `run` compiles the whole training. `compile` compiles a step of it by itself, for timing.
+    """
+
+    step: Callable[..., tuple[State, jax.Array]]
 
     def __init__(self, config: Config, name: str):
         self.config, self.network = config, NETWORKS[config.network]
@@ -159,12 +167,27 @@ class Program:
         self.axes = infer_axes(nnx.to_pure_dict(shapes), self._loss, images, labels)
         self._compiled: Any = None
 
-    def run(self, values: dict[str, np.generic], seed: int) -> Line:
+    def start(self, values: Values, seed: int) -> State:
+        """Return the state before the first step."""
+        params = self._params(seed)
+        return State(params, self._transform(values).init(params))
+
+    def compile(self, values: Values, state: State) -> float:
+        """Compile the step, and return the seconds that took."""
+        images, labels = map(jnp.asarray, _digits())
+        started = time.perf_counter()
+        arguments = values, state, self.batch(0, 0)
+        compiled = jax.jit(self._step).lower(images, labels, *arguments).compile()
+        self.step = functools.partial(compiled, images, labels)
+        return time.perf_counter() - started
+
+    def batch(self, seed: int, step: int) -> np.ndarray:
+        """Return the numbers of a step's digits."""
+        return data(self.config, seed).batches.reshape(-1, self.config.batch)[step]
+
+    def run(self, values: Values, seed: int) -> Line:
         """Train, and return the line of a log."""
-        images, labels = mnist()
-        params = nnx.to_pure_dict(nnx.state(self.network(nnx.Rngs(seed))))
-        pictures = images.reshape(-1, SIDE, SIDE, 1)
-        arguments = values, params, pictures, labels, data(self.config, seed)
+        arguments = values, self._params(seed), *_digits(), data(self.config, seed)
         started = time.perf_counter()
         if self._compiled is None:
             self._compiled = jax.jit(self._train).lower(*arguments).compile()
@@ -189,25 +212,39 @@ class Program:
         }
 
     def _train(
-        self, values: Any, params: Any, images: jax.Array, labels: jax.Array, chosen: Data
+        self, values: Values, params: Any, images: jax.Array, labels: jax.Array, chosen: Data
     ) -> tuple[jax.Array, jax.Array]:
         """Return the mean loss of the steps before each look, and the error there."""
-        transform = self._entry.make(values, Recipe(self.axes, self.config.schedule()))
+        step = functools.partial(self._step, images, labels, values)
 
-        def step(carry: tuple, batch: jax.Array) -> tuple[tuple, jax.Array]:
-            params, state = carry
-            loss, gradients = jax.value_and_grad(self._loss)(params, images[batch], labels[batch])
-            updates, state = transform.update(gradients, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        def look(carry: tuple, batches: jax.Array) -> tuple[tuple, tuple]:
-            carry, losses = jax.lax.scan(step, carry, batches)
-            wrong = self._outputs(carry[0], images[chosen.held_out]).argmax(-1)
+        def look(state: State, batches: jax.Array) -> tuple[State, tuple]:
+            state, losses = jax.lax.scan(step, state, batches)
+            wrong = self._outputs(state.params, images[chosen.held_out]).argmax(-1)
             error = jnp.mean(wrong != labels[chosen.held_out], dtype=jnp.float32)
-            return carry, (losses.mean(), error)
+            return state, (losses.mean(), error)
 
-        carry = params, transform.init(params)
-        return jax.lax.scan(look, carry, jnp.asarray(chosen.batches))[1]
+        state = State(params, self._transform(values).init(params))
+        return jax.lax.scan(look, state, jnp.asarray(chosen.batches))[1]
+
+    def _step(
+        self,
+        images: jax.Array,
+        labels: jax.Array,
+        values: Values,
+        state: State,
+        batch: jax.Array,
+    ) -> tuple[State, jax.Array]:
+        """Return the state after an update, and the loss before it."""
+        loss, gradients = jax.value_and_grad(self._loss)(state.params, images[batch], labels[batch])
+        transform = self._transform(values)
+        updates, optimizer = transform.update(gradients, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, updates), optimizer), loss
+
+    def _transform(self, values: Values) -> optax.GradientTransformation:
+        return self._entry.make(values, Recipe(self.axes, self.config.schedule()))
+
+    def _params(self, seed: int) -> Any:
+        return nnx.to_pure_dict(nnx.state(self.network(nnx.Rngs(seed))))
 
     def _loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         logits = self._outputs(params, images)
@@ -217,27 +254,10 @@ class Program:
         return nnx.merge(self._graph, params)(images)
 
 
-def time_bests(study: Study, path: Path) -> Record:
-    """Time some steps of a log's bests in turn, in one process; nothing else should be running."""
-    short = dataclasses.replace(study.config, steps=2 * study.config.every)
-    with Log(path, study.told(study.field.config())) as log:
-        found = {name: tuned(log.record, study.field.task, name) for name in log.record.optimizers}
-        rows: dict[str, Line] = {
-            name: {"settings": one.best["settings"], "seconds": []}
-            for name, one in found.items()
-            if one and one.trials
-        }
-        programs = {name: Program(short, name) for name in rows}
-        for number in range(ROUNDS + 1):
-            for name, row in rows.items():
-                values = traced(OPTIMIZERS[name].numbers, row["settings"])
-                line = programs[name].run(values, study.field.fresh_seeds[0])
-                if number:  # the first round compiles
-                    row["seconds"].append(round(line["seconds"] / short.steps, 6))
-                else:
-                    row["compile"] = line["compile"]
-        log.add({"kind": TIMES, "hardware": environment()["hardware"], "rows": rows})
-        return log.record
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return images (5000, 28, 28, 1) and labels."""
+    images, labels = mnist()
+    return images.reshape(-1, SIDE, SIDE, 1), labels
 
 
 def whitened(network: str) -> list[str]:

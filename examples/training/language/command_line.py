@@ -75,10 +75,10 @@ class Train(_OnModel):
     """Peak of AdamW's learning rate on embeddings, head, biases and norms."""
     decay: float | None = None
     """Weights of the matrices shrink by the learning rate times this."""
-    average: float | None = None
+    momentum: float | None = None
     """Decay rate of the average of the gradients, such as .95."""
-    place: Literal["before", "after"] | None = None
-    """Of EGD's average: of the gradients, before the whitening, or of the whitened ones, after."""
+    average: Literal["before", "after"] | None = None
+    """EGD's is of the gradients, before the whitening, or of the whitened ones, after it."""
     scale: Literal["muon", "consistent_rms"] | None = None
     """Factor by shape of EGD, Muon and Shampoo."""
     seed: int = 0
@@ -100,21 +100,20 @@ class Train(_OnModel):
             ValueError: one that it does not have, or that cannot be.
         """
         own = OPTIMIZERS[self.optimizer].settings
-        names = ("learning_rate", "others", "decay", "scale", "place", "average")
+        names = ("learning_rate", "others", "decay", "scale", "average", "momentum")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        knobs = {"place": "average", "average": "reach"}  # options that have other names
         for name, value in given.items():
-            if knobs.get(name, name) not in own:
+            if (name if name != "momentum" else "reach") not in own:
                 raise ValueError(f"{self.optimizer} has no {name}; leave it out")
-            if name == "average" and not 0 <= value < 1:
-                raise ValueError(f"an average lies in [0, 1), got {value}; 0.95, say")
+            if name == "momentum" and not 0 <= value < 1:
+                raise ValueError(f"momentum lies in [0, 1), got {value}; 0.95, say")
             if isinstance(value, float) and not 0 <= value < float("inf"):
                 raise ValueError(
                     f"{name} must be a number of at least 0, got {value}; {own[name]}, say"
                 )
-        if "average" in given:
-            given["average"] = 1 / (1 - given["average"])
-        return own | {knobs.get(name, name): value for name, value in given.items()}
+        if "momentum" in given:
+            given["reach"] = 1 / (1 - given.pop("momentum"))
+        return own | given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ class _OnLogs:
 class Compare(_OnLogs, _OnModel):
     """Tune every optimizer alike, run the bests on fresh seeds, print the table.
 
-    Killed, the same command goes on.
+    Killed, the same command goes on. Without options it prints the repository's table.
     """
 
     trials: int = 8
@@ -150,6 +149,9 @@ class Compare(_OnLogs, _OnModel):
     """Names of optimizers. Shampoo, whose steps are the most expensive, must be named."""
 
     def run(self) -> None:
+        if self == Compare():
+            _show(_existing(self.log))
+            return
         study = compare.Study(self.config(), corpus.read(self.corpus), self.trials, self.seeds)
         record = compare.run(study, self.log, self.only, self.rounds)
         _show(record)
@@ -174,7 +176,7 @@ class Time(_OnLogs):
 class Ablate(_OnLogs):
     """Run one change at a time from EGD's best settings in the comparison's log.
 
-    Killed, the same command goes on.
+    Killed, the same command goes on. Without options it prints the repository's table.
     """
 
     seeds: int = 1
@@ -183,6 +185,9 @@ class Ablate(_OnLogs):
     """Names of changes; left out, all of them."""
 
     def run(self) -> None:
+        if self == Ablate():
+            print(results.ablation_table(_existing(self.ablation)))
+            return
         compared = _existing(self.log)
         config = Config(**compared.header["task"]["model"])
         study = compare.Study(config, corpus.read(self.corpus), seeds=self.seeds)

@@ -12,10 +12,11 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 from arena.contract import Knob, Optimizer, Task
 from arena.field import FIRST_FRESH_SEED, Field
@@ -28,15 +29,28 @@ from tqdm import tqdm
 
 from language.config import HOPELESS, Config
 from language.corpus import Corpus
-from language.course import Point, Program, State
+from language.course import Point, Program
 from language.optimizers import OPTIMIZERS, Choices, Entry, Values, choices_of
 
 TUNING_SEED = 0
 ROUNDS, STEPS = 15, 4  # of timing: in turn, so many steps each
 
 
+class Steps(Protocol):
+    """What is timed: a program that `compile` has compiled, one step after the other."""
+
+    @property
+    def step(self) -> Callable[..., tuple[Any, jax.Array]]: ...
+
+    def start(self, values: Values, seed: int) -> Any: ...
+
+    def compile(self, values: Values, state: Any) -> float: ...
+
+    def batch(self, seed: int, step: int) -> np.ndarray: ...
+
+
 class Plan(Protocol):
-    """What a comparison asks a study for: the field, a log's config, the line of one run."""
+    """What a comparison asks a study for: field, a log's config, the line of one run, its steps."""
 
     @property
     def field(self) -> Field: ...
@@ -44,6 +58,8 @@ class Plan(Protocol):
     def told(self, header: Line) -> Line: ...
 
     def trained(self, name: str, settings: Settings, seed: int) -> Line: ...
+
+    def steps(self, name: str, settings: Settings) -> tuple[Steps, Values]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +98,11 @@ class Study:
         """Train once, and return the run's line."""
         program = _program(self.config, self.text, name, choices_of(settings))
         return trial(program, values_of(name, settings), seed)
+
+    def steps(self, name: str, settings: Settings) -> tuple[Program, Values]:
+        """Return a program that is not compiled yet, and its numbers."""
+        program = Program(self.config, OPTIMIZERS[name], self.text, choices_of(settings))
+        return program, values_of(name, settings)
 
 
 def told(header: Line, own: Line) -> Line:
@@ -232,23 +253,16 @@ def _round(study: Plan, name: str, number: int, knobs: Iterable[Knob]) -> Line:
     return line | {"knobs": [to_json(knob) for knob in knobs]}
 
 
-def time_bests(study: Study, path: Path) -> Record:
-    """Time the bests of a log in turn, in one process; nothing else should be running."""
+def time_bests(study: Plan, path: Path) -> Record:
+    """Time steps of a log's bests in turn, in one process; nothing else should be running."""
     with Log(path, study.told(study.field.config())) as log:
         found = {name: tuned(log.record, study.field.task, name) for name in log.record.optimizers}
         bests = {name: one.best["settings"] for name, one in found.items() if one and one.trials}
         if bests:
-            rows = timed(
-                {
-                    name: (
-                        Program(study.config, OPTIMIZERS[name], study.text, choices_of(settings)),
-                        values_of(name, settings),
-                    )
-                    for name, settings in bests.items()
-                }
-            )
+            rows = timed({name: study.steps(name, best) for name, best in bests.items()})
             whole = {name: {"settings": bests[name]} | row for name, row in rows.items()}
-            log.add({"kind": TIMES, "hardware": environment()["hardware"], "rows": whole})
+            about = {"kind": TIMES, "hardware": environment()["hardware"], "steps_alone": True}
+            log.add(about | {"rows": whole})
         return log.record
 
 
@@ -288,9 +302,9 @@ def _program(config: Config, text: Corpus, name: str, choices: Choices) -> Progr
     return Program(config, OPTIMIZERS[name], text, choices)
 
 
-def timed(programs: Mapping[str, tuple[Program, Values]]) -> Line:
+def timed(programs: Mapping[str, tuple[Steps, Values]]) -> Line:
     """Return seconds of a step of each, several times in turn, and of its compilation."""
-    states: dict[str, State] = {}
+    states: dict[str, Any] = {}
     rows: dict[str, Line] = {}
     for name, (program, values) in programs.items():
         states[name] = program.start(values, TUNING_SEED)

@@ -74,7 +74,8 @@ def run(race: Race) -> str:
     Killed, the same command goes on. Steps are timed anew each time.
 
     Raises:
-        ValueError: a folder holds another run, or a window does not fit into the text.
+        ValueError: a folder holds another run, a window does not fit into the text, or a loss is
+            not finite.
         OSError: a folder cannot be written.
     """
     for one in race.runs():

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -81,7 +82,8 @@ def train(run: Run) -> Line:
     """Train to the end, from wherever the folder's last checkpoint is, and return the last line.
 
     Raises:
-        ValueError: the folder holds another run, or a window does not fit into the text.
+        ValueError: the folder holds another run, a window does not fit into the text, or the loss
+            is not finite; what was logged before is kept.
         OSError: the folder cannot be written, or another command trains in it.
     """
     run.text.check_context(run.config.context)
@@ -148,6 +150,7 @@ def _go_on(run: Run, lines: list[Line], checkpoints: ocp.CheckpointManager) -> N
     program.compile(values, state)
     with tqdm(total=run.config.steps, initial=after, unit="step", disable=None) as bar:
         for point in program.course(values, state, run.seed, after, bar.update):
+            _check_finite(run, point)
             lines.append(_line(run, lines, point))
             write(run.log, lines)
             state = point.state
@@ -157,6 +160,15 @@ def _go_on(run: Run, lines: list[Line], checkpoints: ocp.CheckpointManager) -> N
     lines.append(_end(run, program, lines, state))
     checkpoints.wait_until_finished()
     write(run.log, lines)
+
+
+def _check_finite(run: Run, point: Point) -> None:
+    if not (math.isfinite(point.loss) and math.isfinite(point.validation)):
+        raise ValueError(
+            f"the loss must stay finite, and {OPTIMIZERS[run.optimizer].title} has {point.loss} in "
+            f"training and {point.validation} in validation at step {point.step}; lower the "
+            "learning rate"
+        )
 
 
 def _line(run: Run, lines: list[Line], point: Point) -> Line:

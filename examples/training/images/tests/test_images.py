@@ -95,6 +95,18 @@ def test_a_run_without_a_finite_loss_has_no_score(small):
     assert None in line["course"]["loss"]
 
 
+def test_a_timed_step_is_one_of_the_training(small):
+    settings = OPTIMIZERS["sgd"].settings
+    line = small.trained("sgd", settings, 0)
+    program, values = small.steps("sgd", settings)
+    state, losses = program.start(values, 0), []
+    program.compile(values, state)
+    for number in range(10):
+        state, loss = program.step(values, state, program.batch(0, number))
+        losses.append(loss)
+    assert np.mean(losses) == pytest.approx(line["course"]["loss"][0], rel=1e-3)
+
+
 def test_a_comparison_goes_on_and_its_tables_are_those_of_its_runs(tmp_path, monkeypatch, capsys):
     """Training is left out: an error that rises with the distance from a best within the ranges."""
     ran = []

@@ -157,9 +157,9 @@ BAD = {
     "no batch": (["--batch", "0"], "batch must be at least 1, got 0"),
     "no steps": (["--steps", "0"], "steps must be at least 1, got 0"),
     "no such knob": (["--optimizer", "sgd", "--others", "-1"], "sgd has no others"),
-    "no such choice": (["--optimizer", "muon", "--place", "after"], "muon has no place"),
+    "no such choice": (["--optimizer", "muon", "--average", "after"], "muon has no average"),
     "a rate": (["--learning-rate", "-1"], "must be a number of at least 0, got -1.0; 0.055"),
-    "an average": (["--average", "1"], r"lies in [0, 1), got 1.0"),
+    "a momentum": (["--momentum", "1"], r"momentum lies in [0, 1), got 1.0"),
     "a negative seed": (["--seed", "-1"], "a seed lies in [0, 2^31), got -1"),
     "a large seed": (["--seed", "99999999999"], "got 99999999999; 0, say"),
 }
@@ -173,6 +173,21 @@ def test_bad_input_is_refused_before_training(folder, tmp_path, capsys, options,
     assert main(["train", *out, *own, *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_options_have_the_librarys_names(folder, tmp_path, monkeypatch):
+    """A decay rate becomes the reach that logs have."""
+    runs = []
+
+    def train(run):
+        runs.append(run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("language.command_line.train", train)
+    own = ["--size", "tiny", "--folder", str(tmp_path), "--corpus", str(folder)]
+    assert main(["train", *own, "--momentum", "0.75", "--average", "before"]) == 130
+    expected = OPTIMIZERS["egd"].settings | {"reach": 4.0, "average": "before"}
+    assert runs[0].settings == expected
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from arena.plan import probed
 from arena.record import COUNT, ROUND, TIMES, TRIAL, LogError, Record, read
 from arena.space import BATCH, edges, from_json
 from arena.suggest import suggested
+from grokking.log import locked
 
 from language import ablate, compare, pages, results
 from language.command_line import main
@@ -223,6 +226,39 @@ def test_a_log_without_steps_is_refused(tmp_path):
         read_run(path)
 
 
+class Diverging:
+    """A program whose second look finds no finite loss."""
+
+    recipe = types.SimpleNamespace(axes="nothing is whitened")
+
+    def __init__(self, *_): ...
+
+    def start(self, values, seed):
+        return np.zeros(1)
+
+    def compile(self, values, state): ...
+
+    def course(self, values, state, *_):
+        yield Point(2, 3.0, 3.0, 1.0, state)
+        yield Point(4, math.nan, math.inf, 1.0, state)
+
+
+def test_a_run_that_diverges_keeps_what_was_logged(text, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("language.train.Program", Diverging)
+    run = Run(tmp_path, tiny, "sgd", OPTIMIZERS["sgd"].settings, 0, text)
+    with pytest.raises(ValueError, match=r"must stay finite, .* has nan .* at step 4; lower the"):
+        train(run)
+    assert [line["step"] for line in read_run(run.log)[1:]] == [2]
+    assert last_checkpoint(tmp_path) == 2
+
+
+def test_a_second_command_in_a_folder_is_refused(text, tiny, tmp_path):
+    run = Run(tmp_path, tiny, "sgd", OPTIMIZERS["sgd"].settings, 0, text)
+    with locked(tmp_path), pytest.raises(BlockingIOError, match=r"one command .* wait for it, or"):
+        train(run)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_checkpoint_is_named(text, tiny, tmp_path):
     run = Run(tmp_path, tiny, "sgd", OPTIMIZERS["sgd"].settings, 0, text)
     train(run)
@@ -234,6 +270,13 @@ def test_a_damaged_checkpoint_is_named(text, tiny, tmp_path):
         train(run)
     shutil.rmtree(tmp_path / "steps" / "6")
     assert train(run)["kind"] == END
+
+
+def test_without_options_the_repositorys_logs_are_shown_whatever_python_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("language.corpus.read", lambda _: pytest.fail("this machine's was read"))
+    for command, row in (("compare", "AdamW"), ("ablate", ablate.BASE)):
+        assert main([command]) == 0
+        assert row in capsys.readouterr().out
 
 
 def test_the_page_is_made_from_the_committed_logs(tmp_path):
