@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from grokking.tasks import nearest
+from common.checks import nearest
 
 from arena.contract import Knob, Optimizer, Params, Task
 from arena.space import BATCH, to_json

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grokking.figures import COLORS, new_figure, save
+from common.figures import COLORS, new_figure, save
 from matplotlib.axes import Axes
 from matplotlib.ticker import (
     LogLocator,

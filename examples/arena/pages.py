@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.pages import templates
 from grokking.tasks import OPERATIONS
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
 from arena import demo, tables, why
@@ -183,12 +183,7 @@ def _of_why(found: why.Found, titles: dict[str, str], folder: Path) -> dict[str,
 
 
 def _write(folder: Path, page: str, template: str, names: dict[str, Any]) -> None:
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(HERE / "templates")
     text = environment.get_template(template).render(names)
     (folder / page).write_text(SOURCE.format(name=template) + text, encoding="utf-8")
 

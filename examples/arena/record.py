@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from grokking.log import check_writable, environment
+from common.environment import environment
+from common.files import check_writable
 
 HEADER, ROUND, TRIAL, COUNT, TIMES, ANEW = "arena", "round", "trial", "count", "times", "anew"
 Line: TypeAlias = dict[str, Any]

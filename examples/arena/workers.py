@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from grokking.session import one_blas_thread
+from common.environment import one_blas_thread
 
 from arena.contract import Task
 from arena.field import Field, load

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax.contrib
 import tyro
+from common.environment import one_blas_thread
 from rich.console import Console
 from tqdm import tqdm
 
@@ -277,11 +278,7 @@ def main(benchmark: Benchmark) -> None:
     if benchmark.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     lines[0]["versions"] |= {"torch": torch.__version__} if torch else {}
-    threads = (
-        contextlib.nullcontext()
-        if benchmark.blas_threads == "default"
-        else records.one_blas_thread()
-    )
+    threads = contextlib.nullcontext() if benchmark.blas_threads == "default" else one_blas_thread()
     print(f"{benchmark.dtype}, BLAS threads: {benchmark.blas_threads}")
     with threads:
         for shape in benchmark.shapes:

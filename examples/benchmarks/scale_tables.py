@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import tyro
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from common.pages import markdown, templates
 
 from benchmarks import records, scale_paper
 from benchmarks.scale_models import shapes
-from benchmarks.tables import DOCS, HERE, LOGS, distinct, machine, markdown, muon_share, read
+from benchmarks.tables import DOCS, HERE, LOGS, distinct, machine, muon_share, read
 
 PAGE, GUIDE = DOCS / "scale.md", DOCS / "guides" / "distributed.md"
 LOG, ACCELERATOR = "scale.jsonl", "scale-gpu.jsonl"
@@ -329,12 +329,7 @@ def paper() -> str:
 def page() -> str:
     """Return the page."""
     recipe, _ = read(LOG)
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(HERE)
     own = {
         f"{model} {chip.name}": number(scale_paper.model_seconds(model, chip))
         for model in scale_paper.PARAMETERS

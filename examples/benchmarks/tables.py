@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tyro
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from tabulate import tabulate
+from common.pages import markdown, templates
 
 from benchmarks import records
 from benchmarks.records import draw
@@ -26,11 +25,6 @@ def read(name: str) -> tuple[dict, list[dict]]:
 def distinct(measurements: list[dict], key: str) -> list:
     """Return the values of `key`, each once, in order."""
     return list(dict.fromkeys(m[key] for m in measurements))
-
-
-def markdown(headings: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
 
 
 def by_shape(methods: list[str], cell: Callable[[dict], str]) -> str:
@@ -175,12 +169,7 @@ def page() -> str:
     """Return the page."""
     recipe, measurements = read("cpu.jsonl")
     muon_recipe, _ = read("muon.jsonl")
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(HERE)
     return environment.get_template("benchmarks.md").render(
         machine=machine(recipe),
         config=recipe["config"],

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from common.environment import one_blas_thread
 from flax import nnx
 from tqdm import tqdm
 
@@ -117,7 +118,7 @@ def epoch(
     return State(params, optimizer_state, order), losses
 
 
-THREADS = {"default": contextlib.nullcontext, "one": records.one_blas_thread}
+THREADS = {"default": contextlib.nullcontext, "one": one_blas_thread}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ from arena.optimizers import OPTIMIZERS
 from arena.record import read
 from arena.results import is_finished
 from arena.tables import tasks_table
+from common.pages import markdown
 
 from grokking.experiments import LOGS
 from grokking.outcomes import Outcome, baseline, epoch_times, outcomes
-from grokking.tables import NONE, count, each, markdown, percent, plain_and_whitened, ratio
+from grokking.tables import NONE, count, each, percent, plain_and_whitened, ratio
 from grokking.toy_experiment import ToyLog, read_toy, slope, worst_gap
 
 TOY = LOGS / "toy.jsonl"

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import jax
 import tyro
+from common.checks import nearest
+from common.files import free_file
 from rich.console import Console
 
 from grokking import pages
@@ -21,7 +23,6 @@ from grokking.paper import run_missing
 from grokking.questions import EXPERIMENTS
 from grokking.session import train_logged
 from grokking.tables import console_table
-from grokking.tasks import nearest
 from grokking.training import TrainingDiverged, check_fit
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -54,7 +55,7 @@ class Train:
         config = with_changes(_named(self.name), changes).changed(seed=self.seed)
         check_fit(config)
         name = f"{self.name.replace('/', '-')}-seed{self.seed}"
-        log = self.log or _free(Path("runs") / f"{name}.jsonl")
+        log = self.log or free_file(Path("runs") / f"{name}.jsonl")
         _refuse_to_overwrite(log)
         _check_figure(self.plot, [log])
         _say(f"log: {log}")
@@ -203,15 +204,6 @@ def _show(runs: Sequence[Run], figure: Path | None) -> None:
     if figure is not None:
         draw_runs(runs, figure)
         _say(f"figure: {figure}")
-
-
-def _free(path: Path) -> Path:
-    """Return `path`, or the first of `path`-2, -3, ... that does not exist."""
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate
 
 
 def _refuse_to_overwrite(log: Path) -> None:

@@ -8,8 +8,10 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from common.checks import check_choice, check_least, nearest
+
 from grokking.optimizers import FACTORIES, Optimizer, settings_of
-from grokking.tasks import TASKS, ModularArithmetic, Task, check_choice, check_least, nearest
+from grokking.tasks import TASKS, ModularArithmetic, Task
 
 
 @dataclasses.dataclass(frozen=True)

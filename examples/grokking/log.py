@@ -4,21 +4,16 @@ A file may hold any number of runs, one after the other. A run in progress has a
 a finished one is added to its table's file by `append`.
 """
 
-import contextlib
 import dataclasses
-import datetime
-import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
+from common.environment import environment
+from common.files import check_writable, locked
 
-import egd_optax
 from grokking.config import Config
 from grokking.spectra import Spectrum
 from grokking.training import Epoch, Result, TrainingDiverged
@@ -189,43 +184,6 @@ def append(table: Path, part: Path) -> None:
     part.unlink()
 
 
-def check_writable(path: Path) -> None:
-    """Raise OSError now if `path` cannot be written later; missing folders are made."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotADirectoryError(
-            f"the output's folder must be there or be made, and {path.parent} cannot be "
-            f"({error.strerror}); choose another path"
-        ) from error
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(
-            f"the output must be a file that can be written, and {path} is not; choose another path"
-        )
-
-
-def environment() -> dict[str, Any]:
-    """Return what a measurement depends on beside its settings: versions, hardware, start."""
-    device = jax.devices()[0]
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "egd_optax": egd_optax.__version__,
-            **versions,
-        },
-        "hardware": {
-            "platform": device.platform,
-            "device_kind": device.device_kind,
-            "devices": jax.device_count(),
-            "cpu_count": os.cpu_count(),
-            "cpus_used": _usable_cpus(),
-            "machine": platform.machine(),
-        },
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
 def _run(path: Path, lines: list[dict[str, Any]]) -> Run:
     header, *rest = lines
     try:
@@ -270,29 +228,3 @@ def _parsed(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) and "kind" in line else None
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Let one process at a time into the block.
-
-    Raises:
-        BlockingIOError: another process is in it, and this one does not `wait`.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"one command at a time may write to a folder, and another writes to {folder}; "
-                "wait for it, or choose another folder"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _usable_cpus() -> int | None:
-    """Return the number of CPUs that this process may run on; not every system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import optax
+from common.checks import check_choice, check_decay_rate, check_least, check_share
 
 import egd_optax
 from egd_optax import matching, polar, scale_by_egd
 from grokking import controls
-from grokking.tasks import check_choice, check_decay_rate, check_least, check_share
 
 Chain: TypeAlias = optax.GradientTransformationExtraArgs
 REQUIRED = inspect.Parameter.empty

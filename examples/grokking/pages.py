@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from common.pages import templates
 
 from grokking import claims, tables, toy_experiment
 from grokking.experiments import HERE
@@ -27,12 +27,7 @@ def render(docs: Path = DOCS) -> None:
     """Write every page and figure into `docs`/grokking."""
     folder = docs / "grokking"
     folder.mkdir(parents=True, exist_ok=True)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(TEMPLATES)
     environment.globals |= globals_of(folder)
     for template in sorted(TEMPLATES.glob("*.md")):
         text = environment.get_template(template.name).render()

@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from common.checks import nearest
+from common.files import locked
 from tqdm import tqdm
 
 from grokking.config import Config
 from grokking.experiments import Experiment
-from grokking.log import LogError, append, locked, read_runs
+from grokking.log import LogError, append, read_runs
 from grokking.outcomes import finished_runs
 from grokking.questions import EXPERIMENTS
 from grokking.session import run_timing, train_logged
-from grokking.tasks import nearest
 from grokking.toy_experiment import run_toy
 from grokking.training import TrainingDiverged
 

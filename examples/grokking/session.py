@@ -1,6 +1,5 @@
 """A run with its log and its progress bar, and epochs timed side by side."""
 
-import contextlib
 import json
 import statistics
 import time
@@ -9,12 +8,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import scipy.linalg  # noqa: F401 (its BLAS has to be loaded to be limited)
-from threadpoolctl import threadpool_limits
+from common.environment import environment, one_blas_thread
+from common.files import check_writable
 from tqdm import tqdm
 
 from grokking.config import Config
-from grokking.log import Writer, check_writable, environment
+from grokking.log import Writer
 from grokking.questions import EXPERIMENTS
 from grokking.training import Epoch, Program, Result, train
 
@@ -45,15 +44,6 @@ def train_logged(
         result = train(config, on_epoch, log.spectrum)
         log.result(result)
     return result
-
-
-def one_blas_thread() -> contextlib.AbstractContextManager:
-    """Return a context in which BLAS has one thread, as OPENBLAS_NUM_THREADS=1 would do.
-
-    Its idle threads spin for tens of milliseconds and take the cores from XLA's: on a small machine
-    an epoch with a decomposition in it gets several times slower, at random.
-    """
-    return threadpool_limits(limits=1, user_api="blas")
 
 
 ROUNDS = 7

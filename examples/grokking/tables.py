@@ -1,11 +1,11 @@
 """Tables of runs and of outcomes: one for the console, the others in Markdown for the pages."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from common.pages import markdown
 from rich.table import Column
 from rich.table import Table as ConsoleTable
-from tabulate import tabulate
 
 from grokking.log import Run
 from grokking.outcomes import Outcome, baseline, outcomes
@@ -206,8 +206,3 @@ def ratio(above: float | None, below: float | None, digits: int = 1) -> str:
 def percent(value: float) -> str:
     """Return a share in percent; a dash where there is none."""
     return NONE if math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table; numbers that are text keep their digits."""
-    return tabulate(list(rows), headings, tablefmt="github", disable_numparse=True)

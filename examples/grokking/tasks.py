@@ -1,13 +1,12 @@
 """Tasks on which networks grok, each with its data, its network, its loss and its accuracy."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from common.checks import check_choice, check_least
 from flax import nnx
 
 from egd_optax.models import DecoderTransformer, TwoLayerMLP
@@ -238,43 +237,6 @@ class Mnist(Task):
 
 
 TASKS = {task.kind: task for task in (ModularArithmetic, SparseParity, Mnist)}
-
-
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in tuple(choices):
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
-def check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}; raise it")
-
-
-def check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}; 95 % is 0.95")
-
-
-def check_decay_rate(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} is a decay rate and must lie in [0, 1), got {value}; try 0.98")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the question whether the most similar name was meant; nothing without one.
-
-    Examples:
-        >>> nearest("epoch", ["width", "epochs"])
-        'did you mean epochs? '
-        >>> nearest("learning_rate", ["epochs", "optimizer.learning_rate"])
-        'did you mean optimizer.learning_rate? '
-        >>> nearest("x", ["epochs"])
-        ''
-    """
-    known = list(known)
-    ends = [one for one in known if one.endswith(f".{name}")]
-    found = ends or difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {found[0]}? " if found else ""
 
 
 def _cut(examples: Examples, train_size: int) -> Split:

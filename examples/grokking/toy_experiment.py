@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from common.environment import environment
+from common.figures import COLORS, new_figure, save
+from common.files import check_writable
 from matplotlib.axes import Axes
 
-from grokking.figures import COLORS, new_figure, save
-from grokking.log import LogError, check_writable, environment, of_kind, read_lines
+from grokking.log import LogError, of_kind, read_lines
 from grokking.toy import Dynamics, ToyProblem, ToySample, plateau
 
 CURVE_EPS = (1e-1, 1e-2, 1e-3, 1e-4)

@@ -15,9 +15,8 @@ from arena.record import Record, read
 from arena.space import BATCH, Settings
 from arena.tasks import TASKS
 from arena.why import Found
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from common.pages import markdown, templates
 from language import results as courses
-from tabulate import tabulate
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES, DOCS = HERE.parent, HERE.parents[1] / "docs"
@@ -208,18 +207,9 @@ def weighted() -> str:
     return f"{row.reached} of {len(row.steps)}"
 
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    return tabulate(rows, headings, tablefmt="github", disable_numparse=True)
-
-
 def page() -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(HERE)
     found = [one for one in findings() if one.entries.keys() == {*COMPARED}]
     return environment.get_template("when.jinja").render(
         steps=steps_table(found),

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from common.files import locked
 
 from grokking import paper
 from grokking.experiments import Experiment, Row, published
-from grokking.log import LogError, append, locked, read_runs
+from grokking.log import LogError, append, read_runs
 from grokking.outcomes import Outcome, finished_runs
 from grokking.questions import EXPERIMENTS
 from grokking.session import train_logged

@@ -6,7 +6,7 @@ from typing import Any
 from arena.record import Record, read
 from arena.results import task_of
 from arena.session import range_of
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from common.pages import templates
 from language.optimizers import OPTIMIZERS
 from tabulate import tabulate
 
@@ -41,12 +41,7 @@ def render(docs: Path, logs: Path) -> str:
         )
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     results.draw([records[network] for network in NETWORKS], docs / "figures" / "images.png")
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(HERE / "templates")
     names = {network: _names(records[network]) for network in NETWORKS}
     text = environment.get_template("images.md").render(names | {"fewer": _names(records[FEWER])})
     page = docs / "images.md"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from arena.figures import looks
 from arena.record import Record
-from grokking.figures import new_figure, save
+from common.figures import new_figure, save
 from language.results import NONE, Row, rows, settings_table
 from language.results import is_finished as is_finished
 from matplotlib.ticker import PercentFormatter

@@ -17,9 +17,9 @@ import optax
 from arena.field import FIRST_FRESH_SEED, Field
 from arena.record import Line
 from arena.space import Settings
+from common.checks import check_choice, check_least
 from flax import nnx
 from grokking.digits import DIGITS, mnist
-from grokking.tasks import check_choice, check_least
 from language.compare import planned, told, values_of
 from language.course import State
 from language.optimizers import OPTIMIZERS, Recipe, Values

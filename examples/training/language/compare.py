@@ -24,7 +24,7 @@ from arena.plan import Round, last_round, probed, rank
 from arena.record import COUNT, ROUND, TIMES, TRIAL, Line, Log, Record
 from arena.space import BATCH, Settings, edges, points, spread, to_json, traced
 from arena.suggest import suggested
-from grokking.log import environment
+from common.environment import environment
 from tqdm import tqdm
 
 from language.config import HOPELESS, Config

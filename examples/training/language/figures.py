@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arena.figures import looks
-from grokking.figures import new_figure, save
+from common.figures import new_figure, save
 
 CUT = 0.6  # nats above the least loss are not drawn
 

@@ -9,7 +9,7 @@ from arena.record import COUNT, ROUND, Record, read
 from arena.results import task_of
 from arena.session import range_of
 from arena.space import spread
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from common.pages import templates
 from tabulate import tabulate
 
 from language import race, results
@@ -40,12 +40,7 @@ def render(docs: Path, logs: Path) -> str:
         raise ValueError(f"no finished comparison in {logs}; `compare` makes it")
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     results.draw_comparison(record, docs / "figures" / "language.png")
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(HERE / "templates")
     names = _names(record, read(ablation) if ablation.exists() else None)
     names |= _speed(speed) if speed.exists() else {"speed": None}
     names |= _short(record, read(short)) if short.exists() else {"short": None}

@@ -11,7 +11,7 @@ from pathlib import Path
 import optax
 from arena.record import Line
 from arena.space import traced
-from grokking.log import environment
+from common.environment import environment
 from tabulate import tabulate
 
 from egd_optax import polar

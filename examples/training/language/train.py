@@ -18,7 +18,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from arena.space import Settings, traced
-from grokking.log import check_writable, environment, locked
+from common.environment import environment
+from common.files import check_writable, locked
 from tqdm import tqdm
 
 from language.config import Config

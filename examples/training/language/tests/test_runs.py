@@ -20,7 +20,7 @@ from arena.plan import probed
 from arena.record import COUNT, ROUND, TIMES, TRIAL, LogError, Record, read
 from arena.space import BATCH, edges, from_json
 from arena.suggest import suggested
-from grokking.log import locked
+from common.files import locked
 
 from language import ablate, compare, pages, results
 from language.command_line import main

@@ -1,0 +1,1 @@
+"""What all examples share: checks, files, the environment, figures and pages."""
