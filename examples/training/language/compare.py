@@ -170,7 +170,8 @@ class Tuned(NamedTuple):
     def next(self) -> tuple[int, Settings]:
         """Return number and settings of the trial that the last round lacks next.
 
-        The first ones are spread over the ranges, the others where most is expected.
+        The first ones are spread over the ranges, the others where most is expected. If the best
+        lies at an edge, some look beyond, the last ones of a round all do: as in the arena.
         """
         last, number = self.last, len(self.last.trials)
         batches, trials = last.task.batches, last.task.trials
@@ -178,7 +179,7 @@ class Tuned(NamedTuple):
         if last.number == 0 and number < len(first):
             return number, first[number]
         tried = [(trial["settings"], _score(trial)) for trial in self.trials]
-        beyond = probed(self.edges, len(tried))
+        beyond = probed(self.edges, len(tried), trials - number)
         return number, suggested(last.knobs, tried, len(tried), beyond) | {BATCH: batches[0]}
 
 

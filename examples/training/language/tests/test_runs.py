@@ -137,7 +137,7 @@ def suggestions(record, name):
             knobs = tuple(map(from_json, told["knobs"]))
             best = min(tried, key=lambda one: one[1])[0]
             sides = edges(knobs, best, [settings for settings, _ in tried])
-            beyond = probed(sides, len(tried))
+            beyond = probed(sides, len(tried), told["trials"] - line["trial"])
             found.append(suggested(knobs, tried, len(tried), beyond) | {BATCH: 4})
         score = line["runs"][0]["score"]
         tried.append((line["settings"], math.inf if score is None else score))
