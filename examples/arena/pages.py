@@ -139,7 +139,7 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
         "note": lambda: task.note,
         "goal": lambda: f"{'at most' if task.lower else 'at least'} {task.target:g}",
         "steps": lambda every: "step" if every == 1 else f"{every} steps",
-        "seeds": lambda: " and ".join(map(str, task.tuning_seeds)),
+        "seeds": lambda: _named(task.tuning_seeds),
         "seen": seen,
         "tuner": lambda: TUNERS[version].format(first=spread(task.trials), seed=first),
         "batches": lambda: ", ".join(map(str, task.batches)),
@@ -180,6 +180,10 @@ def _of_why(found: why.Found, titles: dict[str, str], folder: Path) -> dict[str,
         "course_figure": course_figure,
         "less_figure": less_figure,
     }
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {' and '.join(map(str, seeds))}"
 
 
 def _write(folder: Path, page: str, template: str, names: dict[str, Any]) -> None:
