@@ -35,13 +35,13 @@ def gradients(task, decay=training.WEIGHT_DECAY):
     """
     optimizer = training.sgd(scale_by_egd(polar.SVD()))
     graph, _ = task.network()
-    train, _ = task.data()
+    train, test = task.data()
     step = jax.jit(functools.partial(training.epoch, task, optimizer))
     slope = jax.jit(jax.grad(functools.partial(training.loss, graph)))
     state = training.start(task, optimizer)
     found = {}
     for epoch in range(1, max(EPOCHS) + 1):
-        state, _ = step(state)
+        state, _ = step(state, (train, test))
         if epoch in EPOCHS:
             decayed = jax.tree.map(
                 lambda g, w: g + decay * w, slope(state.params, *train), state.params

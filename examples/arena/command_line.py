@@ -91,8 +91,8 @@ class Run(_OnTask):
     only: tuple[str, ...] = ()
     """Names of optimizers; left out, all of them."""
     anew: tuple[str, ...] = ()
-    """Names of optimizers that start anew: their lines so far no longer count. Killed, the same
-    command goes on with what it began anew."""
+    """Names of optimizers that start anew: their lines so far no longer count. Killed before all
+    fresh seeds are counted, the same command goes on with what it began anew."""
     times: bool = True
     """Time the bests at the end; `time` does it later, when nothing else runs."""
 

@@ -109,18 +109,22 @@ def load(source: str, trials: int | None = None) -> Field:
         value = getattr(task, name)
         changes[name] = tuple(value) if isinstance(value, Iterable) else value
     by_name: dict[str, Optimizer] = {}
-    for one in map(_hashable, optimizers):
+    for one in optimizers:
+        _require(
+            isinstance(one, Optimizer),
+            f"an optimizer is an arena.contract.Optimizer, got {one!r}; see arena/recipes.py",
+        )
         _require(
             one.name not in by_name,
             f"optimizers have names of their own, and two are called {one.name!r}; rename one",
         )
-        by_name[one.name] = one
+        by_name[one.name] = _hashable(one)
     return Field(dataclasses.replace(task, **changes), by_name, code)
 
 
 def _hashable(optimizer: Optimizer) -> Optimizer:
     """Return an optimizer whose knobs and choices are tuples, not lists."""
-    knobs = (dataclasses.replace(one, choices=tuple(one.choices)) for one in optimizer.knobs)
+    knobs = (dataclasses.replace(one, choices=tuple(one.choices or ())) for one in optimizer.knobs)
     return dataclasses.replace(optimizer, knobs=tuple(knobs))
 
 
@@ -307,7 +311,7 @@ def _check_start(task: Task, params: Params, test: Any) -> None:
     """Refuse a target that the initial values are at: mostly, `lower` is wrong."""
     score = float(jax.jit(task.score)(params, test))
     _require(
-        score > task.target if task.lower else not score >= task.target,
+        not (score <= task.target if task.lower else score >= task.target),
         f"the initial values must not be at the target, and with lower={task.lower} their score of "
         f"{score:.4g} is at {task.target:g}; set lower={not task.lower}, or another target",
     )

@@ -136,7 +136,8 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
     first = record.header["fresh_seeds"][0]
     version = record.header.get("tuner", 2 if record.header["task"].get("suggested") else 1)
     functions: dict[str, Callable[..., Any]] = {
-        "note": lambda: task.note,
+        "note": lambda: _known("tasks").get(task.name, task).note,
+        "some": lambda: not set(_known("optimizers")) <= set(record.optimizers),
         "goal": lambda: f"{'at most' if task.lower else 'at least'} {task.target:g}",
         "steps": lambda every: "step" if every == 1 else f"{every} steps",
         "seeds": lambda: _named(task.tuning_seeds),

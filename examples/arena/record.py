@@ -28,12 +28,10 @@ class Record:
     def __init__(self, header: Line):
         self.header, self.lines = header, list[Line]()
         self.begun_anew: set[str] = set()
-        """Optimizers that began anew and were not counted since."""
+        """Optimizers that began anew and are not counted on all fresh seeds since."""
 
     def add(self, line: Line) -> None:
         """Add a line; one of kind `anew` takes back all of its optimizer, and the times."""
-        if line["kind"] == COUNT:
-            self.begun_anew.discard(line["optimizer"])
         if line["kind"] == ANEW:
             name = line["optimizer"]
             self.begun_anew.add(name)
@@ -42,6 +40,10 @@ class Record:
             ]
             return
         self.lines.append(line)
+        if line["kind"] == COUNT:
+            name, seeds = line["optimizer"], self.header["fresh_seeds"]
+            if len(self.of(COUNT, name)) == len(seeds):
+                self.begun_anew.discard(name)
 
     def of(self, kind: str, optimizer: str, number: int | None = None) -> list[Line]:
         """Return the lines of a kind on an optimizer, and of a round of its trials."""

@@ -219,7 +219,7 @@ def _transformer() -> Task:
         tuning_seeds=(0,),
         trials=SOME,
         hidden=inferred,
-        note="Its 12 hidden matrices are whitened; the target is held for 500 more steps.",
+        note="Its 12 hidden matrices are whitened.",
     )
 
 

@@ -10,9 +10,6 @@ from common.files import free_file
 from matplotlib.figure import Figure
 from rich.table import Table
 
-PACKAGES = {"egd_optax": "egd-optax", "jax": "jax", "jaxlib": "jaxlib", "optax": "optax"}
-PACKAGES |= {"flax": "flax", "numpy": "numpy"}
-
 
 def begin(config: Any) -> tuple[Path, list[dict]]:
     """Return a free path for the log of a dataclass with `out`, and the log's first line."""

@@ -18,7 +18,6 @@ from grokking.config import Config
 from grokking.spectra import Spectrum
 from grokking.training import Epoch, Result, TrainingDiverged
 
-PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 HEADER, ENDINGS = "run", ("result", "interrupted", "failed")
 
 

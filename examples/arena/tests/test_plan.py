@@ -144,8 +144,13 @@ def test_another_task_or_other_ranges_are_refused(finished, toy, tmp_path):
         log.add(trial)
     with Log(path, wider.config(), anew=("sgd",)) as log:  # it was killed, and goes on
         assert log.record.of(TRIAL, "sgd") == [trial]
-        log.add({"kind": COUNT, "optimizer": "sgd", "round": 0, "seed": 100, "steps": 1})
+        count = {"kind": COUNT, "optimizer": "sgd", "round": 0, "steps": 1}
+        log.add(count | {"seed": 200})
     with Log(path, wider.config(), anew=("sgd",)) as log:
+        assert log.record.of(TRIAL, "sgd") == [trial]
+        log.add(count | {"seed": 201})
+        log.add(count | {"seed": 202})
+    with Log(path, wider.config(), anew=("sgd",)) as log:  # it was done, and is begun again
         assert log.record.of(TRIAL, "sgd") == []
     assert json.loads(path.read_text().splitlines()[-1]) == {"kind": ANEW, "optimizer": "sgd"}
 

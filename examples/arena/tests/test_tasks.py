@@ -172,11 +172,17 @@ def test_a_bad_optimizer_is_refused(toy, changes, message):
 def test_the_command_line_refuses_before_anything_runs(tmp_path, capsys):
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "file").write_text("")
+    odd = "from arena.tests.toy import task\noptimizers = [{}]\n"
+    (tmp_path / "number.py").write_text(odd.format(1))
+    two = odd.format("toy.optimizers[0], toy.optimizers[0]")
+    (tmp_path / "two.py").write_text(f"from arena.tests import toy\n{two}")
     toy = str(TOY)
     for arguments, message in (
         (["run", str(tmp_path / "empty.py")], "defines `task = Task(...)`"),
         (["run", str(tmp_path / "none.py")], "is not; name another"),
-        (["time", toy, "--out", str(tmp_path)], "there is no"),
+        (["run", str(tmp_path / "number.py")], "is an arena.contract.Optimizer, got 1;"),
+        (["run", str(tmp_path / "two.py")], "two are called 'sgd'; rename one"),
+        (["time", "addition-97", "--out", str(tmp_path)], "there is no"),
         (["show", toy, "--out", str(tmp_path)], "there is no"),
         (["run", toy, "--only", "sdg"], "did you mean sgd?"),
         (["run", toy, "--out", str(tmp_path / "file" / "x")], "choose another path"),
@@ -184,4 +190,7 @@ def test_the_command_line_refuses_before_anything_runs(tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.py", "file"]
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".py"} <= {
+        "file",
+        "__pycache__",
+    }
