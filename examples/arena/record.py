@@ -40,9 +40,8 @@ class Record:
             ]
             return
         self.lines.append(line)
-        if line["kind"] == COUNT:
-            name, seeds = line["optimizer"], self.header["fresh_seeds"]
-            if len(self.of(COUNT, name)) == len(seeds):
+        if line["kind"] == COUNT and (name := line["optimizer"]) in self.begun_anew:
+            if len(self.of(COUNT, name)) == len(self.header["fresh_seeds"]):
                 self.begun_anew.discard(name)
 
     def of(self, kind: str, optimizer: str, number: int | None = None) -> list[Line]:
