@@ -40,9 +40,10 @@ class Record:
             ]
             return
         self.lines.append(line)
-        if line["kind"] == COUNT and (name := line["optimizer"]) in self.begun_anew:
-            if len(self.of(COUNT, name)) == len(self.header["fresh_seeds"]):
-                self.begun_anew.discard(name)
+        self.begun_anew -= {name for name in self.begun_anew if self._is_counted(name)}
+
+    def _is_counted(self, optimizer: str) -> bool:
+        return len(self.of(COUNT, optimizer)) == len(self.header["fresh_seeds"])
 
     def of(self, kind: str, optimizer: str, number: int | None = None) -> list[Line]:
         """Return the lines of a kind on an optimizer, and of a round of its trials."""
