@@ -26,7 +26,7 @@ class Task:
     data: Callable[[int], tuple[Batch, Batch]]
     """Makes training and test data from a seed: pytrees of arrays, examples on axis 0."""
     score: Callable[[Params, Batch], jax.Array]
-    """Scalar on the test data; more is better unless `lower`."""
+    """Scalar on the test data; more is better unless `lower`. Gets an average of the weights."""
     target: float
     """Score to reach, such as .95."""
     steps: int

@@ -1,6 +1,7 @@
 """The demonstration: SGD, AdamW tuned, the paper's EGD and ours on addition modulo 97."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from arena.record import Line, Log, Record, read
 from arena.results import task_of
 from arena.space import BATCH, Settings, traced
 from arena.tasks import TASKS
-from arena.trial import Program, task_start
+from arena.trial import Program, share, task_start
 from egd_optax import egd
 
 TASK = "addition-97"
@@ -114,14 +115,14 @@ def _looks(entry: Entry, seed: int) -> Iterator[tuple[int, Any, Any]]:
     task = TASKS[TASK]
     program = Program(task, OPTIMIZERS["sgd"], entry.settings[BATCH])
     params, key, train, test = task_start(task, seed)
-    transform = entry.make(traced(entry.knobs, entry.settings), task, params)
+    values = traced(entry.knobs, entry.settings)
+    transform = entry.make(values, task, params)
+    step = functools.partial(program.step, transform, share(values), key)
 
     @jax.jit
     def look(state, train, test):
-        state = jax.lax.fori_loop(
-            0, entry.every, lambda _, state: program.step(transform, key, train, state), state
-        )
-        return state, task.score(state.params, train), task.score(state.params, test)
+        state = jax.lax.fori_loop(0, entry.every, lambda _, state: step(train, state), state)
+        return state, task.score(state.average, train), task.score(state.average, test)
 
     state = program.start(transform, params, train)
     for step in range(entry.every, entry.steps + 1, entry.every):

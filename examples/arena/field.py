@@ -19,13 +19,14 @@ import numpy as np
 from common.checks import nearest
 
 from arena.contract import Knob, Optimizer, Params, Task
-from arena.space import BATCH, to_json
+from arena.space import AVERAGE, BATCH, to_json
 from arena.trial import size, task_start
 
 FIRST_FRESH_SEED = 100  # of all that are fresh; seeds below are for tuning
 # Raised whenever other settings would be tried, or judged otherwise: 1 had stages of points, 2 new
-# rounds of trials in wider ranges, 3 no more points of the sequence where nothing had learned.
-TUNER = 4
+# rounds of trials in wider ranges, 3 no more points of the sequence where nothing had learned, 4 no
+# average of the weights.
+TUNER = 5
 # What of a task is in its log's first line, and must not change while the log grows.
 PLAIN = (
     "name",
@@ -118,14 +119,14 @@ def load(source: str, trials: int | None = None) -> Field:
             one.name not in by_name,
             f"optimizers have names of their own, and two are called {one.name!r}; rename one",
         )
-        by_name[one.name] = _hashable(one)
+        by_name[one.name] = _entered(one)
     return Field(dataclasses.replace(task, **changes), by_name, code)
 
 
-def _hashable(optimizer: Optimizer) -> Optimizer:
-    """Return an optimizer whose knobs and choices are tuples, not lists."""
-    knobs = (dataclasses.replace(one, choices=tuple(one.choices or ())) for one in optimizer.knobs)
-    return dataclasses.replace(optimizer, knobs=tuple(knobs))
+def _entered(optimizer: Optimizer) -> Optimizer:
+    """Return an optimizer with all of its knobs in a tuple: its own, and the average of weights."""
+    own = (dataclasses.replace(one, choices=tuple(one.choices or ())) for one in optimizer.knobs)
+    return dataclasses.replace(optimizer, knobs=(*own, AVERAGE))
 
 
 def _from_file(path: Path) -> tuple[Task, Iterable[Optimizer] | None, str]:
@@ -203,8 +204,8 @@ def check_optimizer(optimizer: Optimizer, task: Task, params: Params) -> None:
     names = [knob.name for knob in optimizer.knobs]
     _require(
         len({*names, BATCH}) == len(names) + 1,
-        f"knobs have names of their own other than {BATCH!r}, and {optimizer.name} has {names}; "
-        "rename one",
+        f"knobs have names of their own, and {BATCH!r} and {AVERAGE.name!r} are everybody's; "
+        f"{optimizer.name} has {names}; rename one",
     )
     for knob in optimizer.knobs:
         _check_knob(optimizer, knob)

@@ -172,23 +172,26 @@ def value(task: Task, trial: Line) -> float:
 def graded(task: Task, trial: Line) -> float:
     """Return what a model of the trials is fitted to: the logarithm of the steps to the target.
 
-    Where a run missed it, they are those that were run, the more the farther its end was, at most
-    twice as many; twice the budget where it diverged. A seed that missed counts as the worst one.
+    Where no seed got there, they lie between those that were run and twice the budget, the nearer
+    to that the farther the end was. Beside a seed that did, one that missed counts as much, or as
+    the steps that were run if they are more. What diverged counts twice the budget.
     """
     sign = -1.0 if task.lower else 1.0
+    reached = [run["steps"] for run in trial["runs"] if run["steps"] is not None]
 
-    def steps(run: Line) -> float:
-        if run["steps"] is not None:
-            return max(1, run["steps"])
+    def missed(run: Line) -> float:
         if run["score"] is None:
             return 2 * task.steps
+        if reached:
+            return max(*reached, run["ran"])
         short = max(0.0, sign * (task.target - run["score"])) / (abs(task.target) or 1.0)
-        return run["ran"] * (1 + short / (1 + short))
+        far = min(1.0, short)
+        return run["ran"] ** (1 - far) * (2 * task.steps) ** far
 
-    worst = max(map(steps, trial["runs"]))
-    reached = [steps(run) for run in trial["runs"] if run["steps"] is not None]
-    missed = [worst] * (len(task.tuning_seeds) - len(reached))
-    return math.log(statistics.fmean(reached + missed))
+    # the first miss ends a trial
+    worst = max([1, *reached, *(missed(run) for run in trial["runs"] if run["steps"] is None)])
+    others = [worst] * (len(task.tuning_seeds) - len(reached))
+    return math.log(statistics.fmean(reached + others))
 
 
 def rank(task: Task, trial: Line) -> tuple[float, float, int]:

@@ -7,6 +7,7 @@ that is not at its target is given up.
 import functools
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +16,16 @@ import numpy as np
 import optax
 
 from arena.contract import Batch, Optimizer, Params, Task
-from arena.space import Settings, traced
+from arena.space import AVERAGE, Settings, traced
 
 JUMP = 8  # steps that are trained before a look that may send them back
 
 
 class State(NamedTuple):
-    """What a step hands to the next one."""
+    """What a step hands to the next one; the `average` of the weights is what looks are at."""
 
     params: Params
+    average: Params
     optimizer: Any
     order: jax.Array
     step: jax.Array
@@ -103,7 +105,7 @@ class Program:
     ) -> tuple[State, Watch]:
         task, sign = self.task, -1.0 if self.task.lower else 1.0
         transform = self.optimizer.make(values, task, params)
-        step = functools.partial(self.step, transform, key, train)
+        step = functools.partial(self.step, transform, share(values), key, train)
 
         def look(carry: tuple[State, State, Watch]) -> tuple[State, State, Watch]:
             before, _, watch = carry
@@ -111,7 +113,7 @@ class Program:
             looks = jnp.where(watch.closely, 1, jnp.clip(left, 1, jumps(task)))
             closely = watch.closely | (looks == 1)
             after = jax.lax.fori_loop(0, looks * task.every, lambda _, state: step(state), before)
-            score = task.score(after.params, test).astype(jnp.float32)
+            score = task.score(after.average, test).astype(jnp.float32)
             at_target = (sign * score >= sign * task.target) & after.finite
             back = at_target & ~closely
             state = jax.tree.map(lambda old, new: jnp.where(back, old, new), before, after)
@@ -138,25 +140,32 @@ class Program:
     def steps_alone(
         self, values: Any, params: Params, key: jax.Array, train: Batch, steps: Any
     ) -> Params:
-        """Return the parameters after so many steps without a look, to be timed."""
+        """Return the average of the weights after so many steps without a look, to be timed."""
         transform = self.optimizer.make(values, self.task, params)
-        step = functools.partial(self.step, transform, key, train)
+        step = functools.partial(self.step, transform, share(values), key, train)
         state = self.start(transform, params, train)
-        return jax.lax.fori_loop(0, steps, lambda _, state: step(state), state).params
+        return jax.lax.fori_loop(0, steps, lambda _, state: step(state), state).average
 
     def start(self, transform: optax.GradientTransformation, params: Params, train: Batch) -> Any:
         order = jnp.arange(size(train), dtype=jnp.int32)
-        return State(params, transform.init(params), order, jnp.int32(0), jnp.bool_(True))
+        return State(params, params, transform.init(params), order, jnp.int32(0), jnp.bool_(True))
 
     def step(
-        self, transform: optax.GradientTransformation, key: jax.Array, train: Batch, state: State
+        self,
+        transform: optax.GradientTransformation,
+        share: Any,
+        key: jax.Array,
+        train: Batch,
+        state: State,
     ) -> State:
+        """Take a step; `share` is that of the new weights in their average."""
         order, batch = self._next_batch(key, train, state)
         loss, gradients = jax.value_and_grad(self.task.loss)(state.params, batch)
         updates, optimizer = transform.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
+        average = optax.incremental_update(params, state.average, share)
         finite = state.finite & jnp.isfinite(loss)
-        return State(params, optimizer, order, state.step + 1, finite)
+        return State(params, average, optimizer, order, state.step + 1, finite)
 
     def _next_batch(self, key: jax.Array, train: Batch, state: State) -> tuple[jax.Array, Batch]:
         """Return a fresh shuffle at the start of an epoch, and the batch; the whole set as it is.
@@ -182,6 +191,11 @@ def task_start(task: Task, seed: int) -> tuple[Params, jax.Array, Batch, Batch]:
     init_key, order_key = jax.random.split(jax.random.key(seed))
     train, test = jax.tree.map(jnp.asarray, task.data(seed))
     return task.init(init_key), order_key, train, test
+
+
+def share(values: Mapping[str, Any]) -> Any:
+    """Return the share of the newest weights in their average; 1, without one, if it is no knob."""
+    return 1 / values.get(AVERAGE.name, 1.0)
 
 
 def size(batch: Batch) -> int:

@@ -24,7 +24,7 @@ from arena.record import Line, Log, Record
 from arena.results import task_of
 from arena.space import BATCH, Settings, traced
 from arena.tasks import with_fraction
-from arena.trial import Program, size, task_start
+from arena.trial import Program, share, size, task_start
 
 COURSE, LESS = "course", "less"
 FRACTIONS = (0.2, 0.3, 0.4, 0.5)
@@ -124,14 +124,14 @@ def _measured(task: Task, optimizer: Optimizer, batch: int) -> Any:
         marked = jax.tree.leaves(matrices_of(task, params))
 
         def step(state, _):
-            state = program.step(transform, key, train, state)
-            pairs = zip(jax.tree.leaves(state.params), marked, strict=True)
+            state = program.step(transform, share(values), key, train, state)
+            pairs = zip(jax.tree.leaves(state.average), marked, strict=True)
             singular = [jnp.linalg.svd(leaf, compute_uv=False) for leaf, wanted in pairs if wanted]
             every = jnp.concatenate(singular)
             ranks = [jnp.square(s.sum()) / jnp.square(s).sum() for s in singular]
             return state, {
-                "score": task.score(state.params, test),
-                "loss": task.loss(state.params, train),
+                "score": task.score(state.average, test),
+                "loss": task.loss(state.average, train),
                 "norm": jnp.linalg.norm(every),
                 "nuclear": every.sum(),
                 "rank": jnp.stack(ranks).mean(),

@@ -263,14 +263,17 @@ def test_a_miss_is_graded_by_its_steps_and_by_how_far_it_was(toy):
 
     best = graded((30, 50, 0.9), (50, 70, 0.9))
     assert best == pytest.approx(math.log(40))
-    assert graded((None, 60, 0.6)) == pytest.approx(math.log(60 * 1.2))
+    budget = task.steps
+    assert graded((None, 60, 0.6)) == pytest.approx(0.75 * math.log(60) + 0.25 * math.log(2 * budget))
+    assert graded((None, 60, 0.0)) == pytest.approx(math.log(2 * budget))  # however late given up
     assert graded((None, 60, 0.85)) == pytest.approx(math.log(60))  # there, and not for long
-    assert graded((30, 50, 0.9), (None, 60, 0.6)) == pytest.approx(math.log((30 + 72) / 2))
+    assert graded((30, 50, 0.9), (None, 60, 0.6)) == pytest.approx(math.log((30 + 60) / 2))
     assert graded((72, 92, 0.9), (None, 8, 0.4)) == pytest.approx(math.log(72))  # given up
     assert graded((None, 5, None)) == pytest.approx(math.log(2 * task.steps))  # it diverged
     zero = dataclasses.replace(task, target=0.0, lower=True)
     run = {"steps": None, "ran": 9, "score": 0.5}
-    assert plan.graded(zero, {"runs": [run]}) == pytest.approx(math.log(9 * 4 / 3))
+    expected = pytest.approx((math.log(9) + math.log(2 * budget)) / 2)
+    assert plan.graded(zero, {"runs": [run]}) == expected
 
 
 def test_what_diverges_at_the_first_look_is_not_sought(toy, tmp_path):
