@@ -215,7 +215,6 @@ def _transformer() -> Task:
         every=10,
         hold=50,
         seeds=5,
-        first_fresh_seed=300,  # those from 200 on were seen by a shorter tuning
         tuning_seeds=(0,),
         trials=SOME,
         hidden=inferred,
