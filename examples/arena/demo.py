@@ -117,11 +117,11 @@ def _looks(entry: Entry, seed: int) -> Iterator[tuple[int, Any, Any]]:
     params, key, train, test = task_start(task, seed)
     values = traced(entry.knobs, entry.settings)
     transform = entry.make(values, task, params)
-    step = functools.partial(program.step, transform, share(values), key)
+    advance = functools.partial(program.step, transform, share(values), key)
 
     @jax.jit
     def look(state, train, test):
-        state = jax.lax.fori_loop(0, entry.every, lambda _, state: step(train, state), state)
+        state = jax.lax.fori_loop(0, entry.every, lambda _, state: advance(train, state), state)
         return state, task.score(state.average, train), task.score(state.average, test)
 
     state = program.start(transform, params, train)

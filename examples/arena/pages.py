@@ -23,8 +23,10 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 LUCK = "parity-3"  # the task that was tuned by all tuners
 TUNERS = {
-    4: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
+    5: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most. The seeds from {seed} on count",
+    4: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
+    "most, by an earlier tuner, without the average of the weights. The seeds from {seed} on count",
     2: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most; if the best was at an edge, as many again in a range wider by a decade, by an earlier\n"
     "tuner. The seeds from {seed} on count, and had been seen with one before it",

@@ -21,7 +21,7 @@ def test_a_finished_log_asks_for_nothing(finished, toy):
     for name in toy.optimizers:
         last = plan.last_round(record, toy.task, name)
         assert sorted(trial["trial"] for trial in last.trials) == list(range(toy.task.trials))
-        assert [line["seed"] for line in plan.counted(record, last)] == [200, 201, 202]
+        assert [line["seed"] for line in plan.counted(record, last)] == [400, 401, 402]
 
 
 def test_from_any_line_on_the_rest_is_the_same(finished, toy, tmp_path):
@@ -109,8 +109,10 @@ def test_one_trial_of_each_optimizer_comes_first(toy, tmp_path):
 def test_the_first_line_has_all_that_decides(finished):
     header = json.loads(finished.read_text().splitlines()[0])
     assert header["task"]["target"] == 0.01
-    assert header["fresh_seeds"] == [200, 201, 202]
-    assert header["ranges"]["sgd"] == [{"name": "lr", "low": 0.001, "high": 1.0, "log": True}]
+    assert header["fresh_seeds"] == [400, 401, 402]
+    rate, average = header["ranges"]["sgd"]
+    assert rate == {"name": "lr", "low": 0.001, "high": 1.0, "log": True}
+    assert (average["name"], average["low"], average["high"]) == ("average", 1.0, 30.0)
     assert {"versions", "hardware", "started"} <= header.keys()
 
 
@@ -263,17 +265,16 @@ def test_a_miss_is_graded_by_its_steps_and_by_how_far_it_was(toy):
 
     best = graded((30, 50, 0.9), (50, 70, 0.9))
     assert best == pytest.approx(math.log(40))
-    budget = task.steps
-    assert graded((None, 60, 0.6)) == pytest.approx(0.75 * math.log(60) + 0.25 * math.log(2 * budget))
-    assert graded((None, 60, 0.0)) == pytest.approx(math.log(2 * budget))  # however late given up
+    hopeless = math.log(2 * task.steps)
+    assert graded((None, 60, 0.0)) == pytest.approx(hopeless)  # however late it was given up
+    assert graded((None, 60, 0.6)) == pytest.approx(0.75 * math.log(60) + 0.25 * hopeless)
     assert graded((None, 60, 0.85)) == pytest.approx(math.log(60))  # there, and not for long
     assert graded((30, 50, 0.9), (None, 60, 0.6)) == pytest.approx(math.log((30 + 60) / 2))
     assert graded((72, 92, 0.9), (None, 8, 0.4)) == pytest.approx(math.log(72))  # given up
-    assert graded((None, 5, None)) == pytest.approx(math.log(2 * task.steps))  # it diverged
+    assert graded((None, 5, None)) == pytest.approx(hopeless)  # it diverged
     zero = dataclasses.replace(task, target=0.0, lower=True)
     run = {"steps": None, "ran": 9, "score": 0.5}
-    expected = pytest.approx((math.log(9) + math.log(2 * budget)) / 2)
-    assert plan.graded(zero, {"runs": [run]}) == expected
+    assert plan.graded(zero, {"runs": [run]}) == pytest.approx((math.log(9) + hopeless) / 2)
 
 
 def test_what_diverges_at_the_first_look_is_not_sought(toy, tmp_path):

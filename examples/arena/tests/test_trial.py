@@ -14,6 +14,7 @@ from arena.contract import Knob, Optimizer, Task
 from arena.field import Field
 from arena.optimizers import OPTIMIZERS
 from arena.record import read
+from arena.space import AVERAGE
 from arena.tasks import TASKS, with_fraction
 from arena.trial import Program
 from arena.workers import trial_runs
@@ -83,6 +84,19 @@ def test_the_target_counts_where_it_is_held():
 def test_less_is_better_if_lower():
     found = run(clock([1, 0.2, 0.4, 1, 1], lower=True))
     assert (found["steps"], found["best"], found["score"]) == (2, pytest.approx(0.2), 0.4)
+
+
+def test_looks_are_at_the_average_of_the_weights():
+    """A clock at 1, 2, ... has the average .25, .69, ...: it comes to 2.5 after step 5."""
+    average, steps = 0.0, 0
+    while round(average) < 3:
+        steps += 1
+        average += (steps - average) / 4
+    task = clock([0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
+    averaged = dataclasses.replace(CLOCK, knobs=(*CLOCK.knobs, AVERAGE))
+    settings = {"pace": 1.0, "average": 4.0}
+    assert Program(task, averaged, 4).run(settings, 0)["steps"] == steps == 5
+    assert Program(task, averaged, 4).run({"pace": 1.0, "average": 1.0}, 0)["steps"] == 3
 
 
 def test_looks_come_every_so_many_steps():
