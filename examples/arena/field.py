@@ -19,7 +19,7 @@ import numpy as np
 from common.checks import nearest
 
 from arena.contract import Knob, Optimizer, Params, Task
-from arena.space import AVERAGE, BATCH, to_json
+from arena.space import BATCH, EMA, to_json
 from arena.trial import size, task_start
 
 FIRST_FRESH_SEED = 100  # of all that are fresh; seeds below are for tuning
@@ -126,7 +126,7 @@ def load(source: str, trials: int | None = None) -> Field:
 def _entered(optimizer: Optimizer) -> Optimizer:
     """Return an optimizer with all of its knobs in a tuple: its own, and the average of weights."""
     own = (dataclasses.replace(one, choices=tuple(one.choices or ())) for one in optimizer.knobs)
-    return dataclasses.replace(optimizer, knobs=(*own, AVERAGE))
+    return dataclasses.replace(optimizer, knobs=(*own, EMA))
 
 
 def _from_file(path: Path) -> tuple[Task, Iterable[Optimizer] | None, str]:
@@ -204,7 +204,7 @@ def check_optimizer(optimizer: Optimizer, task: Task, params: Params) -> None:
     names = [knob.name for knob in optimizer.knobs]
     _require(
         len({*names, BATCH}) == len(names) + 1,
-        f"knobs have names of their own, and {BATCH!r} and {AVERAGE.name!r} are everybody's; "
+        f"knobs have names of their own, and {BATCH!r} and {EMA.name!r} are everybody's; "
         f"{optimizer.name} has {names}; rename one",
     )
     for knob in optimizer.knobs:

@@ -13,7 +13,7 @@ from arena.contract import Knob
 
 BATCH = "batch"
 # Every optimizer's: steps that the average of the weights, which is looked at, reaches back.
-AVERAGE = Knob("average", 1.0, 30.0, least=1.0)
+EMA = Knob("ema", 1.0, 30.0, least=1.0)
 DIGITS = 4
 Settings: TypeAlias = dict[str, Any]
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from arena.contract import Batch, Optimizer, Params, Task
-from arena.space import AVERAGE, Settings, traced
+from arena.space import EMA, Settings, traced
 
 JUMP = 8  # steps that are trained before a look that may send them back
 
@@ -195,7 +195,7 @@ def task_start(task: Task, seed: int) -> tuple[Params, jax.Array, Batch, Batch]:
 
 def share(values: Mapping[str, Any]) -> Any:
     """Return the share of the newest weights in their average; 1, without one, if it is no knob."""
-    return 1 / values.get(AVERAGE.name, 1.0)
+    return 1 / values.get(EMA.name, 1.0)
 
 
 def size(batch: Batch) -> int:

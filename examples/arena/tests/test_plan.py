@@ -110,9 +110,9 @@ def test_the_first_line_has_all_that_decides(finished):
     header = json.loads(finished.read_text().splitlines()[0])
     assert header["task"]["target"] == 0.01
     assert header["fresh_seeds"] == [400, 401, 402]
-    rate, average = header["ranges"]["sgd"]
+    rate, ema = header["ranges"]["sgd"]
     assert rate == {"name": "lr", "low": 0.001, "high": 1.0, "log": True}
-    assert (average["name"], average["low"], average["high"]) == ("average", 1.0, 30.0)
+    assert (ema["name"], ema["low"], ema["high"]) == ("ema", 1.0, 30.0)
     assert {"versions", "hardware", "started"} <= header.keys()
 
 

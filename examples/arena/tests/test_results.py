@@ -12,7 +12,7 @@ from arena.command_line import LOGS
 from arena.field import TUNER
 from arena.record import COUNT, TIMES, TRIAL, Record, read
 from arena.results import by_batch, duels, is_finished, paired, ratio_to, rows, task_of
-from arena.space import AVERAGE, points, spread, traced
+from arena.space import EMA, points, spread, traced
 from arena.tasks import TASKS
 
 
@@ -169,7 +169,7 @@ def test_every_optimizer_is_tuned_alike(path):
         if record.header.get("tuner") == TUNER:
             first = points(name, last.knobs, task.batches, spread(task.trials))
             assert [one["settings"] for one in last.trials[: len(first)]] == first, name
-            assert AVERAGE in last.knobs, name
+            assert EMA in last.knobs, name
         seeds = [line["seed"] for line in record.of(COUNT, name)]
         assert sorted(seeds) == record.header["fresh_seeds"], name
         assert not set(seeds) & set(task.tuning_seeds), name

@@ -14,7 +14,7 @@ from arena.contract import Knob, Optimizer, Task
 from arena.field import Field
 from arena.optimizers import OPTIMIZERS
 from arena.record import read
-from arena.space import AVERAGE
+from arena.space import EMA
 from arena.tasks import TASKS, with_fraction
 from arena.trial import Program
 from arena.workers import trial_runs
@@ -93,10 +93,10 @@ def test_looks_are_at_the_average_of_the_weights():
         steps += 1
         average += (steps - average) / 4
     task = clock([0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
-    averaged = dataclasses.replace(CLOCK, knobs=(*CLOCK.knobs, AVERAGE))
-    settings = {"pace": 1.0, "average": 4.0}
+    averaged = dataclasses.replace(CLOCK, knobs=(*CLOCK.knobs, EMA))
+    settings = {"pace": 1.0, "ema": 4.0}
     assert Program(task, averaged, 4).run(settings, 0)["steps"] == steps == 5
-    assert Program(task, averaged, 4).run({"pace": 1.0, "average": 1.0}, 0)["steps"] == 3
+    assert Program(task, averaged, 4).run({"pace": 1.0, "ema": 1.0}, 0)["steps"] == 3
 
 
 def test_looks_come_every_so_many_steps():
