@@ -12,7 +12,7 @@ from pathlib import Path
 from arena import results as races
 from arena.optimizers import COUPLED
 from arena.record import Record, read
-from arena.space import BATCH, Settings
+from arena.space import BATCH, EMA, Settings
 from arena.tasks import TASKS
 from arena.why import Found
 from common.pages import markdown, templates
@@ -164,10 +164,11 @@ def settings_table(found: Sequence[Finding]) -> str:
         ahead = place == "before" and best.get("lookahead", "Nesterov") == "Nesterov"
         average = f"{momentum:.2f}, {place}{', nesterov' if ahead else ''}"
         cells = [f"{rate:.3g}", scale, average, f"{decay:.2g}, {kind}", f"{others:.2g}"]
-        cells.append(best.get("method", "exact"))
+        reach = best.get(EMA.name, 1)
+        cells += [best.get("method", "exact"), f"{reach:.1f} steps" if reach > 1 else "-"]
         rows.append([one.title, *cells, batch])
     headings = ("task", "learning rate", "scale", "momentum, average", "decay")
-    headings += ("rate of `others`", "method", "batch")
+    headings += ("rate of `others`", "method", "EMA of weights", "batch")
     return markdown(headings, rows)
 
 
