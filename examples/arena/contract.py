@@ -26,7 +26,7 @@ class Task:
     data: Callable[[int], tuple[Batch, Batch]]
     """Makes training and test data from a seed: pytrees of arrays, examples on axis 0."""
     score: Callable[[Params, Batch], jax.Array]
-    """Scalar on the test data; more is better unless `lower`. Gets an average of the weights."""
+    """Scalar of the averaged weights on the test data; more is better unless `lower`."""
     target: float
     """Score to reach, such as .95."""
     steps: int
@@ -80,6 +80,7 @@ class Optimizer:
     source: str
     """Package or paper that it comes from."""
     knobs: tuple[Knob, ...]
+    """Its own. The batch size and `ema`, the reach of the weights' average, are everybody's."""
     make: Callable[[Mapping[str, jax.Array | float], Task, Params], optax.GradientTransformation]
     """Called inside the traced training function: every value may be a tracer, so no branches."""
     note: str = ""

@@ -23,8 +23,10 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 LUCK = "parity-3"  # the task that was tuned by all tuners
 TUNERS = {
-    5: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
+    6: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most. The seeds from {seed} on count",
+    5: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
+    "most, by a tuner that graded misses more roughly. The seeds from {seed} on count",
     4: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most, by an earlier tuner, without the average of the weights. The seeds from {seed} on count",
     2: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"

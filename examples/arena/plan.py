@@ -172,26 +172,37 @@ def value(task: Task, trial: Line) -> float:
 def graded(task: Task, trial: Line) -> float:
     """Return what a model of the trials is fitted to: the logarithm of the steps to the target.
 
-    Where no seed got there, they lie between those that were run and twice the budget, the nearer
-    to that the farther the end was. Beside a seed that did, one that missed counts as much, or as
-    the steps that were run if they are more. What diverged counts twice the budget.
+    A run that missed counts more than the steps it had, the more the farther its end was from the
+    target: up to twice the budget if no seed got there. Beside a seed that did, it may just have
+    been given up, so it counts at most twice its steps, and at least as the other seed. A run that
+    diverged counts as twice the budget. The first miss ends a trial; the seeds after it count as
+    the worst one.
     """
-    sign = -1.0 if task.lower else 1.0
     reached = [run["steps"] for run in trial["runs"] if run["steps"] is not None]
 
-    def missed(run: Line) -> float:
+    def steps(run: Line) -> float:
         if run["score"] is None:
             return 2 * task.steps
+        far = _distance(task, run["score"])
         if reached:
-            return max(*reached, run["ran"])
-        short = max(0.0, sign * (task.target - run["score"])) / (abs(task.target) or 1.0)
-        far = min(1.0, short)
+            return max(*reached, run["ran"] * (1 + far))
         return run["ran"] ** (1 - far) * (2 * task.steps) ** far
 
-    # the first miss ends a trial
-    worst = max([1, *reached, *(missed(run) for run in trial["runs"] if run["steps"] is None)])
+    missed = [steps(run) for run in trial["runs"] if run["steps"] is None]
+    worst = max([1, *reached, *missed])
     others = [worst] * (len(task.tuning_seeds) - len(reached))
     return math.log(statistics.fmean(reached + others))
+
+
+def _distance(task: Task, score: float) -> float:
+    """Return how far a score is from the target: 0 there, 1 at 0 or as far below it.
+
+    Where less is better, or the target is not above 0, nothing says how bad a score can be: it is
+    a half at twice the target, and 1 at infinity.
+    """
+    short = max(0.0, (score - task.target) if task.lower else (task.target - score))
+    short /= abs(task.target) or 1.0
+    return short / (1 + short) if task.lower or task.target <= 0 else min(1.0, short)
 
 
 def rank(task: Task, trial: Line) -> tuple[float, float, int]:

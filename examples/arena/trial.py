@@ -164,6 +164,7 @@ class Program:
         updates, optimizer = transform.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.average, share)
+        average = jax.tree.map(lambda new, old: new.astype(old.dtype), average, state.average)
         finite = state.finite & jnp.isfinite(loss)
         return State(params, average, optimizer, order, state.step + 1, finite)
 

@@ -152,7 +152,7 @@ def steps_table(found: Sequence[Finding]) -> str:
 
 
 def settings_table(found: Sequence[Finding]) -> str:
-    """Return EGD's best settings, in the arguments of `egd`."""
+    """Return EGD's best settings, in the arguments of `egd`, and the average of the weights."""
     rows = []
     for one in reaching(found):
         best = one.entries["egd"].settings
@@ -164,8 +164,8 @@ def settings_table(found: Sequence[Finding]) -> str:
         ahead = place == "before" and best.get("lookahead", "Nesterov") == "Nesterov"
         average = f"{momentum:.2f}, {place}{', nesterov' if ahead else ''}"
         cells = [f"{rate:.3g}", scale, average, f"{decay:.2g}, {kind}", f"{others:.2g}"]
-        reach = best.get(EMA.name, 1)
-        cells += [best.get("method", "exact"), f"{reach:.1f} steps" if reach > 1 else "-"]
+        ema = f"{best[EMA.name]:.1f} steps" if EMA.name in best else "not tuned"
+        cells += [best.get("method", "exact"), ema]
         rows.append([one.title, *cells, batch])
     headings = ("task", "learning rate", "scale", "momentum, average", "decay")
     headings += ("rate of `others`", "method", "EMA of weights", "batch")

@@ -269,12 +269,15 @@ def test_a_miss_is_graded_by_its_steps_and_by_how_far_it_was(toy):
     assert graded((None, 60, 0.0)) == pytest.approx(hopeless)  # however late it was given up
     assert graded((None, 60, 0.6)) == pytest.approx(0.75 * math.log(60) + 0.25 * hopeless)
     assert graded((None, 60, 0.85)) == pytest.approx(math.log(60))  # there, and not for long
-    assert graded((30, 50, 0.9), (None, 60, 0.6)) == pytest.approx(math.log((30 + 60) / 2))
+    assert graded((30, 50, 0.9), (None, 60, 0.6)) == pytest.approx(math.log((30 + 75) / 2))
+    assert graded((20, 40, 0.9), (None, 50, 0.1)) > graded((35, 55, 0.9), (35, 55, 0.9)) + 0.3
     assert graded((72, 92, 0.9), (None, 8, 0.4)) == pytest.approx(math.log(72))  # given up
     assert graded((None, 5, None)) == pytest.approx(hopeless)  # it diverged
     zero = dataclasses.replace(task, target=0.0, lower=True)
     run = {"steps": None, "ran": 9, "score": 0.5}
-    assert plan.graded(zero, {"runs": [run]}) == pytest.approx((math.log(9) + hopeless) / 2)
+    assert plan.graded(zero, {"runs": [run]}) == pytest.approx((2 * math.log(9) + hopeless) / 3)
+    near, far = ({"runs": [run | {"score": score}]} for score in (2.0, 5.0))
+    assert plan.graded(zero, near) < plan.graded(zero, far) - 0.1
 
 
 def test_what_diverges_at_the_first_look_is_not_sought(toy, tmp_path):

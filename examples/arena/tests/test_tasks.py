@@ -18,6 +18,7 @@ from arena.command_line import main
 from arena.contract import Knob
 from arena.field import check_field
 from arena.optimizers import matrices_of
+from arena.space import EMA
 from arena.tasks import TASKS
 from arena.tests.conftest import TOY
 from arena.tests.toy import data as toy_data
@@ -156,7 +157,8 @@ def test_a_bad_task_is_refused(toy, changes, message):
         ({"knobs": (Knob("lr", 1.0, 0.1),)}, "goes from 1.0 to 0.1; set both"),
         ({"knobs": (Knob("lr", 0.0, 0.1),)}, "begins at 0.0; use log=False"),
         ({"knobs": (Knob("lr", 0.1, 1.0, least=0.5),)}, "within its limits.* narrow the range"),
-        ({"knobs": (Knob("batch", 0.1, 1.0),)}, "'batch'"),
+        ({"knobs": (Knob("batch", 0.1, 1.0),)}, r"has \['batch'\]; rename one"),
+        ({"knobs": (Knob("lr", 0.1, 1.0), EMA, EMA)}, "'ema'.*; rename one"),
         (
             {"make": lambda *_: optax.stateless(lambda u, _: {"w": jnp.sum(u["w"])})},
             "mend its `make`",

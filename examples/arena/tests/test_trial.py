@@ -87,7 +87,7 @@ def test_less_is_better_if_lower():
 
 
 def test_looks_are_at_the_average_of_the_weights():
-    """A clock at 1, 2, ... has the average .25, .69, ...: it comes to 2.5 after step 5."""
+    """A clock at 1, 2, ... has the average .25, .69, ...: it passes 2.5 at step 5, with 2.71."""
     average, steps = 0.0, 0
     while round(average) < 3:
         steps += 1
@@ -97,6 +97,16 @@ def test_looks_are_at_the_average_of_the_weights():
     settings = {"pace": 1.0, "ema": 4.0}
     assert Program(task, averaged, 4).run(settings, 0)["steps"] == steps == 5
     assert Program(task, averaged, 4).run({"pace": 1.0, "ema": 1.0}, 0)["steps"] == 3
+    start = trial.task_start(task, 0)[:3]
+    alone = jax.jit(Program(task, averaged, 4).steps_alone)(settings, *start, 5)
+    assert alone["t"] == pytest.approx(2.71, abs=5e-3)
+
+
+def test_the_average_keeps_the_dtype_of_the_weights():
+    task = clock([0, 0, 1, 1, 1, 1], init=lambda key: {"t": jnp.zeros((), jnp.bfloat16)})
+    averaged = dataclasses.replace(CLOCK, knobs=(*CLOCK.knobs, EMA))
+    found = Program(task, averaged, 4).run({"pace": 1.0, "ema": 1.0}, 0)
+    assert found["steps"] == 3
 
 
 def test_looks_come_every_so_many_steps():
@@ -175,14 +185,16 @@ LINE = Task(
     steps=10,
     batches=(8,),
 )
-BEST = {"learning_rate": 0.1, "decay": 0.0, "batch": 8}
+BEST = {"learning_rate": 0.1, "decay": 0.0, "batch": 8, "ema": 4.0}
 
 
 @pytest.fixture
 def study(monkeypatch):
     monkeypatch.setattr(why, "STEPS", 3)
     monkeypatch.setattr(why, "FRACTIONS", ())
-    return why.Study(Field(LINE, {"sgd": OPTIMIZERS["sgd"]}), {"sgd": BEST})
+    sgd = OPTIMIZERS["sgd"]
+    averaged = dataclasses.replace(sgd, knobs=(*sgd.knobs, EMA))
+    return why.Study(Field(LINE, {"sgd": averaged}), {"sgd": BEST})
 
 
 def test_the_course_of_a_run_has_the_norms_after_each_step(study, tmp_path):
@@ -190,9 +202,11 @@ def test_the_course_of_a_run_has_the_norms_after_each_step(study, tmp_path):
     lines = read(tmp_path / "line.jsonl").lines
     assert [line["seed"] for line in lines] == list(study.seeds)
     params, gradient = why.task_start(LINE, study.seeds[0])[0], jax.grad(LINE.loss)
+    average = np.float64(params["w"])
     for step in range(3):
         params = {"w": params["w"] - 0.1 * gradient(params, LINE.data(0)[0])["w"]}
-        values = np.linalg.svd(np.float64(params["w"]))[1]
+        average = 0.75 * average + 0.25 * np.float64(params["w"])
+        values = np.linalg.svd(average)[1]
         np.testing.assert_allclose(lines[0]["norm"][step], (values**2).sum() ** 0.5, rtol=1e-4)
         np.testing.assert_allclose(lines[0]["nuclear"][step], values.sum(), rtol=1e-4)
         rank = values.sum() ** 2 / (values**2).sum()
