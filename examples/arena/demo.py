@@ -20,7 +20,7 @@ from arena.record import Line, Log, Record, read
 from arena.results import task_of
 from arena.space import BATCH, Settings, traced
 from arena.tasks import TASKS
-from arena.trial import Program, share, task_start
+from arena.trial import Program, averaged, share, task_start
 from egd_optax import egd
 
 TASK = "addition-97"
@@ -122,7 +122,8 @@ def _looks(entry: Entry, seed: int) -> Iterator[tuple[int, Any, Any]]:
     @jax.jit
     def look(state, train, test):
         state = jax.lax.fori_loop(0, entry.every, lambda _, state: advance(train, state), state)
-        return state, task.score(state.average, train), task.score(state.average, test)
+        weights = averaged(state)
+        return state, task.score(weights, train), task.score(weights, test)
 
     state = program.start(transform, params, train)
     for step in range(entry.every, entry.steps + 1, entry.every):

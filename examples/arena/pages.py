@@ -21,7 +21,7 @@ from arena.space import spread
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
-LUCK = "parity-3"  # the task that was tuned by all tuners
+LUCK = "parity-3"  # the task that was tuned three times
 TUNERS = {
     6: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most. The seeds from {seed} on count",

@@ -195,10 +195,10 @@ def graded(task: Task, trial: Line) -> float:
 
 
 def _distance(task: Task, score: float) -> float:
-    """Return how far a score is from the target: 0 there, 1 at 0 or as far below it.
+    """Return how far a score is from the target: 0 there, 1 at a score of 0 and below.
 
     Where less is better, or the target is not above 0, nothing says how bad a score can be: it is
-    a half at twice the target, and 1 at infinity.
+    a half where the score is as far from the target as that is from 0, and 1 at infinity.
     """
     short = max(0.0, (score - task.target) if task.lower else (task.target - score))
     short /= abs(task.target) or 1.0

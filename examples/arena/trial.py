@@ -25,7 +25,7 @@ class State(NamedTuple):
     """What a step hands to the next one; the `average` of the weights is what looks are at."""
 
     params: Params
-    average: Params
+    average: Params  # in float32 at least
     optimizer: Any
     order: jax.Array
     step: jax.Array
@@ -113,7 +113,7 @@ class Program:
             looks = jnp.where(watch.closely, 1, jnp.clip(left, 1, jumps(task)))
             closely = watch.closely | (looks == 1)
             after = jax.lax.fori_loop(0, looks * task.every, lambda _, state: step(state), before)
-            score = task.score(after.average, test).astype(jnp.float32)
+            score = task.score(averaged(after), test).astype(jnp.float32)
             at_target = (sign * score >= sign * task.target) & after.finite
             back = at_target & ~closely
             state = jax.tree.map(lambda old, new: jnp.where(back, old, new), before, after)
@@ -144,11 +144,13 @@ class Program:
         transform = self.optimizer.make(values, self.task, params)
         step = functools.partial(self.step, transform, share(values), key, train)
         state = self.start(transform, params, train)
-        return jax.lax.fori_loop(0, steps, lambda _, state: step(state), state).average
+        return averaged(jax.lax.fori_loop(0, steps, lambda _, state: step(state), state))
 
     def start(self, transform: optax.GradientTransformation, params: Params, train: Batch) -> Any:
         order = jnp.arange(size(train), dtype=jnp.int32)
-        return State(params, params, transform.init(params), order, jnp.int32(0), jnp.bool_(True))
+        return State(
+            params, _precise(params), transform.init(params), order, jnp.int32(0), jnp.bool_(True)
+        )
 
     def step(
         self,
@@ -163,8 +165,7 @@ class Program:
         loss, gradients = jax.value_and_grad(self.task.loss)(state.params, batch)
         updates, optimizer = transform.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = optax.incremental_update(params, state.average, share)
-        average = jax.tree.map(lambda new, old: new.astype(old.dtype), average, state.average)
+        average = optax.incremental_update(_precise(params), state.average, share)
         finite = state.finite & jnp.isfinite(loss)
         return State(params, average, optimizer, order, state.step + 1, finite)
 
@@ -192,6 +193,18 @@ def task_start(task: Task, seed: int) -> tuple[Params, jax.Array, Batch, Batch]:
     init_key, order_key = jax.random.split(jax.random.key(seed))
     train, test = jax.tree.map(jnp.asarray, task.data(seed))
     return task.init(init_key), order_key, train, test
+
+
+def averaged(state: State) -> Params:
+    """Return the average of the weights, in their dtypes."""
+    return jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.average, state.params)
+
+
+def _precise(params: Params) -> Params:
+    """Return the weights as an average needs them: small changes are lost in 16 bits."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params
+    )
 
 
 def share(values: Mapping[str, Any]) -> Any:

@@ -24,7 +24,7 @@ from arena.record import Line, Log, Record
 from arena.results import task_of
 from arena.space import BATCH, Settings, traced
 from arena.tasks import with_fraction
-from arena.trial import Program, share, size, task_start
+from arena.trial import Program, averaged, share, size, task_start
 
 COURSE, LESS = "course", "less"
 FRACTIONS = (0.2, 0.3, 0.4, 0.5)
@@ -125,13 +125,14 @@ def _measured(task: Task, optimizer: Optimizer, batch: int) -> Any:
 
         def step(state, _):
             state = program.step(transform, share(values), key, train, state)
-            pairs = zip(jax.tree.leaves(state.average), marked, strict=True)
+            weights = averaged(state)
+            pairs = zip(jax.tree.leaves(weights), marked, strict=True)
             singular = [jnp.linalg.svd(leaf, compute_uv=False) for leaf, wanted in pairs if wanted]
             every = jnp.concatenate(singular)
             ranks = [jnp.square(s.sum()) / jnp.square(s).sum() for s in singular]
             return state, {
-                "score": task.score(state.average, test),
-                "loss": task.loss(state.average, train),
+                "score": task.score(weights, test),
+                "loss": task.loss(weights, train),
                 "norm": jnp.linalg.norm(every),
                 "nuclear": every.sum(),
                 "rank": jnp.stack(ranks).mean(),

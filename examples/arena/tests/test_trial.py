@@ -102,11 +102,18 @@ def test_looks_are_at_the_average_of_the_weights():
     assert alone["t"] == pytest.approx(2.71, abs=5e-3)
 
 
-def test_the_average_keeps_the_dtype_of_the_weights():
-    task = clock([0, 0, 1, 1, 1, 1], init=lambda key: {"t": jnp.zeros((), jnp.bfloat16)})
-    averaged = dataclasses.replace(CLOCK, knobs=(*CLOCK.knobs, EMA))
-    found = Program(task, averaged, 4).run({"pace": 1.0, "ema": 1.0}, 0)
-    assert found["steps"] == 3
+def test_the_average_of_weights_in_16_bits_is_precise():
+    task = clock([0] * 50, init=lambda key: {"t": jnp.zeros((), jnp.bfloat16)})
+    program = Program(task, CLOCK, 4)
+    params, key, train, _ = trial.task_start(task, 0)
+    transform, steps, expected = optax.sgd(-1.0), 40, 0.0
+    step = functools.partial(program.step, transform, 1 / 30, key, train)
+    start = program.start(transform, params, train)
+    state = jax.jit(lambda state: jax.lax.fori_loop(0, steps, lambda _, s: step(s), state))(start)
+    for weight in range(1, steps + 1):
+        expected += (weight - expected) / 30
+    assert float(state.average["t"]) == pytest.approx(expected, rel=1e-5)
+    assert trial.averaged(state)["t"].dtype == jnp.bfloat16
 
 
 def test_looks_come_every_so_many_steps():
