@@ -17,7 +17,7 @@ from arena.recipes import optimizers as RECIPES
 from arena.record import Record, read
 from arena.results import is_finished, rows, task_of
 from arena.session import range_of
-from arena.space import spread
+from arena.space import EMA, spread
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -146,6 +146,7 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
         "steps": lambda every: "step" if every == 1 else f"{every} steps",
         "seeds": lambda: _named(task.tuning_seeds),
         "seen": seen,
+        "averaged": lambda: any(EMA.name in row.last.best["settings"] for row in rows(record)),
         "tuner": lambda: TUNERS[version].format(first=spread(task.trials), seed=first),
         "batches": lambda: ", ".join(map(str, task.batches)),
         "table": lambda: tables.task_table(record, titles),

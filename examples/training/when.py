@@ -28,6 +28,7 @@ TRAININGS = {
 COMPARED = ("adamw", "muon", "egd")
 PERCENT = "images"
 NONE = "-"
+METHODS = {"exact": "exact", "five Newton-Schulz steps": "`NewtonSchulz(steps=5)`"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,17 +159,18 @@ def settings_table(found: Sequence[Finding]) -> str:
         best = one.entries["egd"].settings
         momentum, kind = 1 - 1 / best["reach"], best.get("kind", "decoupled")
         rate, decay = best["learning_rate"], best["decay"] * (COUPLED if kind == "coupled" else 1)
-        others, batch = best["others"], best[BATCH]
-        scale = "None" if one.page.startswith("arena") else f'"{best.get("scale", "muon")}"'
+        race = one.page.startswith("arena")
+        rest = best["decay"] if race else 0  # all that AdamW does has the whole of it, decoupled
+        scale = "None" if race else f'"{best.get("scale", "muon")}"'
         place = best.get("average", "before")
         ahead = place == "before" and best.get("lookahead", "Nesterov") == "Nesterov"
         average = f"{momentum:.2f}, {place}{', nesterov' if ahead else ''}"
-        cells = [f"{rate:.3g}", scale, average, f"{decay:.2g}, {kind}", f"{others:.2g}"]
+        cells = [f"{rate:.3g}", scale, average, f"{decay:.2g}, {kind}"]
         ema = f"{best[EMA.name]:.1f} steps" if EMA.name in best else "not tuned"
-        cells += [best.get("method", "exact"), ema]
-        rows.append([one.title, *cells, batch])
+        cells += [f"{best['others']:.2g}, {rest:.2g}", METHODS[best.get("method", "exact")], ema]
+        rows.append([one.title, *cells, best[BATCH]])
     headings = ("task", "learning rate", "scale", "momentum, average", "decay")
-    headings += ("rate of `others`", "method", "EMA of weights", "batch")
+    headings += ("`others`: rate, decay", "method", "EMA of weights", "batch")
     return markdown(headings, rows)
 
 
