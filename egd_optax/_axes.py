@@ -52,7 +52,7 @@ def _literal(shapes: Shapes, path: str) -> LeafAxes:
         raise ValueError(
             f"Leaf {path!r} has shape {shapes[path]}; which of its axes make the matrix? Pass "
             f"axes={{{path!r}: MatrixAxes(rows=..., columns=...)}}, or None there to leave the "
-            "leaf as it is; or axes=infer_axes, which knows the layers of Flax and Equinox."
+            "leaf as it is; or axes=infer_axes(model), which knows the layers of Flax and Equinox."
         )
     return LeafAxes(path, shapes[path], MatrixAxes(0, 1), "matrix: two axes")
 
@@ -137,7 +137,10 @@ def _choices(axes: Any, paths: list[str], matrices: list[str], partial: bool) ->
         if not (found or partial or (value is None and not patterns)):
             raise selection.no_match("pattern in axes", key, paths)
         if value and found and key and not (partial or {*found} & {*matrices}):
-            raise ValueError(f"axes names {key!r}, which has fewer than two axes of real numbers.")
+            raise ValueError(
+                f"axes names {key!r}, which is whitened by no axes: only leaves of two axes or "
+                "more that hold floating-point numbers, and are not empty, are. Leave it out."
+            )
         chosen |= dict.fromkeys(found, value)
     return chosen
 

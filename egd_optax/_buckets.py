@@ -105,6 +105,7 @@ def _layout(leaf: Any, view: MatrixView) -> Any:
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return sharding
     spec = dict(enumerate(sharding.spec))
-    along = [spec.get(axis) for axis in view.order]
-    along = along[::-1] if view.turned else along
+    batch, rows, columns = view.axes
+    order = batch + columns + rows if view.turned else view.order
+    along = [spec.get(axis) for axis in order]
     return sharding.mesh, tuple(itertools.dropwhile(lambda name: name is None, along))

@@ -25,8 +25,8 @@ def check_static(name: str, value: Any) -> None:
     """Raise TypeError if `value` is an array: it decides the program, so it is a Python value."""
     if isinstance(value, jax.Array):
         raise TypeError(
-            f"{name} must be a Python value, known before tracing, got the array {value}; under "
-            f'optax.inject_hyperparams add "{name}" to static_args.'
+            f"{name} must be a Python value, known before tracing, got the array {value}. Pass a "
+            f'Python value; under optax.inject_hyperparams add "{name}" to static_args.'
         )
 
 
@@ -71,7 +71,9 @@ def check_state(whose: str, init: Callable, updates: Any, state: Any, dtypes: bo
     """Raise ValueError unless `state` has the leaves that `init` makes for these updates."""
     needed, given = (
         {
-            jax.tree_util.keystr(path): f"{leaf.dtype if dtypes else 'shape '}{list(leaf.shape)}"
+            jax.tree_util.keystr(
+                path
+            ): f"{_kind(leaf) if dtypes else 'shape '}{list(np.shape(leaf))}"
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (jax.eval_shape(init, updates), state)
@@ -83,6 +85,11 @@ def check_state(whose: str, init: Callable, updates: Any, state: Any, dtypes: bo
                 f"has {given.get(key, 'nothing')}, these updates need {needed.get(key, 'nothing')}."
                 " Call `init` with the parameters that they belong to."
             )
+
+
+def _kind(leaf: Any) -> str:
+    """Return a leaf's dtype, or the type of one that is no array."""
+    return str(getattr(leaf, "dtype", type(leaf).__name__))
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -91,7 +91,8 @@ def _states(leaves: Leaves, field: str, start: str = "") -> list[str]:
 def _only(leaves: Leaves, field: str, what: str, start: str = "") -> str:
     """Return where the one state with this field is."""
     if len(found := _states(leaves, field, start)) != 1:
-        raise ValueError(f"{what}, got {listed(found)} of {listed(list(leaves), 5)}.")
+        among = f" of {listed(list(leaves), 5)}" if leaves else ""
+        raise ValueError(f"{what}, got {listed(found)}{among}.")
     return found[0]
 
 

@@ -1,5 +1,6 @@
 """What Flax's nnx layers say of their own parameters: layers know what names and shapes do not."""
 
+import numbers
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -72,7 +73,7 @@ def _embedding(layer: Any, shape: Any) -> Said:
 
 
 def _sizes(features: Any) -> tuple[int, ...]:
-    return (features,) if isinstance(features, int) else tuple(features)
+    return (int(features),) if isinstance(features, numbers.Integral) else tuple(features)
 
 
 RULES: dict[str, tuple[str, Callable[[Any, Any], Said | None]]] = {

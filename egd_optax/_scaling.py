@@ -4,6 +4,8 @@ import functools
 import math
 from collections.abc import Callable
 
+import jax
+
 from egd_optax._checks import check_number, check_static
 
 Scale = str | Callable[[int, int], float] | None
@@ -29,7 +31,7 @@ def scale_rule(scale: Scale) -> Callable[[int, int], float]:
 
 
 def _checked(rule: Callable[[int, int], float], m: int, n: int) -> float:
-    """Return what the rule gives, a tracer or a finite number, or raise."""
+    """Return what the rule gives, an array or a Python number, which leaves dtypes alone."""
     factor = rule(m, n)
     check_number(f"scale's factor for {m} x {n} matrices", factor)
-    return factor
+    return factor if isinstance(factor, jax.Array) else float(factor)

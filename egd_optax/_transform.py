@@ -48,8 +48,9 @@ def scale_by_egd(
             from paths to `MatrixAxes`, or to None for leaves to pass through: a key that is a
             leaf's whole path names that leaf, any other is a pattern (`re.search`), and the last
             match wins. A tree of such values like the parameters, or a prefix of it. Or a function
-            from the parameters to one of these, such as `infer_axes`. Optax's
-            `MuonDimensionNumbers` is taken wherever `MatrixAxes` is.
+            to one of these, such as `infer_axes`, from the parameters at `init` and from the
+            gradients, which may have lost their layers, at `update`: `infer_axes(model)` keeps
+            them. Optax's `MuonDimensionNumbers` is taken wherever `MatrixAxes` is.
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "muon": sqrt(max(1, n / m)), Muon's. "consistent_rms": .2 sqrt(max(m, n)),
             AdamW's update size. Or a function (m, n) -> factor, finite and not negative, which

@@ -198,7 +198,7 @@ class Layers(nnx.Module):
         )
         self.i = nnx.List([nnx.Embed(9, 5, rngs=RNGS)])
         self.h = nnx.MultiHeadAttention(2, 8, 6, decode=False, **bare)
-        self.head = nnx.Linear(5, 7, **bare)
+        self.head = nnx.Linear(np.int64(5), np.prod((7, 1)), **bare)
 
 
 def test_layers_of_nnx_are_asked_what_they_are():

@@ -277,6 +277,7 @@ PAIR = {"a": real(8, 4), "b": real(4, 2)}
         (lambda p, x: x @ p["a"], (real(3, 8),), ValueError, r"scalar.*got float32\[3, 4\]"),
         (lambda p: (p["a"], p["b"].sum()), (), ValueError, r"scalar.*got float32\[8, 4\]"),
         (lambda p: p["a"].sum().astype(int), (), ValueError, r"a real scalar.*got int32\[\]"),
+        (lambda p: p["a"].sum() * 1j, (), ValueError, r"a real scalar.*got complex64\[\]"),
         (lambda p: None, (), ValueError, "scalar.*got NoneType without any number"),
         (lambda p: {"loss": p["a"].sum()}, (), ValueError, "got dict with 1 arrays"),
         (lambda p: jax.grad(lambda p: p["a"].sum())(p), (), ValueError, "not its gradient"),

@@ -121,9 +121,12 @@ def test_a_rule_of_scale_that_gives_no_factor_is_refused_with_the_shape(value):
 
 
 def test_a_rule_of_scale_may_give_arrays_and_tracers():
-    for wrap in (np.float32, jnp.float32):
-        updates = whitened([gradient()], scale=lambda m, n, wrap=wrap: wrap(0.5))
-        chex.assert_trees_all_close(updates, whitened([gradient()], scale=lambda m, n: 0.5))
+    leaves = [gradient(), gradient().astype(jnp.bfloat16)]
+    for wrap in (np.float32, np.float64, jnp.float32):
+        updates = whitened(leaves, scale=lambda m, n, wrap=wrap: wrap(0.5))
+        chex.assert_trees_all_equal(updates, whitened(leaves, scale=lambda m, n: 0.5))
+        chex.assert_trees_all_equal_dtypes(updates, leaves)
+    updates = updates[:1]
     traced = jax.jit(lambda x: whitened([gradient()], scale=lambda m, n: x))(0.5)
     chex.assert_trees_all_close(traced, updates, rtol=1e-5)
 

@@ -168,11 +168,12 @@ def test_a_wrapper_that_leaves_no_matrix_is_warned_of(wrap, inner):
         wrap(inner).init(NET)
 
 
-@pytest.mark.parametrize("axes", [{"hidden/bias": HEAD}, {"bias": HEAD}, {"count": HEAD}], ids=str)
-def test_a_vector_is_no_matrix(axes):
-    params = {**NET, "count": jnp.zeros((2, 2), jnp.int32)}
+@pytest.mark.parametrize("path", ["hidden/bias", "bias", "count", "empty"])
+def test_what_is_no_matrix_may_not_be_named(path):
+    params = {**NET, "count": jnp.zeros((2, 2), jnp.int32), "empty": jnp.zeros((0, 8))}
+    axes = {path: HEAD}
     for optimizer in (egd(0.1, axes=axes), scale_by_egd(axes=axes)):
-        with pytest.raises(ValueError, match="which has fewer than two axes of real numbers"):
+        with pytest.raises(ValueError, match="only leaves of two axes or more"):
             optimizer.init(params)
 
 
@@ -217,6 +218,14 @@ def test_a_state_of_other_leaves_is_refused_with_the_remedy(name, other, wrap):
     state = optimizer.init(normal({"kernel": (4, 6)}))
     with pytest.raises(ValueError, match=r"made for other leaves .* Call `init` with"):
         wrap(optimizer.update)(normal(other), state)
+
+
+def test_a_state_of_python_numbers_is_refused():
+    optimizer = STATES["subspace"]
+    grads = normal({"kernel": (4, 6)})
+    numbers = jax.tree.map(lambda leaf: leaf.sum().item(), optimizer.init(grads))
+    with pytest.raises(ValueError, match=r"has (int|float)\[\], these updates need"):
+        optimizer.update(grads, numbers)
 
 
 def test_a_state_of_another_method_is_refused():

@@ -56,7 +56,7 @@ def traced(loss: Callable, params: Any, examples: Sequence[Any]) -> ClosedJaxpr:
             "It is called as in jax.grad, with the parameters first and these examples: "
             f"{_listed(examples)}."
         ) from error
-    if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.inexact):
+    if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
         raise ValueError(
             "loss must return a real scalar, or a tuple that begins with one, got "
             f"{_returned(shape)}"

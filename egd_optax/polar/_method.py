@@ -87,6 +87,7 @@ def checked_update(method: PolarMethod, matrix: jax.Array, state: State) -> tupl
             f"{name!r} must return the polar factor and the next state, got {result!r}."
         )
     factor, after = result
+    told = jax.typeof(factor) if isinstance(factor, jax.Array) else repr(factor)
     kind = jnp.complexfloating if jnp.iscomplexobj(matrix) else jnp.floating
     fits = getattr(factor, "shape", None) == matrix.shape and jnp.issubdtype(factor.dtype, kind)
     before, now = (
@@ -96,6 +97,6 @@ def checked_update(method: PolarMethod, matrix: jax.Array, state: State) -> tupl
     if not fits or jax.tree.flatten(before) != jax.tree.flatten(now):
         raise ValueError(
             f"{name!r} must return U V^T of the shape and kind of its matrix, and a state like the "
-            f"one before: got {jax.typeof(precise)} and {before}, returned {factor!r} and {now}."
+            f"one before: got {jax.typeof(precise)} and {before}, returned {told} and {now}."
         )
     return factor.astype(matrix.dtype), after

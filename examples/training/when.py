@@ -203,13 +203,6 @@ def less_data() -> dict[str, int]:
     return reached | {"seeds": len(found.seeds)}
 
 
-def weighted() -> str:
-    """Return on how many seeds exact EGD with weighted rows learns sparse parity."""
-    record = read(EXAMPLES / "arena" / "logs" / "parity-3.jsonl")
-    row = next(row for row in races.rows(record) if row.optimizer == "weighted")
-    return f"{row.reached} of {len(row.steps)}"
-
-
 def page() -> str:
     """Return the page."""
     environment = templates(HERE)
@@ -220,7 +213,6 @@ def page() -> str:
         others=rates_of_others(found),
         trials=functools.partial(trials, found),
         less=less_data(),
-        weighted=weighted(),
         language=next((one for one in found if one.name == "language"), None),
     )
 
