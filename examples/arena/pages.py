@@ -15,13 +15,13 @@ from arena.contract import Task
 from arena.figures import draw, draw_course, draw_less
 from arena.recipes import optimizers as RECIPES
 from arena.record import Record, read
-from arena.results import is_finished, rows, task_of
+from arena.results import is_finished, rows, task_of, tuner_of
 from arena.session import range_of
 from arena.space import EMA, spread
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
-LUCK = "parity-3"  # the task that was tuned three times
+LUCK = "parity-3"  # the task that was tuned again and again
 TUNERS = {
     6: "{first} spread over all ranges, then one after the other where a Gaussian process expects\n"
     "most. The seeds from {seed} on count",
@@ -138,7 +138,6 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
         return tabulate(found, ("optimizer", "ranges"), tablefmt="github", disable_numparse=True)
 
     first = record.header["fresh_seeds"][0]
-    version = record.header.get("tuner", 2 if record.header["task"].get("suggested") else 1)
     functions: dict[str, Callable[..., Any]] = {
         "note": lambda: _known("tasks").get(task.name, task).note,
         "some": lambda: not set(_known("optimizers")) <= set(record.optimizers),
@@ -147,7 +146,7 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
         "seeds": lambda: _named(task.tuning_seeds),
         "seen": seen,
         "averaged": lambda: any(EMA.name in row.last.best["settings"] for row in rows(record)),
-        "tuner": lambda: TUNERS[version].format(first=spread(task.trials), seed=first),
+        "tuner": lambda: TUNERS[tuner_of(record)].format(first=spread(task.trials), seed=first),
         "batches": lambda: ", ".join(map(str, task.batches)),
         "table": lambda: tables.task_table(record, titles),
         "pairs": lambda: tables.pairs_table(record, titles),

@@ -96,6 +96,11 @@ def task_of(record: Record) -> Task:
     return Task(init=untold, loss=untold, data=untold, score=untold, **plain)
 
 
+def tuner_of(record: Record) -> int:
+    """Return the number of the tuner that made a log; the first two did not write theirs."""
+    return record.header.get("tuner", 2 if record.header["task"].get("suggested") else 1)
+
+
 def rows(record: Record) -> list[Row]:
     """Return what is known of each optimizer, fewest steps first."""
     task = task_of(record)

@@ -11,13 +11,19 @@ from tabulate import tabulate
 from arena.contract import Optimizer
 from arena.plan import value
 from arena.record import Record
-from arena.results import Row, after, duels, paired, ratio_to, rows, task_of
+from arena.results import Row, after, duels, paired, ratio_to, rows, task_of, tuner_of
 from arena.space import BATCH
 from arena.why import Found
 
 NONE = "-"
 YARDSTICK = "adamw"
 OURS = ("egd", "weighted", "scaled")  # EGD, a variant and a control
+TUNERS = {
+    1: "in stages",
+    3: "Gaussian process",
+    4: "and spread until one learns",
+    6: "and an average of the weights",
+}
 # Steps, and the part of AdamW's, that were aimed at when the arena was planned.
 AIMS = {
     **{f"{operation}-{p}": (18, 1 / 3) for operation in OPERATIONS for p in (97, 127)},
@@ -150,7 +156,7 @@ def luck_table(records: Sequence[Record], titles: dict[str, str]) -> str:
         [titles.get(name, name), *(f"{steps_of(one[name])}; {one[name].reached}" for one in found)]
         for name in found[-1]
     ]
-    headings = ["optimizer", "in stages", "Gaussian process", "and spread until one learns"]
+    headings = ["optimizer", *(TUNERS[tuner_of(record)] for record in records)]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 
