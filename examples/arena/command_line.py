@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from tabulate import tabulate
 
-from arena import demo, pages, session, tables, why
+from arena import borrow, demo, pages, session, tables, why
 from arena.field import Field, check_field, check_known, load
 from arena.figures import draw
 from arena.record import Record, check_same, read
@@ -140,6 +140,24 @@ class Why(_OnTask):
 
 
 @dataclasses.dataclass(frozen=True)
+class Borrow:
+    """Run EGD at the best settings of its relatives, on the fresh seeds of the tables with all.
+
+    A run that was killed goes on where it was.
+    """
+
+    out: Path = Path("runs/arena")
+    """Folder of borrowed/, for the log."""
+    logs: Path = LOGS
+    """Folder of the tables' logs."""
+
+    def run(self) -> None:
+        path = borrow.log_of(self.out)
+        borrow.run(self.logs, path)
+        _say(f"log: {path}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan(_OnTask):
     """Say what will be run, from which ranges, and about how long it takes; nothing is logged."""
 
@@ -194,7 +212,8 @@ class Pages:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command for command in (Demo, Run, Time, Why, Plan, Show, List, Pages)
+    command.__name__.lower(): command
+    for command in (Demo, Run, Time, Why, Borrow, Plan, Show, List, Pages)
 }
 
 

@@ -10,7 +10,7 @@ from common.pages import templates
 from grokking.tasks import OPERATIONS
 from tabulate import tabulate
 
-from arena import demo, tables, why
+from arena import borrow, demo, tables, why
 from arena.contract import Task
 from arena.figures import draw, draw_course, draw_less
 from arena.recipes import optimizers as RECIPES
@@ -97,8 +97,15 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
         others = [one for one in by_all if one is not compared[LUCK]]
         return tables.ratios([*others, before[-1]], ("egd", "muon"))
 
+    def borrowed_table() -> str | None:
+        path = borrow.log_of(logs)
+        if not path.exists():
+            return None
+        return tables.borrowed_table(borrow.tables_of(logs), read(path).lines, titles)
+
     return {
         "luck_table": luck_table,
+        "borrowed_table": borrowed_table,
         "modular_count": lambda: len(modular),
         "modular": lambda: tables.ratios(modular, ("egd", "muon")),
         "as_before": as_before,

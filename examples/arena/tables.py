@@ -8,9 +8,10 @@ from rich.table import Column
 from rich.table import Table as ConsoleTable
 from tabulate import tabulate
 
+from arena import borrow
 from arena.contract import Optimizer
 from arena.plan import value
-from arena.record import Record
+from arena.record import Line, Record
 from arena.results import Row, after, duels, paired, ratio_to, rows, task_of, tuner_of
 from arena.space import BATCH
 from arena.why import Found
@@ -157,6 +158,20 @@ def luck_table(records: Sequence[Record], titles: dict[str, str]) -> str:
         for name in found[-1]
     ]
     headings = ["optimizer", *(TUNERS[tuner_of(record)] for record in records)]
+    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
+def borrowed_table(records: Sequence[Record], lines: Sequence[Line], titles: dict[str, str]) -> str:
+    """Return EGD's steps and seeds at its own best settings and at its relatives', in Markdown."""
+    table = []
+    for record in records:
+        found = rows(record)
+        own = next(row for row in found if row.optimizer == "egd")
+        best = next(row for row in found if row.optimizer not in OURS)
+        lent = [borrow.row(record, lines, lender) for lender in borrow.LENDERS]
+        cells = [f"{steps_of(row)}; {row.reached}" for row in (own, *lent)]
+        table.append([own.task.title, *cells, f"{titles[best.optimizer]}, {steps_of(best)}"])
+    headings = ["task", "EGD at its own settings", *borrow.LENDERS.values(), "best peer"]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from arena import demo, pages, plan, tables, workers
+from arena import borrow, demo, pages, plan, tables, workers
 from arena.command_line import LOGS
 from arena.field import TUNER
 from arena.record import COUNT, TIMES, TRIAL, Record, read
@@ -136,11 +136,30 @@ def test_the_demo_and_the_reasons_have_the_settings_of_the_log():
     bests = {row.optimizer: row.last.best["settings"] for row in rows(record)}
     for line in read(LOGS / "why" / f"{demo.TASK}.jsonl").lines:
         assert line["settings"] == bests[line["optimizer"]]
+    lines = read(borrow.log_of(LOGS)).lines
+    for table in borrow.tables_of(LOGS):
+        for lender in borrow.LENDERS:
+            seeds = list(borrow.row(table, lines, lender).steps)
+            assert seeds == table.header["fresh_seeds"], lender
     entries = demo.entries(record)
     runs = read(demo.log_of(LOGS)).lines
     assert {line["name"]: line["settings"] for line in runs} == {
         name: entry.settings for name, entry in entries.items()
     }
+
+
+def test_borrowed_runs_go_on_where_they_were(tmp_path):
+    path = borrow.log_of(tmp_path)
+    path.parent.mkdir()
+    header, lost, *kept = borrow.log_of(LOGS).read_text().splitlines()
+    path.write_text("".join(f"{line}\n" for line in (header, *kept)))
+    borrow.run(LOGS, path)
+    *before, again = path.read_text().splitlines()
+    assert before == [header, *kept]
+    lost, again = json.loads(lost), json.loads(again)
+    same = ("task", "lender", "settings", "seed")
+    assert [again[name] for name in same] == [lost[name] for name in same]
+    assert abs(again["steps"] - lost["steps"]) <= 2  # another machine rounds otherwise
 
 
 def test_pages_have_the_table_the_figure_and_the_ranges(finished, tmp_path):

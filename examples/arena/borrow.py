@@ -1,0 +1,88 @@
+"""EGD at the best settings of its relatives: how much of its place in a table is the tuning's luck.
+
+Muon, Shampoo and the rows weighted by noise share EGD's coordinates, but for one of their own. With
+the rest of their best settings exact EGD runs on the fresh seeds of the tables that have all.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from arena.field import TUNER, load
+from arena.record import Line, Log, Record, read
+from arena.results import Row, is_finished, rows, task_of
+from arena.space import BATCH, EMA, Settings
+from arena.tasks import TASKS
+from arena.trial import Program
+
+LENT = "borrowed"
+LENDERS = {"muon": "Muon's", "shampoo": "Shampoo's", "weighted": "those of weighted rows"}
+DEFAULTS = {"kind": "decoupled", "lookahead": "Nesterov", "method": "exact"}
+
+
+def log_of(logs: Path) -> Path:
+    """Return the file of all these runs."""
+    return logs / LENT / "runs.jsonl"
+
+
+def tables_of(logs: Path) -> list[Record]:
+    """Return the finished logs of the arena's own tasks in which all lenders are."""
+    paths = [path for name in TASKS if (path := logs / f"{name}.jsonl").exists()]
+    wanted = {"egd", *LENDERS}
+    return [one for one in map(read, paths) if is_finished(one) and wanted <= {*one.optimizers}]
+
+
+def run(logs: Path, path: Path) -> None:
+    """Run what the log at `path` lacks, with a progress bar."""
+    config = {"task": {"name": LENT}, "tuner": TUNER, "fresh_seeds": None, "ranges": {}}
+    with Log(path, config) as log:
+        todo = [job for record in tables_of(logs) for job in _jobs(record, log.record.lines)]
+        seeds = sum(len(job["seeds"]) for job in todo)
+        with tqdm(total=seeds, unit="run", disable=None) as progress:
+            for job in todo:
+                field = load(job["task"])
+                program = Program(field.task, field.optimizers["egd"], job["settings"][BATCH])
+                for seed in job.pop("seeds"):
+                    found = program.run(job["settings"], seed)
+                    log.add({"kind": LENT, **job, **found})
+                    progress.update()
+
+
+def row(record: Record, lines: Sequence[Line], lender: str) -> Row:
+    """Return EGD's row with its steps at a lender's best settings."""
+    found = {line["seed"]: line["steps"] for line in _of(record, lines, lender)}
+    return dataclasses.replace(_row(record, "egd"), steps=found)
+
+
+def _of(record: Record, lines: Sequence[Line], lender: str) -> list[Line]:
+    name, wanted = task_of(record).name, _borrowed(record, lender)
+    return [
+        line
+        for line in lines
+        if (line["task"], line["lender"], line["settings"]) == (name, lender, wanted)
+    ]
+
+
+def _jobs(record: Record, lines: Sequence[Line]) -> Iterator[Line]:
+    for lender in LENDERS:
+        done = {line["seed"] for line in _of(record, lines, lender)}
+        yield {
+            "task": task_of(record).name,
+            "lender": lender,
+            "settings": _borrowed(record, lender),
+            "seeds": [seed for seed in record.header["fresh_seeds"] if seed not in done],
+        }
+
+
+def _borrowed(record: Record, lender: str) -> Settings:
+    """Return the lender's best settings as far as EGD has them, and the lender's way for others."""
+    best = _row(record, lender).last.best["settings"]
+    egd = load(task_of(record).name).optimizers["egd"]
+    names = {*(knob.name for knob in egd.knobs), BATCH}
+    return {name: one for name, one in (DEFAULTS | {EMA.name: 1.0} | best).items() if name in names}
+
+
+def _row(record: Record, name: str) -> Row:
+    return next(row for row in rows(record) if row.optimizer == name)
