@@ -1,7 +1,8 @@
 """EGD at the best settings of its relatives: how much of its place in a table is the tuning's luck.
 
-Muon, Shampoo and the rows weighted by noise share EGD's coordinates, but for one of their own. With
-the rest of their best settings exact EGD runs on the fresh seeds of the tables that have all.
+Shampoo and the rows weighted by noise have EGD's coordinates, and one of their own. With the rest
+of their best settings exact EGD runs on the fresh seeds of the tables that have all. Muon lends
+nothing: its step has a factor by shape, too.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from arena.tasks import TASKS
 from arena.trial import Program
 
 LENT = "borrowed"
-LENDERS = {"muon": "Muon's", "shampoo": "Shampoo's", "weighted": "those of weighted rows"}
+LENDERS = {"shampoo": "Shampoo's", "weighted": "those of weighted rows"}
 DEFAULTS = {"kind": "decoupled", "lookahead": "Nesterov", "method": "exact"}
 
 
@@ -51,8 +52,17 @@ def run(logs: Path, path: Path) -> None:
 
 
 def row(record: Record, lines: Sequence[Line], lender: str) -> Row:
-    """Return EGD's row with its steps at a lender's best settings."""
+    """Return EGD's row with its steps at a lender's best settings.
+
+    Raises:
+        ValueError: a fresh seed is missing.
+    """
     found = {line["seed"]: line["steps"] for line in _of(record, lines, lender)}
+    if set(found) != set(record.header["fresh_seeds"]):
+        raise ValueError(
+            f"EGD ran on {len(found)} seeds of {task_of(record).name} at the best settings of "
+            f"{lender}, not on all; `borrow` makes the log anew where the table has changed"
+        )
     return dataclasses.replace(_row(record, "egd"), steps=found)
 
 

@@ -93,9 +93,10 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
             return None
         return tables.luck_table([*before, compared[LUCK]], titles)
 
-    def as_before() -> dict[str, str]:
+    def as_before(name: str) -> str:
         others = [one for one in by_all if one is not compared[LUCK]]
-        return tables.ratios([*others, before[-1]], ("egd", "muon"))
+        found = [tables.ratios([*others, one], (name,))[name] for one in before]
+        return f"{', '.join(found[:-1])} and {found[-1]}"
 
     def borrowed_table() -> str | None:
         path = borrow.log_of(logs)
