@@ -36,10 +36,20 @@ def tables_of(logs: Path) -> list[Record]:
 
 
 def run(logs: Path, path: Path) -> None:
-    """Run what the log at `path` lacks, with a progress bar."""
+    """Run what the log at `path` lacks, with a progress bar.
+
+    Raises:
+        ValueError: `logs` has no such table.
+    """
+    tables = tables_of(logs)
+    if not tables:
+        needed = ", ".join(("egd", *LENDERS))
+        raise ValueError(
+            f"this needs finished tables with {needed}, and {logs} has none; `run` makes them"
+        )
     config = {"task": {"name": LENT}, "tuner": TUNER, "fresh_seeds": None, "ranges": {}}
     with Log(path, config) as log:
-        todo = [job for record in tables_of(logs) for job in _jobs(record, log.record.lines)]
+        todo = [job for record in tables for job in _jobs(record, log.record.lines)]
         seeds = sum(len(job["seeds"]) for job in todo)
         with tqdm(total=seeds, unit="run", disable=None) as progress:
             for job in todo:
