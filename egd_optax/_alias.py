@@ -177,10 +177,11 @@ def _chosen(tree: Any, axes: Axes, matrices: Any) -> InferredAxes:
         witness.planned(chosen)
     check_known(chosen, axes)
     whitened = [leaf.path for leaf in leaves if leaf.axes]
-    named = [] if selection.is_partial(tree) else selection.patterns_of(matrices)
+    partial = selection.is_partial(tree)  # a group of a partition may be without any
+    named = [] if partial else selection.patterns_of(matrices)
     idle = [p for p in named if not any(re.search(p, path) for path in whitened)]
     asked = leaves or (inferred.rest and not (matrices is None and axes is None))
-    if idle or (asked and not whitened):
+    if idle or (asked and not whitened and not partial):
         kept = [leaf for leaf in leaves if not idle or re.search(idle[0], leaf.path)]
         why = selection.listed([f"{leaf.path}: {leaf.reason}" for leaf in kept])
         raise ValueError(
@@ -203,9 +204,9 @@ def _labels(chosen: InferredAxes, tree: Any) -> Any:
 
 def _check_numbers(learning_rate: Any, momentum: Any, nesterov: Any, weight_decay: Any) -> None:
     """Raise on what is no number or out of range; `inject_hyperparams` hands over arrays."""
-    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if not callable(value):
-            check_number(name, value, instead=" or a schedule")
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, instead=" or a schedule")
+    check_number("weight_decay", weight_decay, instead=" (schedules: optax.inject_hyperparams)")
     if not isinstance(nesterov, bool | np.bool_):
         raise TypeError(f"nesterov must be True or False, got {nesterov!r}.")
     if nesterov and momentum is None:

@@ -126,13 +126,15 @@ def _inferred(axes: InferredAxes, shapes: Shapes, matrices: list[str]) -> dict[s
 def _choices(axes: Any, paths: list[str], matrices: list[str], partial: bool) -> dict[str, Any]:
     """Return what each pattern, or each leaf of a tree, says of the paths at and below it.
 
-    The last match wins; a key that is a leaf's whole path means that leaf alone.
+    The last match wins. A key that is a leaf's or a subtree's whole path means these alone, so that
+    "block_1" is not "block_10", too.
     """
     patterns = _is_pattern_mapping(axes)
     chosen: dict[str, Any] = {}
     given = axes if patterns else selection.leaves_by_path(axes, is_leaf=_is_choice)
     for key, value in given.items():
-        pattern = key if patterns or not key else f"^{re.escape(key)}(/|$)"
+        literal = not patterns or any(path.startswith(f"{key}/") for path in paths)
+        pattern = f"^{re.escape(key)}(/|$)" if literal and key else key
         found = [key] if key in paths else [path for path in paths if re.search(pattern, path)]
         if not (found or partial or (value is None and not patterns)):
             raise selection.no_match("pattern in axes", key, paths)

@@ -91,7 +91,8 @@ class InferredAxes(Mapping[str, MatrixAxes | None]):
             return self._decided() == other._decided()
         return not self.unknown and dict(self) == other
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(frozenset(self._decided().items()))
 
     def _decided(self) -> dict[str, tuple[MatrixAxes | None, bool]]:
         return {leaf.path: (leaf.axes, leaf.known) for leaf in self.leaves}

@@ -143,14 +143,14 @@ def selected_paths(tree: PyTree, matrices: Any) -> set[str]:
     if mask is None:
         return set(paths)
     chosen = leaves_by_path(mask)  # nnx's variables are in one of the trees only, at times
-    for path in {**paths, **chosen}:
+    for path in paths if is_partial(tree) else {**paths, **chosen}:
         if path not in paths or not isinstance(chosen.get(path), bool | np.bool_):
             raise ValueError(
-                "matrices must be a pattern, patterns, a tree of bools like the parameters, or a "
-                f"function from the parameters to one of these, got {repr(mask)[:100]}, which has "
-                f"{repr(chosen.get(path, 'nothing'))[:50]} at {path!r}."
+                "matrices must be a pattern, patterns, a tree with a bool for every parameter, or "
+                f"a function from the parameters to one of these, got {repr(mask)[:100]}, which "
+                f"has {repr(chosen.get(path, 'nothing'))[:50]} at {path!r}."
             )
-    return {path for path, wanted in chosen.items() if wanted}
+    return {path for path in paths if chosen[path]}
 
 
 def patterns_of(matrices: Any) -> list[str]:

@@ -93,15 +93,17 @@ def _together(method: PolarMethod, scale: float, stacks: Arrays, states: States)
     """Whiten stacks as one, wherever they are."""
     sizes = [stack.shape[0] for stack in stacks]
     factors, after = _scaled(method, scale, joined(*stacks), jax.tree.map(joined, *states))
-    starts = _starts(factors, sizes) if len(sizes) > 1 and jax.device_count() == 1 else None
+    starts = _starts(factors, tuple(sizes)) if len(sizes) > 1 and jax.device_count() == 1 else None
     return parted(factors, sizes, starts), parted(after, sizes, starts)
 
 
-def _starts(stack: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnums=1)  # a branch compiles at every call outside of jit
+def _starts(stack: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
     """Return where each part of a stack begins; CPUs do not know it when they compile.
 
     They compile equal kernels once, but a slice's constant start makes it one of a kind: 192 leaves
     take .2 s in place of 1.9. The branch, which is the same either way, hides the constants.
+    XLA sees through `optimization_barrier`.
     """
 
     def known(*_: jax.Array) -> list[jax.Array]:

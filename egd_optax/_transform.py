@@ -45,11 +45,11 @@ def scale_by_egd(
             `(m, n)` to `(m, n)`. None: `polar.Auto()`, exact on every backend.
         axes: which axes of a leaf make the matrix. None: those of the leaves of two axes, and an
             error for leaves of more. A `MatrixAxes`: for all leaves of two axes or more. A mapping
-            from paths to `MatrixAxes`, or to None for leaves to pass through: a key that is a
-            leaf's whole path names that leaf, any other is a pattern (`re.search`), and the last
-            match wins. A tree of such values like the parameters, or a prefix of it. Or a function
-            to one of these, such as `infer_axes`, from the parameters at `init` and from the
-            gradients, which may have lost their layers, at `update`: `infer_axes(model)` keeps
+            from paths to `MatrixAxes`, or to None for leaves to pass through: a key that is the
+            whole path of a leaf or subtree names it, any other is a pattern (`re.search`), and the
+            last match wins. A tree of such values like the parameters, or a prefix of it. Or a
+            function to one of these, such as `infer_axes`, from the parameters at `init` and from
+            the gradients, which may have lost their layers, at `update`: `infer_axes(model)` keeps
             them. Optax's `MuonDimensionNumbers` is taken wherever `MatrixAxes` is.
         scale: factor on whitened leaves of m rows (fan-in) and n columns (fan-out). None: 1, the
             paper. "muon": sqrt(max(1, n / m)), Muon's. "consistent_rms": .2 sqrt(max(m, n)),

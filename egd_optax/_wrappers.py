@@ -76,13 +76,23 @@ def switch_off(
 
         def stay(given):
             updates, new = inner.update(given, state.inner, params, metric=metric, **extra_args)
-            return optax.tree_utils.tree_cast_like(updates, given), new, state.after
+            return _cast(updates, given), _cast(new, state.inner), state.after
 
         def go_on(given):
             updates, new = after.update(given, state.after, params, metric=metric, **extra_args)
-            return optax.tree_utils.tree_cast_like(updates, given), state.inner, new
+            return _cast(updates, given), state.inner, _cast(new, state.after)
 
         updates, new_inner, new_after = jax.lax.cond(switched, go_on, stay, updates)
         return updates, SwitchOffState(switched, new_inner, new_after)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _cast(tree: Any, like: Any) -> Any:
+    """Return the tree in the dtypes of another: both sides of a branch must have the same."""
+
+    def one(leaf: Any, old: Any) -> Any:
+        kind = jnp.result_type(old)
+        return leaf if jnp.result_type(leaf) == kind else leaf.astype(kind)
+
+    return jax.tree.map(one, tree, like)

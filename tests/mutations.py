@@ -38,6 +38,7 @@ TESTS = {
     "_selection": ("test_selection.py",),
     "_transform": ("test_transform.py",),
     "_wrappers": ("test_wrappers.py",),
+    "models/transformer": ("models/test_models.py",),
     "diagnostics/_check": ("diagnostics/test_check.py",),
     "diagnostics/_spectra": ("diagnostics/test_monitor.py", "diagnostics/test_report.py"),
 }
@@ -224,6 +225,13 @@ MUTATIONS = [
         "LAPACK gets batches",
     ),
     Mutation("polar/_linalg", "return jnp.conj(matrix.mT)", "return matrix.mT", "missing conj"),
+    Mutation(
+        "polar/_linalg",
+        "default=lambda a, b: jnp.matmul(a, b,",
+        "default=lambda a, b: jnp.matmul(b, b,",
+        "another product on accelerators",
+    ),
+    Mutation("models/transformer", "self.mlp(self.mlp_norm(stream))", "self.mlp(stream)", "a norm"),
     Mutation("polar/_linalg", "rows: b[:, rows]", "rows: a[:, rows]", "b missing in a block"),
     Mutation("polar/_newton_schulz", "b * gramian + above\n", "b * gramian - above\n", "a sign"),
     Mutation("polar/_newton_schulz", "if long:  #", "if not long:  #", "A not made Hermitian"),

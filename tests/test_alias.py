@@ -263,6 +263,7 @@ SCHEDULE = optax.linear_schedule(0.9, 0.5, 10)
         (lambda: egd(0.1, momentum=0.9, nesterov="x"), TypeError, "True or False, got 'x'"),
         (lambda: egd(0.1, weight_decay=-1.0), ValueError, r"weight_decay must .*inf\), got -1.0"),
         (lambda: egd(0.1, weight_decay=np.inf), ValueError, r"weight_decay must .*inf\), got inf"),
+        (lambda: egd(0.1, weight_decay=SCHEDULE), TypeError, "schedules: optax.inject_hyperparams"),
         (lambda: egd(0.1, weight_decay=None), TypeError, "weight_decay must be .* got None"),
         (lambda: egd(np.ones(2)), TypeError, "learning_rate must be a number or a schedule"),
         (lambda: egd(-0.1), ValueError, r"learning_rate must lie in \[0, inf\), got -0.1"),
@@ -270,7 +271,7 @@ SCHEDULE = optax.linear_schedule(0.9, 0.5, 10)
         (lambda: egd(0.1, scale="rms"), ValueError, "muon, consistent_rms.*got 'rms'"),
         (lambda: egd(0.1, max_stack_size=0), ValueError, "at least 1, got 0"),
         (lambda: egd(0.1, others="adam"), TypeError, "got 'adam'"),
-        (lambda: egd(0.1, matrices=3).init(PARAMS), ValueError, "a tree of bools .* got 3"),
+        (lambda: egd(0.1, matrices=3).init(PARAMS), ValueError, "a tree with a bool .* got 3"),
         (lambda: egd(0.1, axes=3), TypeError, "axes must be"),
     ],
 )

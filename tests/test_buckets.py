@@ -1,6 +1,7 @@
 """Leaves of one shape are one stack: nothing leaks, and every leaf comes back where it lay."""
 
 import functools
+import types
 
 import chex
 import jax
@@ -37,6 +38,14 @@ def test_stacks_are_bounded_and_a_leaf_is_never_divided(limit, sizes):
     buckets = plan_buckets(views, leaves, limit)
     assert [sum(view.batch for view in bucket.views) for bucket in buckets] == sizes
     assert [view for bucket in buckets for view in bucket.views] == views
+
+
+def test_over_a_mesh_a_stack_has_room_for_a_matrix_a_device():
+    leaves = [jnp.ones((3, 4))] * 9
+    views = [view_of(i, str(i), (3, 4), MatrixAxes(0, 1)) for i in range(9)]
+    spread = types.SimpleNamespace(devices=8)
+    buckets = plan_buckets(views, leaves, 1, spread)
+    assert [len(bucket.views) for bucket in buckets] == [8, 1]
 
 
 def test_the_method_is_traced_for_buckets_and_not_for_leaves():
@@ -76,6 +85,16 @@ def test_sharding_comes_back(transform):
     for leaf, update in zip(tree, updates, strict=True):
         assert update.sharding.is_equivalent_to(leaf.sharding, 2)
         np.testing.assert_allclose(update, polar64(leaf), rtol=0, atol=1e-4)
+
+
+def test_one_leaf_a_stack_keeps_a_replicated_and_a_sharded_leaf_apart():
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    specs = PartitionSpec(), PartitionSpec("a", "b")
+    tree = [jax.device_put(gradient(), NamedSharding(mesh, spec)) for spec in specs]
+    for update, leaf in zip(
+        jax.jit(functools.partial(whitened, max_stack_size=1))(tree), tree, strict=True
+    ):
+        assert update.sharding.is_equivalent_to(leaf.sharding, 2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import inspect
 import io
 import pathlib
 import re
@@ -13,6 +14,8 @@ import jax
 import programs
 import pytest
 import tyro
+
+import egd_optax
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -43,6 +46,20 @@ def without_sections(matrix: int, *rest: int) -> int:
 def test_missing_sections_of_a_docstring_are_found():
     gaps = set(api_coverage.docstring_gaps(without_sections))
     assert gaps == {"the argument matrix", "the argument rest", "Returns", "Raises"}
+
+
+def test_the_table_of_arguments_is_that_of_egd():
+    text = (DOCS / "api" / "transformations.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\|", text, re.M)
+    arguments = inspect.signature(egd_optax.egd).parameters.values()
+    defaults = {
+        one.name: "" if one.default is one.empty else repr(one.default).replace("'", '"')
+        for one in arguments
+    }
+    assert dict(rows) == defaults
+    (listed,) = re.findall(r"`scale_by_egd` takes (.*?)\. It", text, re.DOTALL)
+    named = re.findall(r"`(\w+)`", listed)
+    assert named == list(inspect.signature(egd_optax.scale_by_egd).parameters)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)

@@ -163,14 +163,18 @@ class _Witness:
         self._seen[path] = np.asarray(before), np.asarray(values)
 
     def plan_of(self, params: Any) -> InferredAxes:
-        """Return what is known of all leaves, those that no whitening was given included."""
+        """Return what is known of all leaves, those that no whitening was given included.
+
+        A wrapper may have handed on a tree of its own, as `optax.lookahead` does: its paths follow.
+        """
         leaves = leaves_by_path(params)
         matrices = {path: leaf.shape for path, leaf in leaves.items() if is_matrix_like(leaf)}
-        rows = (
+        rows = [
             self._plan.get(path) or LeafAxes(path, shape, None, "no whitening is given this leaf")
             for path, shape in matrices.items()
-        )
-        return InferredAxes(tuple(rows), len(leaves) - len(matrices))
+        ]
+        rows += [leaf for path, leaf in self._plan.items() if path not in matrices and leaf.axes]
+        return InferredAxes(rows, len(leaves) - len(matrices))
 
     def check_of(self, leaf: LeafAxes) -> LeafCheck:
         """Return what the update did to a leaf."""

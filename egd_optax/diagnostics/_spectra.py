@@ -123,8 +123,8 @@ def spectrum_monitor(
     Returns:
         Transformation whose state holds a `Spectrum` for each leaf: Frobenius `norm`; `rank`,
         `condition` and `stable_rank` as in `polar_report`, from the Gram matrix, which is blind
-        below 1.4e-3 sigma_1 in float32. Before the first update and for zero gradients the norm is
-        0 and the rest NaN.
+        below 1.4e-3 sigma_1 in float32. Before the first update all are 0; for zero gradients the
+        norm is 0 and the rest NaN.
 
     Raises:
         ValueError: `every` below 1, wrong `axes`; at `update`, a state made for other leaves.
@@ -143,8 +143,8 @@ def spectrum_monitor(
     one = functools.partial(_spectrum, rtol=rtol)
 
     def init(params):
-        views, start = matrix_views(params, literal_axes(params, axes)), (0.0, *[jnp.nan] * 3)
-        empty = {v.path: Spectrum(*(jnp.full(v.batch, x, "float32") for x in start)) for v in views}
+        views, figures = matrix_views(params, literal_axes(params, axes)), Spectrum._fields
+        empty = {v.path: Spectrum(*(jnp.zeros(v.batch, "float32") for _ in figures)) for v in views}
         return SpectrumMonitorState(jnp.zeros((), jnp.int32), by_path(params, empty))
 
     def update(updates, state, params=None):

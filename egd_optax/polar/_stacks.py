@@ -139,9 +139,11 @@ def polar_factor(
     if matrices.size == 0:
         return matrices
     method = as_method(method)
-    shape = (math.prod(matrices.shape[:-2]), *matrices.shape[-2:])
-    stack = replicated(matrices).reshape(shape)
+    m, n = matrices.shape[-2:]
+    stack = replicated(matrices).reshape(math.prod(matrices.shape[:-2]), m, n)
+    stack = stack.mT if (turned := method.turns and m > n) else stack
     factors, _ = update_stack(method, stack, init_stack(method, stack))
+    factors = factors.mT if turned else factors
     return sharded_like(factors.reshape(matrices.shape), matrices)
 
 

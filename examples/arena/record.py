@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from common.checks import difference
 from common.environment import environment
 from common.files import check_writable
 
@@ -182,7 +183,8 @@ def check_same(path: Path, record: Record, config: Line, names: Iterable[str]) -
         old = record.header["task"].get(name)
         if old != value and name not in ("title", "note"):
             raise LogError(
-                f"a log has one task, and {path} was made with {name}={old}, not {value}; {remedy}"
+                f"a log has one task, and {path} was made with {difference(name, old, value)}; "
+                f"{remedy}"
             )
     for name in ("tuner", "code", "fresh_seeds"):
         old = record.header.get(name)

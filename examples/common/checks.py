@@ -25,6 +25,21 @@ def check_decay_rate(name: str, value: float) -> None:
         raise ValueError(f"{name} is a decay rate and must lie in [0, 1), got {value}; try 0.98")
 
 
+def difference(name: str, old: Any, new: Any) -> str:
+    """Return the parts of a value that are not as they were, nested ones by their own names.
+
+    Examples:
+        >>> difference("model", {"width": 64, "layers": 2}, {"width": 32, "layers": 2})
+        'model.width=64, not 32'
+        >>> difference("steps", 100, None)
+        'steps=100, not None'
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{name}={old}, not {new}"
+    names = [one for one in {**old, **new} if old.get(one) != new.get(one)]
+    return "; ".join(difference(f"{name}.{one}", old.get(one), new.get(one)) for one in names)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the question whether the most similar name was meant; nothing without one.
 

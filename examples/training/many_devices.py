@@ -74,6 +74,8 @@ class Config:
         for name in ("steps", "save_every", "batch_size", "width", "layers", "processes"):
             if getattr(self, name) < 1:
                 raise SystemExit(f"--{name.replace('_', '-')} must be at least 1.")
+        if not 0 <= self.learning_rate < float("inf"):
+            raise SystemExit("--learning-rate must be a number of at least 0.")
         if self.width % HEADS:
             raise SystemExit(f"--width must be a multiple of the {HEADS} heads, got {self.width}.")
         if not 0 <= self.process_id < self.processes:

@@ -55,6 +55,9 @@ class Config:
         for name in ("steps", "save_every", "batch_size"):
             if getattr(self, name) < 1:
                 raise SystemExit(f"--{name.replace('_', '-')} must be at least 1.")
+        for name in ("learning_rate", "adam_rate"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SystemExit(f"--{name.replace('_', '-')} must be a number of at least 0.")
 
 
 class CNN(nnx.Module):
@@ -143,7 +146,7 @@ def train(config: Config, model: CNN, trainer: nnx.Optimizer, data: tuple) -> No
         for step in steps:
             batch = batch_of(config, step, len(images))
             loss = train_step(model, trainer, images[batch], targets[batch])
-            if step % config.save_every == 0:
+            if step % config.save_every == 0 or step == config.steps:
                 steps.set_postfix(loss=f"{loss:.3f}")
                 checkpoints.save(step, args=ocp.args.StandardSave(state_of(model, trainer)))
 

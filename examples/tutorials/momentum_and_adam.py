@@ -292,7 +292,8 @@ assert of_whitened_mean > 0.05
 # - Little noise, and you want to go far down: EGD before Adam,
 #   `optax.chain(scale_by_egd(), optax.adam(rate))`.
 # - Inputs whose *entries* have scales of their own (counts, unscaled columns): plain Adam.
-# - Momentum after EGD: no task here asks for it.
+# - Momentum after EGD: no task here asks for it. It is for [signals of few
+#   directions](../guides/momentum.md).
 #
 # These are small tasks, three seeds and a coarse grid. They show mechanisms; measure a large model
 # itself. [Continual learning](continual.py) has a case in which Adam behind

@@ -119,6 +119,17 @@ def test_leaves_that_are_no_arrays_of_numbers_get_no_random_gradients():
     assert diagnostics.check_whitening(scale_by_egd(), params)["kernel"].whitened
 
 
+@pytest.mark.usefixtures("optax_promotes")
+def test_a_wrapper_that_hands_on_a_tree_of_its_own():
+    params = PARAMS["dense"]
+    ahead = optax.lookahead(scale_by_egd(), 2, 0.5)
+    check = diagnostics.check_whitening(ahead, optax.LookaheadParams.init_synced(params), params)
+    assert [path for path, leaf in check.items() if leaf.whitened] == ["kernel"]
+    split = optax.contrib.split_real_and_imaginary(scale_by_egd())
+    plan = diagnostics.whitening_plan(split, {"kernel": params["kernel"] * (1 + 1j)})
+    assert {leaf.path for leaf in plan.leaves if leaf.axes} == {"kernel/real", "kernel/imaginary"}
+
+
 @pytest.mark.filterwarnings("ignore:scale_by_egd whitens nothing")
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.flatten(scale_by_egd())])
 def test_an_optimizer_that_whitens_nothing_fails_the_check(optimizer):

@@ -94,9 +94,38 @@ def test_transformer_is_causal_and_answers_at_the_last_position(transformer):
     np.testing.assert_allclose(transformer(tokens), last, rtol=1e-6, atol=1e-6)
 
 
-def test_transformer_sees_the_order_of_its_tokens(transformer):
-    logits = transformer(jnp.asarray([[1, 2, 3, 4, 5, 6], [2, 1, 3, 4, 5, 6]]))
-    assert float(jnp.max(jnp.abs(logits[0] - logits[1]))) > 1e-4
+def normalized(x, norm):
+    centered = x - x.mean(-1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6)
+    return scaled * norm["scale"] + norm["bias"]
+
+
+def gelu(x):
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def test_transformer_is_its_formula(transformer):
+    """Pre-norm blocks: causal attention of several heads, then a tanh-GELU network."""
+    tokens = np.random.default_rng(0).integers(9, size=(3, 6))
+    values = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters(transformer))
+    x = values["token_embedding"]["embedding"][tokens] + values["position_embedding"]["embedding"]
+    for block in values["blocks"].values():
+        attention, inputs = block["attention"], normalized(x, block["attention_norm"])
+        query, key, value = (
+            np.einsum("bld,dhe->bhle", inputs, attention[name]["kernel"])
+            + attention[name]["bias"][None, :, None]
+            for name in ("query", "key", "value")
+        )
+        scores = np.exp(query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1]))
+        scores *= np.tril(np.ones((6, 6)))
+        heads = scores / scores.sum(-1, keepdims=True) @ value
+        out = attention["out"]
+        x = x + np.einsum("bhle,hed->bld", heads, out["kernel"]) + out["bias"]
+        first, second = block["mlp"]["expand"], block["mlp"]["contract"]
+        hidden = gelu(normalized(x, block["mlp_norm"]) @ first["kernel"] + first["bias"])
+        x = x + hidden @ second["kernel"] + second["bias"]
+    expected = normalized(x, values["norm"])[:, -1] @ values["head"]["kernel"]
+    np.testing.assert_allclose(transformer(jnp.asarray(tokens)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_transformer_refuses_what_does_not_fit(transformer):

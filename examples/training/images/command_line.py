@@ -15,7 +15,7 @@ from images.study import NAMES, Config, Study
 
 @dataclasses.dataclass(frozen=True)
 class _OnLogs:
-    out: Path = pages.LOGS
+    out: Path = Path("runs/images")
     """Folder of the logs, one file a network."""
 
     def log(self, network: str) -> Path:
@@ -74,6 +74,8 @@ class Time(_OnLogs):
 class Show(_OnLogs):
     """Print the tables of a network's log, however far it is."""
 
+    out: Path = pages.LOGS
+    """Folder of the logs, one file a network."""
     network: Literal["cnn", "vit"] = "cnn"
     """Convolutions, or attention."""
 
@@ -82,11 +84,13 @@ class Show(_OnLogs):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pages(_OnLogs):
+class Pages:
     """Make docs/images.md anew from the logs; nothing is trained."""
 
     docs: Path = pages.DOCS
     """Folder to write into."""
+    out: Path = pages.LOGS
+    """Folder of the logs, one file a network."""
 
     def run(self) -> None:
         print(pages.render(self.docs, self.out))

@@ -22,29 +22,29 @@ LOGS = pages.LOGS
 @dataclasses.dataclass(frozen=True)
 class _OnModel:
     size: Literal["tiny", "small", "gpt2"] = "small"
-    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. Later options change it."""
+    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. Options left out are its own."""
     corpus: Path | None = None
     """Folder of Python files; left out, the standard library."""
     layers: int | None = None
-    """Blocks."""
+    """Blocks; small has 4."""
     width: int | None = None
-    """Of the residual stream; a multiple of the heads."""
+    """Of the residual stream, a multiple of the heads; small has 128."""
     heads: int | None = None
-    """Attention heads of a block."""
+    """Attention heads of a block; small has 4."""
     context: int | None = None
-    """Bytes that the model sees."""
+    """Bytes that the model sees; small has 128."""
     batch: int | None = None
-    """Windows in a batch."""
+    """Windows in a batch; small has 16."""
     steps: int | None = None
-    """Updates."""
+    """Updates; small has 600."""
     every: int | None = None
-    """Steps from one validation and checkpoint to the next."""
+    """Steps from one validation and checkpoint to the next; small has 25."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """What the model computes in."""
+    """What the model computes in; small in float32."""
     scanned: bool | None = None
-    """One block with the layers stacked in front, instead of a list of blocks."""
+    """One block with the layers stacked in front, or (small) a list of blocks."""
     tied: bool | None = None
-    """The embedding's table is the head, too."""
+    """The embedding's table is the head, too; not in small."""
 
     def config(self) -> Config:
         """Return the size with the changes.
@@ -120,7 +120,7 @@ class Train(_OnModel):
 class _OnLogs:
     corpus: Path | None = None
     """Folder of Python files; left out, the standard library."""
-    out: Path = LOGS
+    out: Path = Path("runs/language")
     """Folder of the logs, compare.jsonl and ablate.jsonl."""
 
     @property
@@ -136,7 +136,7 @@ class _OnLogs:
 class Compare(_OnLogs, _OnModel):
     """Tune every optimizer alike, run the bests on fresh seeds, print the table.
 
-    Killed, the same command goes on. Without options it prints the repository's table.
+    Killed, the same command goes on. `show` prints the repository's tables.
     """
 
     trials: int = 8
@@ -149,9 +149,6 @@ class Compare(_OnLogs, _OnModel):
     """Names of optimizers. Shampoo, whose steps are the most expensive, must be named."""
 
     def run(self) -> None:
-        if self == Compare():
-            _show(_existing(self.log))
-            return
         study = compare.Study(self.config(), corpus.read(self.corpus), self.trials, self.seeds)
         record = compare.run(study, self.log, self.only, self.rounds)
         _show(record)
@@ -176,7 +173,7 @@ class Time(_OnLogs):
 class Ablate(_OnLogs):
     """Run one change at a time from EGD's best settings in the comparison's log.
 
-    Killed, the same command goes on. Without options it prints the repository's table.
+    Killed, the same command goes on. `show` prints the repository's table.
     """
 
     seeds: int = 1
@@ -185,9 +182,6 @@ class Ablate(_OnLogs):
     """Names of changes; left out, all of them."""
 
     def run(self) -> None:
-        if self == Ablate():
-            print(results.ablation_table(_existing(self.ablation)))
-            return
         compared = _existing(self.log)
         config = Config(**compared.header["task"]["model"])
         study = compare.Study(config, corpus.read(self.corpus), seeds=self.seeds)
@@ -203,7 +197,7 @@ class Race(_OnModel):
     """
 
     size: Literal["tiny", "small", "gpt2"] = "gpt2"
-    """tiny: a minute; small: several on two cores; gpt2: for a GPU. Later options change it."""
+    """tiny: a minute; small: minutes; gpt2: for a GPU. Options left out are its own."""
     folder: Path = Path("runs/race")
     """Of the logs, the checkpoints and the picture."""
     only: tuple[Literal["adamw", "muon", "egd", "sgd", "shampoo"], ...] = ("adamw", "muon", "egd")

@@ -24,6 +24,7 @@ from arena.plan import Round, last_round, probed, rank
 from arena.record import COUNT, ROUND, TIMES, TRIAL, Line, Log, Record
 from arena.space import BATCH, Settings, edges, points, spread, to_json, traced
 from arena.suggest import suggested
+from common.checks import check_least
 from common.environment import environment
 from tqdm import tqdm
 
@@ -81,8 +82,7 @@ class Study:
     def __post_init__(self) -> None:
         self.text.check_context(self.config.context)
         for name in ("trials", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; raise it")
+            check_least(name, getattr(self, name), 1)
 
     @property
     def field(self) -> Field:
@@ -212,8 +212,7 @@ def run(study: Plan, path: Path, only: Iterable[str] = (), rounds: int = 1) -> R
         ValueError: an unknown optimizer, or no round.
         OSError, LogError: the log cannot be used.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}; 1 is the default")
+    check_least("rounds", rounds, 1)
     chosen = study.field.only(only)
     with Log(path, study.told(study.field.config())) as log, _bar(log.record, chosen) as bar:
         for name in chosen.optimizers:

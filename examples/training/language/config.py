@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import optax
+from common.checks import check_least
 
 VOCABULARY = 256  # bytes
 HOPELESS = math.log(VOCABULARY)  # the loss of a guess without any knowledge
@@ -49,8 +50,8 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise ValueError(f"{field.name} must be at least 1, got {value}; raise it")
+            if field.type is int:
+                check_least(field.name, value, 1)
         if self.width % self.heads:
             raise ValueError(
                 f"width must be a multiple of heads, got {self.width} and {self.heads}; "

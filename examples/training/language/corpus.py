@@ -70,9 +70,10 @@ def read(folder: Path | None = None) -> Corpus:
             f"validate on, and {root} has {len(texts)}; {REMEDY}"
         )
     train, validation = split(sorted(texts))
+    own = {"source": "standard library", "python": platform.python_version()}
+    source = own if folder is None else {"source": folder.resolve().name}
     facts = {
-        "source": "standard library" if folder is None else str(folder.resolve()),
-        "python": platform.python_version(),
+        **source,
         "files": len(texts),
         "bytes": sum(map(len, texts.values())),
         "sha256": hashlib.sha256(b"".join(texts[path] for path in sorted(texts))).hexdigest(),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def _names(record: Record, ablation: Record | None) -> dict[str, Any]:
         "ablation": results.ablation_table(ablation, STYLE) if ablation else None,
         "ablated": results.settings_told(ablated),
         "to_muon": _to_muon(found),
+        "muon_above": _muon_above(found, ablation),
     }
 
 
@@ -93,6 +95,16 @@ def _on_luckiest(found: list[results.Row], ablation: Record | None) -> bool:
         return False
     lowest = min(runs, key=lambda line: line["score"])["seed"]
     return [line["seed"] for line in ablation.of(COUNT, "Muon's five steps")] == [lowest]
+
+
+def _muon_above(found: list[results.Row], ablation: Record | None) -> str | None:
+    """Return by how much Muon's best ends above EGD's on the ablation's seeds, their median."""
+    scores = {row.name: {run["seed"]: run["score"] for run in row.runs} for row in found}
+    if ablation is None or not {"egd", "muon"} <= scores.keys():
+        return None
+    seeds = [line["seed"] for line in ablation.of(COUNT, "Muon's five steps")]
+    gaps = [scores["muon"][seed] - scores["egd"][seed] for seed in seeds]
+    return f"{statistics.median(gaps):.3f}"
 
 
 def _range(found: list[results.Row]) -> tuple[str, ...]:

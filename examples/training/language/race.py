@@ -71,16 +71,19 @@ class Race:
 def run(race: Race) -> str:
     """Train all, time their steps side by side, draw the picture, and return the tables.
 
-    Killed, the same command goes on. Steps are timed anew each time.
+    Killed, the same command goes on. Steps are timed anew each time. An optimizer that diverges
+    stops, and the others go on.
 
     Raises:
-        ValueError: a folder holds another run, a window does not fit into the text, or a loss is
-            not finite.
+        ValueError: a folder holds another run, or a window does not fit into the text.
         OSError: a folder cannot be written.
     """
     for one in race.runs():
         print(f"\n{OPTIMIZERS[one.optimizer].title}", flush=True)
-        train.train(one)
+        try:
+            train.train(one)
+        except train.DivergedError as error:
+            print(error)
     rows = speed(race)
     lines = [{"kind": HEADER, "config": race.config.to_json(), **environment()}]
     train.write(race.log, [*lines, {"kind": SPEED, "rows": rows}])
@@ -126,8 +129,10 @@ def ends(logs: Mapping[str, Sequence[Line]]) -> str:
     """Return the table of what came out, and after how many seconds."""
     cells = []
     for name, lines in logs.items():
-        last = max((one for one in lines if one["kind"] == train.STEP), key=lambda x: x["step"])
-        seconds, loss = f"{last['seconds']:.0f}", f"{last['validation']:.3f}"
-        cells.append((OPTIMIZERS[name].title, last["step"], seconds, loss))
+        steps = [one for one in lines if one["kind"] == train.STEP]
+        last = max(steps, key=lambda one: one["step"], default={"step": 0, "seconds": 0.0})
+        ended = lines[-1]["kind"] == train.END
+        loss = f"{last['validation']:.3f}" if ended else "diverged"
+        cells.append((OPTIMIZERS[name].title, last["step"], f"{last['seconds']:.0f}", loss))
     headings = ("optimizer", "steps", "seconds", "validation loss")
     return tabulate(cells, headings, disable_numparse=True)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from arena.space import Settings, traced
+from common.checks import difference
 from common.environment import environment
 from common.files import check_writable, locked
 from tqdm import tqdm
@@ -31,6 +32,10 @@ from language.optimizers import OPTIMIZERS, choices_of
 Line: TypeAlias = dict[str, Any]
 HEADER, STEP, RESUMED, END = "language", "step", "resumed", "end"
 SAMPLE = 400  # bytes of text at the end
+
+
+class DivergedError(ValueError):
+    """A loss is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +88,8 @@ def train(run: Run) -> Line:
     """Train to the end, from wherever the folder's last checkpoint is, and return the last line.
 
     Raises:
-        ValueError: the folder holds another run, a window does not fit into the text, or the loss
-            is not finite; what was logged before is kept.
+        ValueError: the folder holds another run, or a window does not fit into the text.
+        DivergedError: the loss is not finite; what was logged before is kept.
         OSError: the folder cannot be written, or another command trains in it.
     """
     run.text.check_context(run.config.context)
@@ -127,9 +132,9 @@ def _lines_so_far(run: Run, last: int) -> list[Line]:
     for name, value in json.loads(json.dumps(run.recipe())).items():
         if header.get(name) != value:
             raise ValueError(
-                f"a folder holds one run, and {run.folder} was made with {name}="
-                f"{header.get(name)}, not {value}; give the same options to go on with it, or "
-                "another --folder"
+                f"a folder holds one run, and {run.folder} was made with "
+                f"{difference(name, header.get(name), value)}; give the same options to go on "
+                "with it, or another --folder"
             )
     if lines and lines[-1]["kind"] == END:
         return [header, *lines]
@@ -165,10 +170,10 @@ def _go_on(run: Run, lines: list[Line], checkpoints: ocp.CheckpointManager) -> N
 
 def _check_finite(run: Run, point: Point) -> None:
     if not (math.isfinite(point.loss) and math.isfinite(point.validation)):
-        raise ValueError(
+        raise DivergedError(
             f"the loss must stay finite, and {OPTIMIZERS[run.optimizer].title} has {point.loss} in "
             f"training and {point.validation} in validation at step {point.step}; lower the "
-            "learning rate"
+            "learning rate, and name another --folder"
         )
 
 

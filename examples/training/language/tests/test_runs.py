@@ -23,7 +23,7 @@ from arena.suggest import suggested
 from common.files import locked
 
 from language import ablate, compare, pages, results
-from language.command_line import main
+from language.command_line import Ablate, Compare, Time, main
 from language.compare import Study, is_hopeless
 from language.course import Point, Program
 from language.optimizers import OPTIMIZERS
@@ -189,7 +189,7 @@ def test_a_stopped_comparison_goes_on_and_runs_nothing_twice(study, tmp_path, mo
         assert [line["seed"] for line in other.counts] == [100, 101]
         assert later_settings(further, name) == suggestions(further, name)
     other = dataclasses.replace(study, config=dataclasses.replace(study.config, width=32))
-    with pytest.raises(LogError, match="was made with model="):
+    with pytest.raises(LogError, match=r"was made with model\.width=16, not 32;"):
         compare.run(other, path)
     assert results.table(record).count("EGD") == 1
 
@@ -272,11 +272,12 @@ def test_a_damaged_checkpoint_is_named(text, tiny, tmp_path):
     assert train(run)["kind"] == END
 
 
-def test_without_options_the_repositorys_logs_are_shown_whatever_python_it_is(monkeypatch, capsys):
-    monkeypatch.setattr("language.corpus.read", lambda _: pytest.fail("this machine's was read"))
-    for command, row in (("compare", "AdamW"), ("ablate", ablate.BASE)):
-        assert main([command]) == 0
-        assert row in capsys.readouterr().out
+def test_the_repositorys_logs_are_shown_and_not_written(capsys):
+    assert main(["show"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("AdamW", ablate.BASE))
+    for command in (Compare, Time, Ablate):
+        assert pages.LOGS not in (command().out, *command().out.resolve().parents)
 
 
 def test_the_page_is_made_from_the_committed_logs(tmp_path):
