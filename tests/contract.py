@@ -55,7 +55,7 @@ NO_INTEGERS = {"integers": "SGD multiplies integers by its rate"}
 WRAPPERS = ("extra_arguments", "inject_hyperparams", "multi_steps", "masked", "partition")
 WRAPPERS += ("apply_if_finite", "lookahead", "replication")
 PROMISES = {*WRAPPERS, "learning_rate_schedule", "tree_utilities", "dtypes", "complex", "integers"}
-PROMISES |= {"loop", "donation", "vmap", "abstract_init", "sharding_in_types", "convergence"}
+PROMISES |= {"loop", "donation", "vmap", "abstract_init", "sharding_in_types", "host_arrays"}
 RATES = {"injected": ("learning_rate", "weight_decay"), "skips": NO_INTEGERS}
 # Sketches as wide as the matrices: whatever is drawn, the leading directions are exact.
 TABLE = {
@@ -175,19 +175,25 @@ def jitted(name):
 
 # Cases that take the way of another one: they are slow.
 ALIKE = {
-    "halley": "auto",
-    "newton_schulz": "auto",
+    "auto": "egd",
+    "halley": "egd",
+    "newton_schulz": "egd",
     "randomized": "subspace",
     "egd_decoupled": "egd",
+    "every_second_step": "switch_off",
 }
+# The dearest promises, of which one case of each kind of state is quick.
+DEAR = {"multi_steps", "apply_if_finite", "lookahead"}
+KINDS = {"subspace", "egd_momentum", "switch_off"}
 
 
-def rows(label=""):
+def rows(label="", among=TABLE):
     """Names of the cases that do not skip a promise."""
+    quick = KINDS if label in DEAR else TABLE.keys() - ALIKE
     return [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
-        for name, case in TABLE.items()
-        if label not in case.skips
+        pytest.param(name, marks=() if name in quick else pytest.mark.slow)
+        for name in among
+        if label not in TABLE[name].skips
     ]
 
 

@@ -22,6 +22,7 @@ from contract import (
     draw,
     plain,
     promise,
+    rows,
     run,
     scan,
 )
@@ -189,10 +190,11 @@ def test_lookahead(name):
 
 
 SCHEDULE = optax.linear_schedule(1.0, 0.0, STEPS)
+WITH_A_RATE = [name for name, case in TABLE.items() if "learning_rate" in case.arguments]
 
 
 @pytest.mark.parametrize("inject", [False, True], ids=["plain", "injected"])
-@pytest.mark.parametrize("name", [n for n, c in TABLE.items() if "learning_rate" in c.arguments])
+@pytest.mark.parametrize("name", rows(among=WITH_A_RATE))
 @pytest.mark.usefixtures("optax_promotes")
 def test_learning_rate_schedule(name, inject):
     """At each step the update that a constant rate of that size would give."""

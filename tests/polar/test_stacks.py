@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
-import optax
 import pytest
 from helpers import DISTINCT, METHODS, SKETCHES, factor
 from hypothesis import given, settings
@@ -66,28 +65,6 @@ def test_a_matrix_is_whitened_alike_in_a_batch_side_by_side_and_two_by_two(colum
     assert np.isnan(whitened[1]).all()
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        polar.SVD(),
-        polar.NewtonSchulz(),
-        pytest.param(polar.SubspaceIteration(8), marks=pytest.mark.slow),
-    ],
-    ids=repr,
-)
-@given(scales=SIX, seed=st.integers(0, 2**16))
-@settings(max_examples=3, deadline=None)
-def test_bucketed_equals_unbucketed(method, scales, seed):
-    """Over two steps with states: nothing leaks, and no leaf and no state changes its place."""
-    stack = jnp.asarray(six_matrices(scales, seed))
-    tree = {"bare": jnp.ones(3), "one": stack[0], "others": list(stack[1:])}
-    results = []
-    for transformation in (scale_by_egd(method), scale_by_egd(method, max_stack_size=1)):
-        _, state = transformation.update(tree, transformation.init(tree))
-        results.append(transformation.update(tree, state)[0])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **SAME), *results)
-
-
 @pytest.mark.parametrize("call", [polar.polar_factor, lambda g: diagnostics.polar_report(g, g)])
 def test_a_tree_in_place_of_an_array_is_named(call):
     with pytest.raises(TypeError, match=r"one array, got a dict; .*jax\.tree\.map"):
@@ -123,6 +100,29 @@ def test_a_method_of_ones_own_keeps_its_state_over_steps_in_float32(dtype):
     rounding = 0 if dtype == jnp.float32 else float(jnp.finfo(dtype).eps)
     expected = helpers.polar64(both[0] / 4 + both[1] / 2)
     np.testing.assert_allclose(np.float64(actual), expected, rtol=0, atol=1e-4 + rounding)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfWide(polar.PolarMethod):
+    """(X X^H)^(-1/2) X, where the Gram matrix has an inverse."""
+
+    def init(self, matrix):
+        return ()
+
+    def update(self, matrix, state):
+        values, vectors = jnp.linalg.eigh(matrix @ matrix.T)
+        return vectors / jnp.sqrt(values)[None] @ vectors.T @ matrix, state
+
+
+def test_a_method_of_ones_own_gets_tall_matrices_transposed_and_a_function_as_they_are():
+    tall = matrices.with_spectrum((9, 3), [3.0, 2.0, 1.0])
+    for matrix in (tall, tall.T):
+        actual = polar.polar_factor(matrix, OfWide())
+        # Condition 3, which the Gram matrix squares: 9 eps.
+        np.testing.assert_allclose(actual, helpers.polar64(matrix), rtol=0, atol=1e-5)
+    seen = []
+    polar.polar_factor(tall, lambda matrix: seen.append(matrix.shape) or matrix)
+    assert {*seen} == {(9, 3)}
 
 
 @jax.tree_util.register_dataclass
@@ -197,21 +197,8 @@ def test_bad_types_are_refused():
         polar.polar_factor(jnp.ones((2, 2), jnp.complex64), polar.NewtonSchulz(dtype=jnp.float32))
     with pytest.raises(TypeError, match="int32"):
         polar.polar_factor(jnp.ones((2, 2), jnp.int32))
-    with pytest.raises(TypeError, match="got 'svd'"):
-        polar.polar_factor(jnp.ones((2, 2)), "svd")
-    with pytest.raises(TypeError, match=r"a value such as .*SVD\(\).* got <class"):
-        polar.polar_factor(jnp.ones((2, 2)), polar.SVD)
     with pytest.raises(ValueError, match=r"shape and kind.*float32\[2,2\]"):
         polar.polar_factor(jnp.ones((2, 2)), lambda g: g[0])
-
-
-def test_a_transformation_is_no_method():
-    """It has `init` and `update` as well, so that it once whitened nothing in silence."""
-    for transformation in (optax.trace(0.9), optax.sgd(1.0)):
-        with pytest.raises(TypeError, match=r"optax\.chain\(scale_by_egd\(\), optax\.sgd"):
-            scale_by_egd(transformation)
-        with pytest.raises(TypeError, match=r"PolarMethod, got GradientTransformation"):
-            polar.polar_factor(jnp.ones((2, 3)), transformation)
 
 
 def test_a_method_without_one_of_its_functions_cannot_be_made():
@@ -231,9 +218,9 @@ def program(method, platform, shape):
     return export.export(step, platforms=[platform])(stack).mlir_module()
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_lowers_for_every_platform(method, platform):
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+@pytest.mark.parametrize("method", DISTINCT, ids=repr)
+def test_lowers_for_accelerators(method, platform):
     program(method, platform, (2, 40, 56))
 
 

@@ -24,9 +24,15 @@ PARTS = Parts(ModularArithmetic("addition", 11), 16)
 SMALL = Task(
     "small", "Small", PARTS.init, PARTS.loss, PARTS.data, PARTS.score, 0.95, 10, batches=(60,)
 )
-PARAMS = SMALL.init(jax.random.key(0))
-GRADIENT = jax.grad(SMALL.loss)(PARAMS, SMALL.data(0)[0])
-GIVEN = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1], 0.5 * leaf]), GRADIENT)
+
+
+@functools.cache
+def start():
+    """Return parameters, and the gradients of three steps; not traced, whoever calls first."""
+    with jax.ensure_compile_time_eval():
+        params = SMALL.init(jax.random.key(0))
+        gradient = jax.jit(jax.grad(SMALL.loss))(params, SMALL.data(0)[0])
+        return params, jax.tree.map(lambda x: jnp.stack([x, x[::-1], 0.5 * x]), gradient)
 
 
 def few(*quick, among=tuple(OPTIMIZERS)):
@@ -53,20 +59,21 @@ def run(transformation, gradients=GRADIENTS, params=MATRIX):
 
 
 def descend(optimizer):
-    """Return parameters after a step along each of GIVEN, and the last update."""
+    """Return parameters after a step along each gradient, and the last update."""
+    before, given = start()
 
     def step(carry, gradients):
         params, state = carry
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), updates
 
-    (params, _), updates = jax.lax.scan(step, (PARAMS, optimizer.init(PARAMS)), GIVEN)
+    (params, _), updates = jax.lax.scan(step, (before, optimizer.init(before)), given)
     return params, jax.tree.map(lambda leaf: leaf[-1], updates)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def train(name, values):
-    return descend(EVERY[name].make(values, SMALL, PARAMS))
+    return descend(EVERY[name].make(values, SMALL, start()[0]))
 
 
 def settings(name, **changes):
@@ -79,7 +86,7 @@ def settings(name, **changes):
 @pytest.mark.parametrize("name", EVERY)
 def test_an_entry_takes_traced_values(name):
     params, _ = jax.eval_shape(functools.partial(train, name), settings(name))
-    like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), PARAMS)
+    like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), start()[0])
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == like
 
 
