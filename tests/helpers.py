@@ -4,9 +4,13 @@ import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
+from jax import experimental
 
 from egd_optax import polar
 from egd_optax._selection import leaves_with_path
+
+# The latter before JAX 0.8.
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 
 
 def gradient(shape=(24, 40), seed=0, decades=2.0):

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from flax_programs import cross_entropy, rotated
 from fragments import real
+from jax.scipy import special
 from more_fragments import FRAGMENTS
 from programs import PROGRAMS, shuffled
 
@@ -54,6 +55,39 @@ def assert_table(inferred, table):
 def test_the_table_is_the_one_written_by_hand(name):
     params, loss, examples, table = program(name)
     assert_table(infer_axes(params, loss, *examples), table)
+
+
+def test_functions_of_one_entry_keep_a_matrix():
+    """Those with a derivative; each has a layer of its own."""
+    functions = {
+        one.__name__: one
+        for one in (
+            *(jnp.abs, jnp.arccos, jnp.arccosh, jnp.arcsin, jnp.arcsinh, jnp.arctan, jnp.arctanh),
+            *(jnp.cbrt, jnp.cos, jnp.cosh, jnp.exp, jnp.exp2, jnp.expm1, jnp.log, jnp.log1p),
+            *(jnp.negative, jnp.sin, jnp.sinh, jnp.sqrt, jnp.square, jnp.tan, jnp.tanh),
+            *(jax.lax.rsqrt, jax.lax.logistic, special.digamma, special.gammaln, special.erf),
+            *(special.erfc, special.erfinv, special.i0e, special.i1e),
+        )
+    } | {
+        "atan2": lambda x: jnp.arctan2(x, 2.0),
+        "clamp": lambda x: jnp.clip(x, -1.0, 1.0),
+        "complex": lambda x: jnp.imag(jnp.conj(jax.lax.complex(x, -x))),
+        "div": lambda x: 1 / x,
+        "max, min": lambda x: jnp.maximum(jnp.minimum(x, 1.0), -1.0),
+        "pow": lambda x: x**2.5,
+        "power": lambda x: x**3,
+        "rem": lambda x: jnp.fmod(x, 2.0),
+        "select": lambda x: jnp.where(x > 0, x, 0.0),
+        "sub": lambda x: 1 - x,
+    }
+    params = {name: jnp.ones((3, 4)) for name in functions} | {"head": jnp.ones((4, 2))}
+
+    def loss(params, x):
+        hidden = sum(function(x @ params[name]) for name, function in functions.items())
+        return jnp.mean(hidden @ params["head"])
+
+    table = dict.fromkeys(functions, MatrixAxes(0, 1)) | {"head": "output head"}
+    assert_table(infer_axes(params, loss, jnp.ones((2, 3))), table)
 
 
 @pytest.mark.parametrize("name", FRAGMENTS)

@@ -1,4 +1,6 @@
-"""The other branches of `platform_dependent`, run on CPU, and the precision they ask for."""
+"""What accelerators run: the other branches, on CPU; and programs for them, which are read."""
+
+import re
 
 import helpers
 import jax
@@ -6,8 +8,11 @@ import jax.numpy as jnp
 import matrices
 import numpy as np
 import pytest
+from helpers import DISTINCT
+from jax import export
 
 from egd_optax import polar
+from egd_optax.polar._stacks import init_stack, update_stack
 
 
 def elsewhere(*args, default, **platforms):
@@ -51,3 +56,36 @@ def test_products_have_full_precision(method, platform):
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products
     assert all("HIGHEST" in line for line in products)
+
+
+def program(method, platform, shape):
+    """StableHLO of one step on a stack."""
+    stack = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = init_stack(method, stack)
+    step = jax.jit(lambda stack: update_stack(method, stack, state)[0])
+    return export.export(step, platforms=[platform])(stack).mlir_module()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+@pytest.mark.parametrize("method", DISTINCT, ids=repr)
+def test_lowers_for_accelerators(method, platform):
+    program(method, platform, (2, 40, 56))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_the_default_takes_no_svd_on_accelerators(platform):
+    """Nor eigenvalues; and stacks go through at once, without a loop over the matrices."""
+    for shape in ((2, 8, 8), (2, 80, 120)):
+        text = program(polar.Auto(), platform, shape)
+        calls = re.findall(r"custom_call @(\w+)", text)
+        assert not [call for call in calls if re.search("svd|gesdd|eigh|syev|qr", call, re.I)]
+        assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_polynomial_steps_are_taken_one_by_one_on_accelerators(platform):
+    """Where products are less precise than their dtype, longer runs on one Gram matrix diverge."""
+    text = program(polar.NewtonSchulz(steps=5), platform, (2, 40, 160))
+    products = len(re.findall("stablehlo.dot_general", text))
+    squares = len(re.findall("call @commuting_product", text))
+    assert products - 1 + squares == 5 * 3  # the square is a function's, which each step calls

@@ -2,7 +2,6 @@
 
 import captured
 import helpers
-import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
@@ -11,13 +10,10 @@ import threadpoolctl
 from helpers import factor as factor_on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax import experimental
 
 from egd_optax import polar
 from egd_optax.polar._linalg import resolve_rtol
 
-# The latter before JAX 0.8.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 ZOO = matrices.zoo()
 # What follows from tests/polar/test_methods.py is left out: tall matrices are transposed wide ones,
 # and Auto is one of these methods.
@@ -161,7 +157,7 @@ def test_the_default_tolerance_lies_between_directions_and_round_off_of_real_gra
 
 
 def test_float64_is_tighter(method):
-    with enable_x64(True):
+    with helpers.enable_x64(True):
         for spectrum in (np.geomspace(1, 1e-6, 48), np.geomspace(1, 1e-13, 48)):
             rng = np.random.default_rng(0)
             u = np.linalg.qr(rng.standard_normal((48, 48)))[0]
@@ -236,7 +232,7 @@ def hold_to_the_promise(shape, dtype, seeds):
     """Every exact method on random matrices of `dtype`: no NaN, no gain outside the promise."""
     short = np.finfo(np.float32).bits > jnp.finfo(dtype).bits
     rounding = float(jnp.finfo(dtype).eps) / 2 if short else 0.0
-    with enable_x64(dtype is np.float64):
+    with helpers.enable_x64(dtype is np.float64):
         for seed in seeds:
             matrix = matrices.at_random(np.random.default_rng(seed), shape, dtype)
             for method in EXACT:

@@ -6,13 +6,13 @@ import re
 import subprocess
 import sys
 
+import helpers
 import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
 import pytest
 from helpers import METHODS
-from jax import experimental
 from jax.sharding import PartitionSpec
 
 from egd_optax import polar
@@ -20,9 +20,6 @@ from egd_optax.polar import _lapack
 from egd_optax.polar._lapack import inverse
 from egd_optax.polar._linalg import adjoint, resolve_rtol, working_dtype
 from egd_optax.polar._stacks import map_stack
-
-# The latter before JAX 0.8.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 
 SHAPE = (8, 24, 48)  # above the size from which Auto takes Halley
 DECOMPOSITIONS = {
@@ -184,7 +181,7 @@ def test_second_derivatives_go_through_the_same_rules():
     """
     x = matrices.with_spectrum((4, 7), [4.0, 3.0, 2.0, 1.0], 0, np.float64)
     direction = matrices.with_spectrum((4, 7), np.ones(4), 1, np.float64)
-    with enable_x64(True):
+    with helpers.enable_x64(True):
         slope = jax.grad(lambda x: jnp.sum(_lapack.svd(x)[1] ** 3))
         actual = jax.jvp(slope, (x,), (direction,))[1]
         expected = (slope(x + 1e-4 * direction) - slope(x - 1e-4 * direction)) / 2e-4

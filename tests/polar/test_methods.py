@@ -7,13 +7,9 @@ import matrices
 import numpy as np
 import pytest
 from helpers import DISTINCT, EXACT, SKETCHES, factor
-from jax import experimental
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from egd_optax import diagnostics, polar
-
-# The latter before JAX 0.8.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 
 
 @pytest.mark.parametrize("method", SKETCHES, ids=repr)
@@ -269,7 +265,7 @@ def test_second_derivative():
         matrices.with_spectrum((6, 9), spectrum, seed, np.float64)
         for seed, spectrum in enumerate((np.linspace(2, 1, 6), np.ones(6), np.ones(6)))
     )
-    with enable_x64(True):
+    with helpers.enable_x64(True):
         slope = jax.jit(jax.grad(lambda x: jnp.vdot(weights, polar.polar_factor(x, polar.SVD()))))
         _, actual = jax.jvp(slope, (matrix,), (direction,))
         expected = (slope(matrix + 1e-4 * direction) - slope(matrix - 1e-4 * direction)) / 2e-4

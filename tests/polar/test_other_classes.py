@@ -4,20 +4,15 @@ import dataclasses
 
 import captured
 import helpers
-import jax
 import matrices
 import numpy as np
 import pytest
 import threadpoolctl
 from helpers import factor as factor_on_device
-from jax import experimental
 
 from egd_optax import polar
 from egd_optax.polar import _coefficients as coefficients
 from egd_optax.polar._linalg import resolve_rtol
-
-# The latter before JAX 0.8.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 
 # Left out is what follows from tests/polar/test_methods.py: tall matrices are
 # transposed wide ones, and a stack is its slices.
@@ -145,7 +140,7 @@ def test_captured_gradients_by_the_other_classes():
 
 def test_float64_is_tighter_in_the_polynomial_class_too():
     """Runs on the Gram matrix may not spend its digits: a thousand eps, 2e-13, and its slope."""
-    with enable_x64(True):
+    with helpers.enable_x64(True):
         rng = np.random.default_rng(0)
         u, v = (np.linalg.qr(rng.standard_normal((n, 48)))[0] for n in (48, 160))
         spectrum = np.geomspace(1, 1e-5, 48)

@@ -1,9 +1,8 @@
-"""Stacks of matrices, methods of a user's own, and programs for every backend."""
+"""Stacks of matrices, and methods of a user's own."""
 
 import dataclasses
 import functools
 import inspect
-import re
 
 import helpers
 import jax
@@ -14,10 +13,8 @@ import pytest
 from helpers import DISTINCT, METHODS, SKETCHES, factor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax import export
 
 from egd_optax import diagnostics, polar, scale_by_egd
-from egd_optax.polar._stacks import init_stack, update_stack
 
 SIX = st.lists(st.floats(-25.0, 25.0), min_size=6, max_size=6)
 # One program on the same numbers, but XLA may fuse a loop's body in another way: some eps, times
@@ -208,39 +205,6 @@ def test_a_method_without_one_of_its_functions_cannot_be_made():
 
     with pytest.raises(TypeError, match="update"):
         Half()
-
-
-def program(method, platform, shape):
-    """StableHLO of one step on a stack."""
-    stack = jax.ShapeDtypeStruct(shape, jnp.float32)
-    state = init_stack(method, stack)
-    step = jax.jit(lambda stack: update_stack(method, stack, state)[0])
-    return export.export(step, platforms=[platform])(stack).mlir_module()
-
-
-@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
-@pytest.mark.parametrize("method", DISTINCT, ids=repr)
-def test_lowers_for_accelerators(method, platform):
-    program(method, platform, (2, 40, 56))
-
-
-@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
-def test_the_default_takes_no_svd_on_accelerators(platform):
-    """Nor eigenvalues; and stacks go through at once, without a loop over the matrices."""
-    for shape in ((2, 8, 8), (2, 80, 120)):
-        text = program(polar.Auto(), platform, shape)
-        calls = re.findall(r"custom_call @(\w+)", text)
-        assert not [call for call in calls if re.search("svd|gesdd|eigh|syev|qr", call, re.I)]
-        assert "stablehlo.while" not in text
-
-
-@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
-def test_polynomial_steps_are_taken_one_by_one_on_accelerators(platform):
-    """Where products are less precise than their dtype, longer runs on one Gram matrix diverge."""
-    text = program(polar.NewtonSchulz(steps=5), platform, (2, 40, 160))
-    products = len(re.findall("stablehlo.dot_general", text))
-    squares = len(re.findall("call @commuting_product", text))
-    assert products - 1 + squares == 5 * 3  # the square is a function's, which each step calls
 
 
 def test_no_method_is_left_out():
