@@ -52,7 +52,8 @@ def egd(
         average: "before" (Muon): the average of the gradients is whitened. "after": the gradients
             are whitened, and their average is the step, which is shorter along directions that
             change from one gradient to the next.
-        weight_decay: coefficient lambda of the decay, relative to the learning rate.
+        weight_decay: coefficient lambda of the decay, relative to the learning rate; a number.
+            `optax.inject_hyperparams` takes schedules.
         decay: "coupled" (the paper): lambda W joins the gradient before momentum and whitening, and
             is whitened with it. "decoupled": W shrinks by learning_rate * lambda beside the step.
         matrices: narrows what is whitened: a path pattern or several (see `matching`), a tree of
@@ -70,8 +71,9 @@ def egd(
         Transformation to use as an optimizer.
 
     Raises:
-        ValueError: a number out of range; at `init`, leaves whose axes nothing explains, a
-            selection that whitens nothing, a pattern without a match; see `scale_by_egd`.
+        ValueError: a number out of range; at `init`, leaves whose axes nothing explains, and unless
+            leaves are masked a selection that whitens nothing, a pattern without a match; see
+            `scale_by_egd`.
         TypeError: `others` is no transformation, a number is none, `nesterov` is no bool.
 
     Examples:

@@ -80,7 +80,10 @@ def check_known(decided: InferredAxes, axes: Axes) -> None:
 def warn_of_nothing(who: str, decided: InferredAxes, stacklevel: int) -> None:
     """Warn where there are leaves, but none to whiten."""
     if not any(leaf.axes for leaf in decided.leaves) and (decided.leaves or decided.rest):
-        text = f"{who} whitens nothing here: no leaf is a matrix. Take off masks, or optax.flatten."
+        text = (
+            f"{who} whitens nothing here: no leaf is a hidden matrix. Unless it is meant so, as in "
+            "a group of a partition, take off masks, or optax.flatten."
+        )
         warnings.warn(text, stacklevel=stacklevel + 1)
 
 
@@ -96,7 +99,7 @@ def _named(tree: Any, axes: Axes, shapes: Shapes, matrices: list[str]) -> dict[s
     if axes is None:
         return {}
     named = {}
-    for path, value in _choices(axes, list(shapes), matrices, selection.is_partial(tree)).items():
+    for path, value in _choices(axes, tree, list(shapes), matrices).items():
         if hasattr(value, "reduction_axis"):  # a MuonDimensionNumbers, which older Optax lacks
             value = MatrixAxes(value.reduction_axis, value.output_axis)
         reason = "your axes" if value else "left out by your axes"
@@ -123,19 +126,21 @@ def _inferred(axes: InferredAxes, shapes: Shapes, matrices: list[str]) -> dict[s
     return {path: table[path]._replace(shape=shapes[path]) for path in matrices}
 
 
-def _choices(axes: Any, paths: list[str], matrices: list[str], partial: bool) -> dict[str, Any]:
+def _choices(axes: Any, tree: Any, paths: list[str], matrices: list[str]) -> dict[str, Any]:
     """Return what each pattern, or each leaf of a tree, says of the paths at and below it.
 
     The last match wins. A key that is a leaf's or a subtree's whole path means these alone, so that
     "block_1" is not "block_10", too.
     """
-    patterns = _is_pattern_mapping(axes)
+    patterns, partial = _is_pattern_mapping(axes), selection.is_partial(tree)
+    places = [path.split("/") for path in selection.places(tree)]
     chosen: dict[str, Any] = {}
     given = axes if patterns else selection.leaves_by_path(axes, is_leaf=_is_choice)
     for key, value in given.items():
-        literal = not patterns or any(path.startswith(f"{key}/") for path in paths)
+        parts = key.split("/")
+        literal = not patterns or any(one[: len(parts)] == parts[: len(one)] for one in places)
         pattern = f"^{re.escape(key)}(/|$)" if literal and key else key
-        found = [key] if key in paths else [path for path in paths if re.search(pattern, path)]
+        found = [path for path in paths if re.search(pattern, path)]
         if not (found or partial or (value is None and not patterns)):
             raise selection.no_match("pattern in axes", key, paths)
         if value and found and key and not (partial or {*found} & {*matrices}):

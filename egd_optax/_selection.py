@@ -69,6 +69,12 @@ def is_partial(tree: PyTree) -> bool:
     return is_placeholder(tree) or any(isinstance(node, optax.MaskedNode) for node in nodes)
 
 
+def places(tree: PyTree) -> list[str]:
+    """Return the paths of all leaves, and of what stands where leaves are masked."""
+    masked = leaves_with_path(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    return [path for path, _ in masked]
+
+
 def is_placeholder(params: PyTree) -> bool:
     """Return whether it is `optax.tree.map_params` that asks: it hands `init` one node, no leaf."""
     return isinstance(params, type(_PLACEHOLDERS[0]))

@@ -92,7 +92,8 @@ def _cast(tree: Any, like: Any) -> Any:
     """Return the tree in the dtypes of another: both sides of a branch must have the same."""
 
     def one(leaf: Any, old: Any) -> Any:
-        kind = jnp.result_type(old)
-        return leaf if jnp.result_type(leaf) == kind else leaf.astype(kind)
+        given, kind = jnp.result_type(leaf), jnp.result_type(old)
+        real = jnp.issubdtype(given, jnp.floating) and jnp.issubdtype(kind, jnp.floating)
+        return jnp.asarray(leaf, kind) if real else leaf  # for others `lax.cond` speaks up
 
     return jax.tree.map(one, tree, like)

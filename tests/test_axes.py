@@ -108,8 +108,17 @@ def test_a_subtree_s_name_is_no_prefix_of_another():
     params = normal({name: {"kernel": (3, 4)} for name in ("a", "ab", "b")})
     found = infer_axes(params, overrides={"a": None, "b": {"kernel": OUT_IN}})
     assert found == {"a/kernel": None, "ab/kernel": IN_OUT, "b/kernel": OUT_IN}
-    flat = infer_axes(params, overrides={"a": None, "b": OUT_IN})
-    assert flat == found
+    assert infer_axes(params, overrides={"a": None, "b": OUT_IN}) == found
+
+
+@pytest.mark.parametrize("mask", [False, {"kernel": False}], ids=["subtree", "leaf"])
+@pytest.mark.parametrize("key", ["a", "a/kernel"])
+def test_the_name_of_what_is_masked_is_no_pattern(mask, key):
+    """It would be found in "ba/kernel"."""
+    params = normal({name: {"kernel": (3, 4)} for name in ("a", "ba")})
+    whiten = optax.masked(scale_by_egd(axes={key: None}), {"a": mask, "ba": True})
+    plan = diagnostics.whitening_plan(whiten, params)
+    assert plan["ba/kernel"] == IN_OUT
 
 
 def test_a_masked_part_need_not_hold_every_pattern():
@@ -139,7 +148,8 @@ def test_inferred_axes_are_a_mapping_of_what_is_known():
     assert jax.tree.leaves(inferred) == [inferred]
     assert inferred == infer_axes({"a": {"kernel": jnp.ones((2, 3))}, "x": jnp.ones((2, 3, 4))})
     assert inferred != infer_axes({"a": {"kernel": jnp.ones((2, 3))}})
-    assert len({inferred, infer_axes({"a": {"kernel": jnp.ones((2, 3))}})}) == 2  # it hashes
+    again = infer_axes({"a": {"kernel": jnp.ones((2, 3))}, "x": jnp.ones((2, 3, 4))})
+    assert len({inferred, again, infer_axes({"a": {"kernel": jnp.ones((2, 3))}})}) == 2
     for use in (lambda: {**inferred}, lambda: inferred["x"], lambda: inferred.get("x")):
         with pytest.raises(ValueError, match=r"'x' of shape \(2, 3, 4\) is unknown.*overrides="):
             use()

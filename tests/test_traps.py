@@ -141,7 +141,7 @@ def test_a_group_of_a_partition_may_hold_no_matrix():
 
 @pytest.mark.parametrize("params", [jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(())}], ids=repr)
 def test_vectors_alone_are_whitened_by_nobody(params):
-    with pytest.warns(UserWarning, match="egd whitens nothing here: no leaf is a matrix"):
+    with pytest.warns(UserWarning, match="egd whitens nothing here: no leaf is a hidden matrix"):
         egd(0.1).init(params)
     with pytest.warns(UserWarning, match="scale_by_egd whitens nothing here"):
         scale_by_egd().init(params)
@@ -161,7 +161,7 @@ def test_the_warning_comes_once_from_where_init_is_called(optimizer):
 )
 @pytest.mark.parametrize("inner", [egd(0.1), scale_by_egd()])
 def test_a_wrapper_that_leaves_no_matrix_is_warned_of(wrap, inner):
-    with pytest.warns(UserWarning, match="Take off masks, or optax.flatten"):
+    with pytest.warns(UserWarning, match="take off masks, or optax.flatten"):
         wrap(inner).init(NET)
 
 

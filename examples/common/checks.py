@@ -36,7 +36,7 @@ def difference(name: str, old: Any, new: Any) -> str:
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return f"{name}={old}, not {new}"
-    names = [one for one in {**old, **new} if old.get(one) != new.get(one)]
+    names = [one for one in {**old, **new} if old.get(one, ...) != new.get(one, ...)]
     return "; ".join(difference(f"{name}.{one}", old.get(one), new.get(one)) for one in names)
 
 

@@ -12,10 +12,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from egd_optax import diagnostics, polar
 
 
-@pytest.mark.parametrize("method", SKETCHES, ids=repr)
+@pytest.mark.parametrize("method", [*SKETCHES, polar.NewtonSchulz()], ids=repr)
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
-def test_scale_invariance_of_sketches(method, scale):
-    """Scaling by a power of two is exact; test_accuracy.py has the other methods."""
+def test_scale_invariance(method, scale):
+    """Scaling by a power of two is exact; the zoo of test_accuracy.py has the exact methods."""
     matrix = matrices.with_spectrum((48, 160), np.logspace(0, -2, 48))
     actual = factor(matrix * np.float32(scale), method)
     np.testing.assert_array_equal(actual, factor(matrix, method))

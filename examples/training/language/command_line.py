@@ -22,7 +22,7 @@ LOGS = pages.LOGS
 @dataclasses.dataclass(frozen=True)
 class _OnModel:
     size: Literal["tiny", "small", "gpt2"] = "small"
-    """tiny: seconds; small: minutes on two cores; gpt2: for a GPU. Options left out are its own."""
+    """tiny: seconds; small: minutes; gpt2: for a GPU. Options left out keep its values."""
     corpus: Path | None = None
     """Folder of Python files; left out, the standard library."""
     layers: int | None = None
@@ -197,7 +197,7 @@ class Race(_OnModel):
     """
 
     size: Literal["tiny", "small", "gpt2"] = "gpt2"
-    """tiny: a minute; small: minutes; gpt2: for a GPU. Options left out are its own."""
+    """tiny: a minute; small: minutes; gpt2: for a GPU. Options left out keep its values."""
     folder: Path = Path("runs/race")
     """Of the logs, the checkpoints and the picture."""
     only: tuple[Literal["adamw", "muon", "egd", "sgd", "shampoo"], ...] = ("adamw", "muon", "egd")

@@ -98,13 +98,13 @@ def _on_luckiest(found: list[results.Row], ablation: Record | None) -> bool:
 
 
 def _muon_above(found: list[results.Row], ablation: Record | None) -> str | None:
-    """Return by how much Muon's best ends above EGD's on the ablation's seeds, their median."""
+    """Return by how much Muon's best ends above EGD's on seeds of the ablation, their median."""
     scores = {row.name: {run["seed"]: run["score"] for run in row.runs} for row in found}
     if ablation is None or not {"egd", "muon"} <= scores.keys():
         return None
-    seeds = [line["seed"] for line in ablation.of(COUNT, "Muon's five steps")]
-    gaps = [scores["muon"][seed] - scores["egd"][seed] for seed in seeds]
-    return f"{statistics.median(gaps):.3f}"
+    seeds = {line["seed"] for line in ablation.of(COUNT, "Muon's five steps")}
+    gaps = [scores["muon"][x] - scores["egd"][x] for x in seeds & scores["egd"].keys()]
+    return f"{statistics.median(gaps):.3f}" if gaps else None
 
 
 def _range(found: list[results.Row]) -> tuple[str, ...]:

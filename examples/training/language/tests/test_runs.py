@@ -22,12 +22,12 @@ from arena.space import BATCH, edges, from_json
 from arena.suggest import suggested
 from common.files import locked
 
-from language import ablate, compare, pages, results
+from language import ablate, compare, pages, race, results
 from language.command_line import Ablate, Compare, Time, main
 from language.compare import Study, is_hopeless
 from language.course import Point, Program
 from language.optimizers import OPTIMIZERS
-from language.train import END, RESUMED, STEP, Run, train, write
+from language.train import END, RESUMED, STEP, DivergedError, Run, train, write
 from language.train import read as read_run
 
 LANGUAGE = Path(__file__).resolve().parents[1]
@@ -246,10 +246,18 @@ class Diverging:
 def test_a_run_that_diverges_keeps_what_was_logged(text, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("language.train.Program", Diverging)
     run = Run(tmp_path, tiny, "sgd", OPTIMIZERS["sgd"].settings, 0, text)
-    with pytest.raises(ValueError, match=r"must stay finite, .* has nan .* at step 4; lower the"):
+    with pytest.raises(DivergedError, match=r"finite, .* has nan .* at step 4; lower the"):
         train(run)
     assert [line["step"] for line in read_run(run.log)[1:]] == [2]
     assert last_checkpoint(tmp_path) == 2
+
+
+def test_a_race_goes_on_after_a_divergence(text, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("language.train.Program", Diverging)
+    row = {"seconds": [1.0], "compile": 1.0}
+    monkeypatch.setattr(race, "speed", lambda _: {race.PLAIN: row, "sgd": row, "egd": row})
+    told = race.run(race.Race(tmp_path, tiny, ("sgd", "egd"), text))
+    assert [line.split()[-1] for line in told.splitlines()[2:4]] == ["diverged"] * 2
 
 
 def test_a_second_command_in_a_folder_is_refused(text, tiny, tmp_path):
