@@ -60,7 +60,6 @@ def _names(record: Record) -> dict[str, Any]:
         "error": {row.name: results.percent(row.loss) for row in found},
         "steps": {row.name: f"{row.steps_to(adamw):g}" for row in found},
         "matrices": record.header["task"]["matrices"],
-        "steps_alone": record.times.get("steps_alone", False),
         "versions": record.header["versions"],
         "sources": [(OPTIMIZERS[name].title, OPTIMIZERS[name].source) for name in NAMES],
         "table": results.table(record, STYLE),

@@ -261,7 +261,7 @@ def time_bests(study: Plan, path: Path) -> Record:
         if bests:
             rows = timed({name: study.steps(name, best) for name, best in bests.items()})
             whole = {name: {"settings": bests[name]} | row for name, row in rows.items()}
-            about = {"kind": TIMES, "hardware": environment()["hardware"], "steps_alone": True}
+            about = {"kind": TIMES, "hardware": environment()["hardware"]}
             log.add(about | {"rows": whole})
         return log.record
 
