@@ -93,7 +93,10 @@ def _cast(tree: Any, like: Any) -> Any:
 
     def one(leaf: Any, old: Any) -> Any:
         given, kind = jnp.result_type(leaf), jnp.result_type(old)
-        real = jnp.issubdtype(given, jnp.floating) and jnp.issubdtype(kind, jnp.floating)
-        return jnp.asarray(leaf, kind) if real else leaf  # for others `lax.cond` speaks up
+        alike = any(
+            jnp.issubdtype(given, one) and jnp.issubdtype(kind, one)
+            for one in (jnp.floating, jnp.complexfloating)
+        )
+        return jnp.asarray(leaf, kind) if alike else leaf  # for others `lax.cond` speaks up
 
     return jax.tree.map(one, tree, like)
