@@ -118,8 +118,9 @@ def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
         if not {"egd", YARDSTICK} <= by_name.keys():
             continue
         ours = by_name["egd"]
-        timed = [row for row in found if row.seconds and not row.missed]
+        timed = [row for row in others if row.seconds and not row.missed]
         quickest = min(timed, key=lambda row: row.seconds or math.inf, default=None)
+        seconds = NONE if ours.missed or not ours.seconds else f"{ours.seconds:.2f}"
         ratio = _ratio(*ratio_to([found], "egd", YARDSTICK))
         table.append(
             [
@@ -128,11 +129,12 @@ def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
                 f"{ours.reached} of {len(ours.steps)}",
                 ratio + ("" if part is None else f"; aim {part:.2f}"),
                 f"{titles[others[0].optimizer]}, {steps_of(others[0])}",
-                titles[quickest.optimizer] if quickest else NONE,
+                seconds,
+                f"{titles[quickest.optimizer]}, {quickest.seconds:.2f}" if quickest else NONE,
             ]
         )
-    last = "least seconds, without compiling"
-    headings = ["task", "EGD's steps", "seeds", "EGD / AdamW", "best peer", last]
+    headings = ["task", "EGD's steps", "seeds", "EGD / AdamW", "best peer"]
+    headings += ["EGD's seconds, without compiling", "least of a peer"]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 
