@@ -22,7 +22,7 @@ def from_muon(muon_state: Any, egd_state: Any) -> Any:
         muon_state: tree with one `MuonState` in it: the state of `optax.contrib.muon`, or of a
             chain or wrapper around it, also from a checkpoint that was restored to dictionaries.
         egd_state: `egd(...).init(params)` of the same parameters, without wrappers. Its structure,
-            dtypes, shardings, and the states of sketches stay.
+            dtypes, shardings (of committed arrays), and the states of sketches stay.
 
     Returns:
         State for the next step of `egd`.
@@ -126,7 +126,6 @@ def _count(leaves: Leaves) -> int:
 
 
 def _like(leaf: Any, value: Any) -> jax.Array:
-    """Return the value in a leaf's dtype, and in its layout where that is one of many devices."""
-    value, sharding = jnp.asarray(value, leaf.dtype), getattr(leaf, "sharding", None)
-    many = sharding is not None and sharding.num_devices > 1
-    return jax.device_put(value, sharding) if many else value
+    """Return the value in a leaf's dtype, and in its layout where the leaf is bound to one."""
+    value = jnp.asarray(value, leaf.dtype)
+    return jax.device_put(value, leaf.sharding) if getattr(leaf, "committed", False) else value

@@ -211,11 +211,14 @@ def test_dtypes_and_layouts_are_those_of_egd_s_state():
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
     across = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "devices"))
     params = {"kernel": jnp.ones((3, 8))}
-    state = after_a_step(optax.contrib.muon(0.1, mu_dtype="bfloat16"), params)
-    empty = muons().init(jax.device_put(params, across))
-    average = optax.tree_utils.tree_get(from_muon(state, empty), "ema")["kernel"]
-    assert average.dtype == jnp.float32
-    assert average.sharding.is_equivalent_to(across, ndim=2)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+    for theirs, ours in [(one, across), (across, one)]:
+        muon = optax.contrib.muon(0.1, mu_dtype="bfloat16")
+        state = after_a_step(muon, jax.device_put(params, theirs))
+        empty = muons().init(jax.device_put(params, ours))
+        average = optax.tree_utils.tree_get(from_muon(state, empty), "ema")["kernel"]
+        assert average.dtype == jnp.float32
+        assert average.sharding.is_equivalent_to(ours, ndim=2)
 
 
 def test_a_state_may_hold_numpy_s_arrays_but_no_shapes():

@@ -107,6 +107,15 @@ def test_exact_over_one_axis_that_cuts_rows():
     assert donated.memory_analysis().alias_size_in_bytes == 3 * MEBIBYTE
 
 
+def test_squares_take_more_memory_by_those_at_work():
+    """Twelve times the two that a device works on at once, beside its share and its part."""
+    mesh = mesh_of(d=8)
+    layout = NamedSharding(mesh, P("d", None))
+    leaves = [jax.ShapeDtypeStruct((512, 512), "float32", sharding=layout)] * 24
+    memory = compiled(scale_by_egd(mesh_axes="d"), leaves, mesh).memory_analysis()
+    assert memory.temp_size_in_bytes <= (4 * 3 + 3 + 12 * 2) * MEBIBYTE
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "complex64"])
 def test_values_of_other_dtypes_arrive(dtype):
     mesh = mesh_of()

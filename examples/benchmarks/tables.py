@@ -1,5 +1,7 @@
 """Write docs/benchmarks.md and its figure from the committed logs."""
 
+import math
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,16 +103,21 @@ def training() -> str:
     return markdown(headings, rows)
 
 
-def kernels(model: str, row: str) -> dict:
-    """Return what was measured of an optimizer on a transformer's kernels: its median process."""
-    several = [m for log in KERNELS for m in read(log)[1] if (m["model"], m["row"]) == (model, row)]
-    return sorted(several, key=lambda m: m["seconds"])[len(several) // 2]
+def kernels(model: str, row: str) -> list[dict]:
+    """Return what each process measured of an optimizer on a transformer's kernels."""
+    return [m for log in KERNELS for m in read(log)[1] if (m["model"], m["row"]) == (model, row)]
 
 
 def muon_share(model: str, row: str) -> str:
-    """Return the part of the time of Optax's Muon on a transformer's kernels."""
-    ours, muon = kernels(model, row), kernels(model, "peer: optax muon")
-    return f"{ours['seconds'] / muon['seconds']:.2f}"
+    """Return the part of the time of Optax's Muon on a transformer's kernels.
+
+    It is the median over processes, each of which measured Muon first.
+    """
+    shares, muon = [], math.nan
+    for one in (m for log in KERNELS for m in read(log)[1] if m["model"] == model):
+        muon = one["seconds"] if one["row"] == "peer: optax muon" else muon
+        shares += [one["seconds"] / muon] if one["row"] == row else []
+    return f"{statistics.median(shares):.2f}"
 
 
 def muon() -> str:
@@ -120,7 +127,8 @@ def muon() -> str:
     rows = []
     for log in KERNELS:
         for model in distinct(read(log)[1], "model"):
-            found = [kernels(model, name) for name in names]
+            several = [sorted(kernels(model, n), key=lambda m: m["seconds"]) for n in names]
+            found = [processes[len(processes) // 2] for processes in several]
             cells = [milliseconds(one) for one in found]
             cells += [muon_share(model, name) for name in names[1:]]
             cells += [f"{one['trace_seconds'] + one['compile_seconds']:.1f}" for one in found]
