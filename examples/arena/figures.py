@@ -29,8 +29,7 @@ def draw(record: Record, titles: dict[str, str], path: Path) -> None:
     for row, look in zip(found, looks(), strict=False):
         _draw_tuning(tuning, row, look, titles.get(row.optimizer, row.optimizer))
         best = by_batch(record, row.optimizer)
-        inside = {size: steps for size, steps in best.items() if steps < row.task.steps}
-        sizes.plot(list(inside), list(inside.values()), marker="o", **look)
+        sizes.plot(list(best), list(best.values()), marker="o", **look)
     for axes, label in ((tuning, "trials"), (sizes, "batch size")):
         axes.set_yscale("log")
         axes.set_xlabel(label)

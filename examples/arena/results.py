@@ -142,12 +142,17 @@ def median_steps(record: Record, last: Round) -> int:
 
 
 def by_batch(record: Record, name: str) -> dict[int, float]:
-    """Return the fewest mean steps of any trial, in whatever round, by batch size."""
+    """Return the fewest mean steps of any trial, in whatever round, by batch size.
+
+    Only trials count that reached the target on every seed. The others may have been given up
+    because of a better one at another size, so their value says nothing of this size.
+    """
     task = task_of(record)
     best: dict[int, float] = {}
     for trial in record.of(TRIAL, name):
         batch = trial["settings"][BATCH]
-        best[batch] = min(best.get(batch, math.inf), value(task, trial))
+        if all(run["steps"] is not None for run in trial["runs"]):
+            best[batch] = min(best.get(batch, math.inf), value(task, trial))
     return dict(sorted(best.items()))
 
 

@@ -92,7 +92,7 @@ def test_the_best_is_told_by_batch_and_after_so_many_trials(record):
     ]
     (row,) = rows(record)
     assert [row.last.best_after(count) for count in (1, 2, 3)] == [40, 40, 15]
-    assert by_batch(record, "sgd") == {4: 15, 16: 40}
+    assert by_batch(record, "sgd") == {4: 15}  # at 16 one seed missed, or was given up
 
 
 def test_seeds_are_paired(record):
