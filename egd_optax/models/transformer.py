@@ -20,7 +20,10 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block: causal self-attention, then the feed-forward network."""
+    """Pre-norm residual block: causal self-attention, then the feed-forward network.
+
+    The stream goes on at the positions `at` alone; attention looks at all of them.
+    """
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
@@ -28,8 +31,10 @@ class Block(nnx.Module):
         self.mlp_norm = nnx.LayerNorm(width, rngs=rngs)
         self.mlp = FeedForward(width, rngs=rngs)
 
-    def __call__(self, stream: jax.Array, mask: jax.Array) -> jax.Array:
-        stream = stream + self.attention(self.attention_norm(stream), mask=mask)
+    def __call__(self, stream: jax.Array, mask: jax.Array, at: slice = slice(None)) -> jax.Array:
+        normed = self.attention_norm(stream)
+        attended = self.attention(normed[:, at], normed, mask=mask[..., at, :])
+        stream = stream[:, at] + attended
         return stream + self.mlp(self.mlp_norm(stream))
 
 
@@ -69,15 +74,16 @@ class DecoderTransformer(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Map integer tokens (batch, length) to logits (batch, vocabulary) of the next token."""
-        return self.head(self.features(tokens)[:, -1])
+        return self.head(self.features(tokens, slice(-1, None))[:, 0])
 
-    def features(self, tokens: jax.Array) -> jax.Array:
-        """Return the normalized residual stream (batch, length, width) of every position."""
+    def features(self, tokens: jax.Array, at: slice = slice(None)) -> jax.Array:
+        """Return the normalized residual stream (batch, positions, width) at the positions `at`."""
         length = tokens.shape[-1]
         if length > self.length:
             raise ValueError(f"a sequence has at most {self.length} tokens, got {length}")
         mask = nnx.make_causal_mask(tokens)
         stream = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))[None]
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             stream = block(stream, mask)
-        return self.norm(stream)
+        return self.norm(last(stream, mask, at))  # nothing after it looks at other positions

@@ -214,7 +214,7 @@ def _transformer() -> Task:
         target=0.95,
         steps=1_200,
         every=10,
-        hold=50,
+        hold=51,  # the first look, and 500 more steps
         seeds=5,
         tuning_seeds=(0,),
         trials=SOME,

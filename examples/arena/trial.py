@@ -18,7 +18,7 @@ import optax
 from arena.contract import Batch, Optimizer, Params, Task
 from arena.space import EMA, Settings, traced
 
-JUMP = 8  # steps that are trained before a look that may send them back
+JUMP = 8  # looks to the next one as long as the target is far
 
 
 class State(NamedTuple):
@@ -35,8 +35,8 @@ class State(NamedTuple):
 class Watch(NamedTuple):
     """What the looks found: first look of the present run at the target, its length, scores.
 
-    Looks cost as much as steps. So most are left out as long as the target is far: the next one is
-    several looks away. If it is at the target, the run goes back to the one before and looks
+    Looks cost as much as steps, or more. So most are left out as long as the target is far: the
+    next one is several looks away. If it is at the target, the run goes back to the one before and looks
     `closely`, `until` it is there again and as long as the target is held. The result is that of
     all looks, as a run of looks that is held has one of those that are not left out.
     """
@@ -219,7 +219,7 @@ def size(batch: Batch) -> int:
 
 def jumps(task: Task) -> int:
     """Return the number of looks from one to the next as long as the target is far."""
-    return max(1, min(task.hold, JUMP // task.every))
+    return min(task.hold, JUMP)
 
 
 def last_step(task: Task) -> int:
