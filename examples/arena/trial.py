@@ -36,9 +36,9 @@ class Watch(NamedTuple):
     """What the looks found: first look of the present run at the target, its length, scores.
 
     Looks cost as much as steps, or more. So most are left out as long as the target is far: the
-    next one is several looks away. If it is at the target, the run goes back to the one before and looks
-    `closely`, `until` it is there again and as long as the target is held. The result is that of
-    all looks, as a run of looks that is held has one of those that are not left out.
+    next one is several looks away. If it is at the target, the run goes back to the one before and
+    looks `closely`, `until` it is there again and as long as the target is held. The result is that
+    of all looks, as a run of looks that is held has one of those that are not left out.
     """
 
     first: jax.Array
