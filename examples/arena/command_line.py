@@ -13,7 +13,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from arena import borrow, demo, pages, session, tables, why
-from arena.field import Field, check_field, check_known, load
+from arena.field import ONE_BATCH, Field, check_field, check_known, load
 from arena.figures import draw
 from arena.record import Record, check_same, read
 from arena.workers import WorkerFailed
@@ -32,6 +32,8 @@ class _OnTask:
     """Folder of the log, TASK.jsonl. The pages are made from the logs of the repository alone."""
     trials: int | None = None
     """Trials of each optimizer; left out, the task's own number."""
+    batch: int | None = None
+    """Tune at this batch size alone, in a log of its own; left out, over the task's sizes."""
 
     def load(self) -> tuple[str, Field]:
         """Return where the task comes from, and the field.
@@ -39,7 +41,7 @@ class _OnTask:
         Raises:
             ValueError: an unknown task.
         """
-        return self.task, load(self.task, self.trials)
+        return self.task, load(self.task, self.trials, self.batch)
 
     def existing(self, field: Field, or_ours: bool = True) -> Path:
         """Return the path of the task's log, or of that in the repository if it is the arena's.
@@ -47,7 +49,8 @@ class _OnTask:
         Raises:
             ValueError: there is none.
         """
-        path, ours = self.log(field), LOGS / f"{field.task.name}.jsonl"
+        path, folder = self.log(field), LOGS if self.batch is None else LOGS / "batches"
+        ours = folder / f"{field.task.name}.jsonl"
         if path.exists():
             return path
         if field.code or not or_ours or not ours.exists():
@@ -183,7 +186,8 @@ class Show(_OnTask):
     """Print the table of a task's log, however far it is; without one, that of the repository."""
 
     def run(self) -> None:
-        path = self.out / f"{self.task}.jsonl"
+        size = "" if self.batch is None else f"{ONE_BATCH}{self.batch}"
+        path = self.out / f"{self.task}{size}.jsonl"
         if not path.exists():
             path = self.existing(self.load()[1])
         _show(read(path))

@@ -22,6 +22,7 @@ from arena.contract import Knob, Optimizer, Params, Task
 from arena.space import BATCH, EMA, to_json
 from arena.trial import size, task_start
 
+ONE_BATCH = "-batch-"  # in the name of a task with one batch size alone
 FIRST_FRESH_SEED = 100  # of all that are fresh; seeds below are for tuning
 # Raised whenever other settings would be tried, or judged otherwise: 1 had stages of points, 2 new
 # rounds of trials in wider ranges, 3 no more points of the sequence where nothing had learned, 4 no
@@ -87,8 +88,10 @@ class Field:
         return json.loads(json.dumps(config))
 
 
-def load(source: str, trials: int | None = None) -> Field:
+def load(source: str, trials: int | None = None, batch: int | None = None) -> Field:
     """Return the field of a task's name, or of a file that defines `task`.
+
+    With a batch size the task has that one alone, and a name that says so.
 
     A file may define `optimizers` as well, to compete instead of the arena's own.
 
@@ -109,6 +112,9 @@ def load(source: str, trials: int | None = None) -> Field:
     for name in ("batches", "tuning_seeds"):
         value = getattr(task, name)
         changes[name] = tuple(value) if isinstance(value, Iterable) else value
+    if batch is not None:
+        name, title = f"{task.name}{ONE_BATCH}{batch}", f"{task.title}, batch size {batch}"
+        changes |= {"name": name, "title": title, "batches": (batch,)}
     by_name: dict[str, Optimizer] = {}
     for one in optimizers:
         _require(

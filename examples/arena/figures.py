@@ -1,6 +1,7 @@
 """Figures: what tuning brings, what the batch size does, the course of runs, less data."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from matplotlib.ticker import (
 )
 
 from arena.record import Record
-from arena.results import Row, by_batch, rows
+from arena.results import Row, by_batch, rows, task_of
 
 STYLES = ("-", "--", ":")
 
@@ -89,6 +90,26 @@ def draw_less(lines: Sequence[dict], titles: dict[str, str], budget: int, path: 
     axes.set_xlabel("share of the table to train on")
     axes.set_ylabel("steps to the target")
     axes.set_yscale("log")
+    plain_numbers(axes)
+    figure.legend(loc="outside upper center", frameon=False, ncols=3, fontsize="small")
+    save(figure, path)
+
+
+def draw_batches(records: Sequence[Record], titles: dict[str, str], path: Path) -> None:
+    """Draw the median steps by the batch size that was tuned alone; misses are left out."""
+    figure, (axes,) = new_figure(1, (7.5, 5.6))
+    sizes = [task_of(record).batches[0] for record in records]
+    found = [{row.optimizer: row for row in rows(record)} for record in records]
+    for name, look in zip(found[-1], looks(), strict=False):
+        every = [one[name] for one in found]
+        medians = [math.nan if row.missed else row.median for row in every]
+        axes.plot(sizes, medians, marker="o", label=titles[name], **look)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("steps to the target, median")
     plain_numbers(axes)
     figure.legend(loc="outside upper center", frameon=False, ncols=3, fontsize="small")
     save(figure, path)

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from arena import borrow, demo, tables, why
 from arena.contract import Task
-from arena.figures import draw, draw_course, draw_less
+from arena.figures import draw, draw_batches, draw_course, draw_less
 from arena.recipes import optimizers as RECIPES
 from arena.record import Record, read
 from arena.results import is_finished, rows, task_of, tuner_of
@@ -64,6 +64,10 @@ def render(docs: Path, logs: Path) -> str:
         own = (HERE / "templates" / f"{name}.md").exists()
         template = f"{name}.md" if own else "task.md"
         _write(folder, f"{name}.md", template, _of_task(record, titles, folder, logs))
+    sizes = [read(path) for path in (logs / "batches").glob("*.jsonl")]
+    if len(sizes) > 1 and all(map(is_finished, sizes)):
+        sizes.sort(key=lambda record: task_of(record).batches)
+        _write(folder, "batches.md", "batches.md", _of_batches(sizes, titles, folder))
     if (log := logs / "why" / f"{demo.TASK}.jsonl").exists():
         found = why.Found(read(log))
         if found.is_finished:
@@ -164,6 +168,26 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
         "ranges": ranges,
     }
     return {"task": task, **functions}
+
+
+def _of_batches(records: Sequence[Record], titles: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Return what the page on batch sizes may use; its figure is drawn into `folder`."""
+    by_size = {task_of(record).batches[0]: rows(record) for record in records}
+
+    def figure() -> str:
+        draw_batches(records, titles, folder / "batches.png")
+        return "![Median steps to the target against the batch size](batches.png)"
+
+    def steps(name: str, size: int) -> str:
+        return next(tables.steps_of(row) for row in by_size[size] if row.optimizer == name)
+
+    return {
+        "task": task_of(records[0]),
+        "sizes": list(by_size),
+        "steps": steps,
+        "figure": figure,
+        "table": lambda: tables.batches_table(records, titles),
+    }
 
 
 def _of_why(found: why.Found, titles: dict[str, str], folder: Path) -> dict[str, Any]:

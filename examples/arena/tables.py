@@ -276,6 +276,17 @@ def less_table(found: Found, titles: dict[str, str]) -> str:
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
 
+def batches_table(records: Sequence[Record], titles: dict[str, str]) -> str:
+    """Return steps, and seeds that got there, by the size that was tuned alone, in Markdown."""
+    found = [{row.optimizer: row for row in rows(record)} for record in records]
+    table = [
+        [titles[name], *(f"{steps_of(one[name])}; {one[name].reached}" for one in found)]
+        for name in found[-1]
+    ]
+    headings = ["optimizer", *(str(task_of(record).batches[0]) for record in records)]
+    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
 def list_all(tasks: dict, optimizers: dict[str, Optimizer]) -> str:
     """Return names and titles of tasks and optimizers."""
     lines = ["tasks:", *(f"  {name:20} {task.title}" for name, task in tasks.items())]
