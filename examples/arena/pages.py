@@ -10,7 +10,7 @@ from common.pages import templates
 from grokking.tasks import OPERATIONS
 from tabulate import tabulate
 
-from arena import borrow, demo, tables, why
+from arena import aims, borrow, demo, tables, why
 from arena.contract import Task
 from arena.figures import draw, draw_batches, draw_course, draw_less
 from arena.recipes import optimizers as RECIPES
@@ -119,7 +119,8 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
         "overall_table": functools.partial(tables.overall_table, by_all, titles),
         "task_list": task_list,
         "task_count": lambda: len(by_all),
-        "aims_table": functools.partial(tables.aims_table, [*compared.values()], titles),
+        "aims_table": functools.partial(aims.aims_table, [*compared.values()], titles),
+        "beside_peers": functools.partial(aims.beside_peers, [*compared.values()], titles),
         "peers": lambda: tables.peers(_known("optimizers").values()),
     }
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from grokking.tasks import OPERATIONS
 from rich.table import Column
 from rich.table import Table as ConsoleTable
 from tabulate import tabulate
@@ -24,12 +23,6 @@ TUNERS = {
     3: "Gaussian process",
     4: "and spread until one learns",
     6: "and an average of the weights",
-}
-# Steps, and the part of AdamW's, that were aimed at when the arena was planned.
-AIMS = {
-    **{f"{operation}-{p}": (18, 1 / 3) for operation in OPERATIONS for p in (97, 127)},
-    **{f"{operation}-79": (20, 1 / 3) for operation in OPERATIONS},
-    "transformer-97": (220, 0.6),
 }
 
 
@@ -96,7 +89,7 @@ def overall_table(records: Sequence[Record], titles: dict[str, str]) -> str:
         *_, tasks = found[name]
         wins, losses = duels(by_task, name, YARDSTICK)
         score = NONE if name == YARDSTICK else f"{wins} : {losses}"
-        table.append([titles.get(name, name), _ratio(*found[name]), tasks, score])
+        table.append([titles.get(name, name), ratio_told(*found[name]), tasks, score])
     headings = ["optimizer", "steps / AdamW's", "tasks", "with fewer : more steps than AdamW"]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
 
@@ -104,38 +97,7 @@ def overall_table(records: Sequence[Record], titles: dict[str, str]) -> str:
 def ratios(records: Sequence[Record], names: Iterable[str]) -> dict[str, str]:
     """Return some optimizers' ratios to the yardstick over all tasks, as the table tells them."""
     by_task = [rows(record) for record in records]
-    return {name: _ratio(*ratio_to(by_task, name, YARDSTICK)) for name in names}
-
-
-def aims_table(records: Sequence[Record], titles: dict[str, str]) -> str:
-    """Return EGD's steps beside what was aimed at, and who was best in steps and in seconds."""
-    table = []
-    for record in records:
-        task, found = task_of(record), rows(record)
-        aim, part = AIMS.get(task.name, (None, None))
-        by_name = {row.optimizer: row for row in found}
-        others = [row for row in found if row.optimizer not in OURS]
-        if not {"egd", YARDSTICK} <= by_name.keys():
-            continue
-        ours = by_name["egd"]
-        timed = [row for row in others if row.seconds and not row.missed]
-        quickest = min(timed, key=lambda row: row.seconds or math.inf, default=None)
-        seconds = NONE if ours.missed or not ours.seconds else f"{ours.seconds:.2f}"
-        ratio = _ratio(*ratio_to([found], "egd", YARDSTICK))
-        table.append(
-            [
-                task.title,
-                steps_of(ours) + ("" if aim is None else f"; aim {aim}"),
-                f"{ours.reached} of {len(ours.steps)}",
-                ratio + ("" if part is None else f"; aim {part:.2f}"),
-                f"{titles[others[0].optimizer]}, {steps_of(others[0])}",
-                seconds,
-                f"{titles[quickest.optimizer]}, {quickest.seconds:.2f}" if quickest else NONE,
-            ]
-        )
-    headings = ["task", "EGD's steps", "seeds", "EGD / AdamW", "best peer"]
-    headings += ["EGD's seconds, without compiling", "least of a peer"]
-    return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+    return {name: ratio_told(*ratio_to(by_task, name, YARDSTICK)) for name in names}
 
 
 def pairs_table(record: Record, titles: dict[str, str]) -> str:
@@ -210,7 +172,8 @@ def steps_of(row: Row) -> str:
     return median if low == high else f"{median} ({low} to {over}{high})"
 
 
-def _ratio(ratio: float, bound: str, tasks: int) -> str:
+def ratio_told(ratio: float, bound: str, tasks: int) -> str:
+    """Return a ratio with its bound, as `ratio_to` finds them."""
     return f"{bound} {ratio:.2f}".strip() if tasks else NONE
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from arena import borrow, demo, pages, plan, tables, workers
+from arena import aims, borrow, demo, pages, plan, tables, workers
 from arena.command_line import LOGS
 from arena.field import TUNER
 from arena.record import COUNT, TIMES, TRIAL, Record, read
@@ -18,9 +18,11 @@ from arena.tasks import TASKS
 
 def counting(record, name, steps):
     """Return a copy whose runs on fresh seeds took other steps, None for missed."""
-    lines = [line for line in record.lines if (line["kind"], line["optimizer"]) != (COUNT, name)]
+    lines = [
+        line for line in record.lines if (line["kind"], line.get("optimizer")) != (COUNT, name)
+    ]
     copy = Record(record.header)
-    number = max(line["round"] for line in lines if line["optimizer"] == name)
+    number = max(line["round"] for line in lines if line.get("optimizer") == name)
     for seed, one in enumerate(steps, 200):
         line = {"kind": COUNT, "optimizer": name, "round": number, "seed": seed, "steps": one}
         lines.append(line)
@@ -68,12 +70,34 @@ def test_ratios_and_wins_are_over_tasks_and_told_as_bounds_where_one_missed(reco
 
 def test_aims_are_told_of_tasks_with_egd_and_the_yardstick(record):
     log = read(LOGS / "addition-97.jsonl")
-    found = tables.aims_table([log, record], dict.fromkeys(log.optimizers, "somebody"))
-    assert "13; aim 18" in found
-    assert "0.45; aim 0.33" in found  # 13 / 29
+    found = aims.beside_peers([log, record], dict.fromkeys(log.optimizers, "somebody"))
+    assert "0.45" in found  # 13 / 29
     assert "somebody, 13 (12 to 13)" in found
     assert "0.35" in found
     assert "somebody, 0.43" in found  # the variant's .41 is no peer's
+    assert len(found.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("ours", "held"),
+    [
+        ([18] * 10, [True, False, True, True]),
+        ([18] * 9 + [None], [False, False, True, True]),  # 18 in the median, but a seed missed
+        ([12] * 10, [True, True, True, True]),
+        ([19] * 10, [False, False, False, True]),
+        ([21] * 10, [False, False, False, False]),
+        ([12] * 5 + [None] * 5, [False, False, False, False]),  # the median is a miss
+    ],
+)
+def test_an_aim_is_reached_at_its_number(ours, held):
+    log = read(LOGS / "addition-97.jsonl")
+    for name, steps in (("adamw", [54] * 10), ("muon", [20] * 10), ("egd", ours)):
+        log = counting(log, name, steps)
+    table = aims.aims_table([log], {name: name for name in log.optimizers})
+    _, _, *lines = table.splitlines()
+    found = [line.split("|")[2].strip() for line in lines]
+    assert found[:4] == [f"{one:d} of 1" for one in held]
+    assert found[5:] == ["-"] * 5  # no parity, no transformer
 
 
 def test_the_best_is_told_by_batch_and_after_so_many_trials(record):
@@ -178,7 +202,8 @@ def test_pages_have_the_table_the_figure_and_the_ranges(finished, tmp_path):
     assert "[A line](toy.md)" in (tmp_path / "arena" / "index.md").read_text()
 
 
-FINISHED = [path for path in sorted(LOGS.glob("*.jsonl")) if is_finished(read(path))]
+TABLES = [*sorted(LOGS.glob("*.jsonl")), *sorted(LOGS.glob("batches/*.jsonl"))]
+FINISHED = [path for path in TABLES if is_finished(read(path))]
 
 
 @pytest.mark.parametrize("path", FINISHED, ids=lambda path: path.stem)

@@ -13,9 +13,10 @@ import pytest
 
 from arena import plan
 from arena.command_line import main
-from arena.record import COUNT, TRIAL, read
+from arena.field import load
+from arena.record import COUNT, TRIAL, Log, read
 from arena.space import points
-from arena.tests.conftest import TOY
+from arena.tests.conftest import TOY, work
 from arena.workers import Pool, WorkerFailed
 
 ARENA = Path(__file__).resolve().parents[1]
@@ -74,3 +75,15 @@ def test_the_example_of_an_own_task_is_learned(tmp_path, capsys):
     assert main(["run", own, "--only", "egd", "--no-times", *options]) == 0
     assert main(["show", "own", *options]) == 0
     assert re.search(r" [1-9]\d* of 10 ", capsys.readouterr().out)
+
+
+def test_one_batch_size_alone_has_a_log_of_its_own(tmp_path, toy, capsys):
+    field = load(str(TOY), trials=2, batch=4)
+    with Log(tmp_path / "toy-batch-4.jsonl", field.config()) as log:
+        work(log, field)
+    trials = [line for name in toy.optimizers for line in log.record.of(TRIAL, name)]
+    assert [line["settings"]["batch"] for line in trials] == [4] * 4
+    assert main(["show", "toy", "--batch", "4", "--out", str(tmp_path)]) == 0
+    assert "momentum" in capsys.readouterr().out
+    assert main(["show", str(TOY), "--out", str(tmp_path)]) == 2
+    assert "there is no" in capsys.readouterr().err
