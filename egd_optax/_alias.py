@@ -83,6 +83,10 @@ def egd(
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
         >>> print(updates["kernel"].diagonal())
         [-0.5 -0.5]
+        >>> # to shorten the plateau before a small network generalizes, all examples in a batch
+        >>> plateau = egd(2.7, momentum=0.35, weight_decay=5e-4)
+        >>> # in a decoupled way, as Muon and AdamW
+        >>> like_muon = egd(0.02, momentum=0.95, nesterov=True, weight_decay=0.1, decay="decoupled")
 
     References:
         Pasand, Dohmatob, Egalitarian Gradient Descent, ICLR 2026, arXiv 2510.04930.

@@ -22,7 +22,7 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm residual block: causal self-attention, then the feed-forward network.
 
-    The stream goes on at the positions `at` alone; attention looks at all of them.
+    Only the positions `at` are computed; attention still reads all of them.
     """
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
@@ -50,7 +50,8 @@ class DecoderTransformer(nnx.Module):
         rngs: source of the initial values.
 
     Raises:
-        ValueError: `width` is not a multiple of `heads`; at a call: a sequence is too long.
+        ValueError: `layers` is below 1; `width` is not a multiple of `heads`; at a call: a sequence
+            is too long.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class DecoderTransformer(nnx.Module):
         heads: int = 4,
         rngs: nnx.Rngs,
     ):
+        if layers < 1:
+            raise ValueError(f"layers must be at least 1, got {layers}; raise it")
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         self.length = length

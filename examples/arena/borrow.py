@@ -1,8 +1,7 @@
 """EGD at the best settings of its relatives: how much of its place in a table is the tuning's luck.
 
-Shampoo and the rows weighted by noise have EGD's coordinates, and one of their own. With the rest
-of their best settings exact EGD runs on the fresh seeds of the tables that have all. Muon lends
-nothing: its step has a factor by shape, too.
+Shampoo and the rows weighted by noise have EGD's coordinates, and one of their own; Muon's step has
+a factor by shape. With the rest of their best settings exact EGD runs on the fresh seeds.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from arena.tasks import TASKS
 from arena.trial import Program
 
 LENT = "borrowed"
-LENDERS = {"shampoo": "Shampoo's", "weighted": "those of weighted rows"}
+LENDERS = {"shampoo": "Shampoo's", "weighted": "those of weighted rows", "muon": "Muon's"}
 DEFAULTS = {"kind": "decoupled", "lookahead": "Nesterov", "method": "exact"}
 
 
@@ -29,10 +28,15 @@ def log_of(logs: Path) -> Path:
 
 
 def tables_of(logs: Path) -> list[Record]:
-    """Return the finished logs of the arena's own tasks in which all lenders are."""
+    """Return the finished logs of the arena's own tasks in which EGD and a lender are."""
     paths = [path for name in TASKS if (path := logs / f"{name}.jsonl").exists()]
-    wanted = {"egd", *LENDERS}
-    return [one for one in map(read, paths) if is_finished(one) and wanted <= {*one.optimizers}]
+    found = [record for record in map(read, paths) if is_finished(record)]
+    return [one for one in found if "egd" in one.optimizers and lenders_of(one)]
+
+
+def lenders_of(record: Record) -> list[str]:
+    """Return the lenders that a table has."""
+    return [name for name in LENDERS if name in record.optimizers]
 
 
 def run(logs: Path, path: Path) -> None:
@@ -43,9 +47,9 @@ def run(logs: Path, path: Path) -> None:
     """
     tables = tables_of(logs)
     if not tables:
-        needed = ", ".join(("egd", *LENDERS))
         raise ValueError(
-            f"this needs finished tables with {needed}, and {logs} has none; `run` makes them"
+            f"this needs finished tables with egd and one of {', '.join(LENDERS)}, and {logs} has "
+            "none; `run` makes them"
         )
     config = {"task": {"name": LENT}, "tuner": TUNER, "fresh_seeds": None, "ranges": {}}
     with Log(path, config) as log:
@@ -86,7 +90,7 @@ def _of(record: Record, lines: Sequence[Line], lender: str) -> list[Line]:
 
 
 def _jobs(record: Record, lines: Sequence[Line]) -> Iterator[Line]:
-    for lender in LENDERS:
+    for lender in lenders_of(record):
         done = {line["seed"] for line in _of(record, lines, lender)}
         yield {
             "task": task_of(record).name,

@@ -144,7 +144,7 @@ class Why(_OnTask):
 
 @dataclasses.dataclass(frozen=True)
 class Borrow:
-    """Run EGD at the best settings of its relatives, on the fresh seeds of the tables with all.
+    """Run EGD at the best settings of its relatives, on the fresh seeds of their tables.
 
     A run that was killed goes on where it was.
     """

@@ -91,7 +91,8 @@ class Field:
 def load(source: str, trials: int | None = None, batch: int | None = None) -> Field:
     """Return the field of a task's name, or of a file that defines `task`.
 
-    With a batch size the task has that one alone, and a name that says so.
+    `trials` replaces the task's number of trials. With `batch` the task has that batch size alone,
+    and a name that says so.
 
     A file may define `optimizers` as well, to compete instead of the arena's own.
 

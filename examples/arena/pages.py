@@ -82,7 +82,9 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
     """Return what the index may use."""
 
     def task_list() -> str:
-        tasks = [task_of(record) for record in records]
+        tasks = [
+            task_of(record) for record in records if record.header["task"]["name"] != "recipes"
+        ]
         return "\n".join(f"- [{task.title}]({task.name}.md)" for task in tasks)
 
     known = _known("tasks")
@@ -108,7 +110,15 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
             return None
         return tables.borrowed_table(borrow.tables_of(logs), read(path).lines, titles)
 
+    def still_behind() -> str:
+        lines = read(borrow.log_of(logs)).lines
+        return " and ".join(tables.still_behind(borrow.tables_of(logs), lines))
+
     return {
+        "steps": functools.partial(_steps, compared),
+        "still_behind": still_behind,
+        "by_size": lambda: any((logs / "batches").glob("*.jsonl")),
+        "lent": functools.partial(_lent, compared, logs),
         "luck_table": luck_table,
         "borrowed_table": borrowed_table,
         "modular_count": lambda: len(modular),
@@ -123,6 +133,20 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
         "beside_peers": functools.partial(aims.beside_peers, [*compared.values()], titles),
         "peers": lambda: tables.peers(_known("optimizers").values()),
     }
+
+
+def _steps(records: dict[str, Record], task: str, name: str) -> str:
+    """Return an optimizer's median steps on a task, as a page tells them."""
+    found = rows(records[task]) if task in records else []
+    return next((tables.median_of(row) for row in found if row.optimizer == name), "no")
+
+
+def _lent(records: dict[str, Record], logs: Path, task: str, lender: str) -> str:
+    """Return EGD's median steps on a task at another's best settings."""
+    path = borrow.log_of(logs)
+    if task not in records or not path.exists():
+        return "no"
+    return tables.median_of(borrow.row(records[task], read(path).lines, lender))
 
 
 def _before(task: str, logs: Path) -> list[Record]:
@@ -162,6 +186,7 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
         "tuner": lambda: TUNERS[tuner_of(record)].format(first=spread(task.trials), seed=first),
         "batches": lambda: ", ".join(map(str, task.batches)),
         "table": lambda: tables.task_table(record, titles),
+        "median": lambda name: _steps({task.name: record}, task.name, name),
         "pairs": lambda: tables.pairs_table(record, titles),
         "settings": lambda: tables.settings_table(record, titles),
         "figure": figure,
@@ -195,6 +220,8 @@ def _of_why(found: why.Found, titles: dict[str, str], folder: Path) -> dict[str,
     """Return what the page of reasons may use; its figures are drawn into `folder`."""
     norms = [found.at_target(name, "norm") for name in found.names]
     steps = [found.reached(name) for name in found.names]
+    firsts = [found.course(name, "norm")[0] for name in found.names]
+    shares = [first / last for first, last in zip(firsts, norms, strict=True)]
 
     def course_figure() -> str:
         draw_course(found.courses, titles, folder / "why-course.png")
@@ -207,6 +234,8 @@ def _of_why(found: why.Found, titles: dict[str, str], folder: Path) -> dict[str,
     return {
         "seeds": lambda: len(found.seeds),
         "budget": lambda: found.budget,
+        "share_least": lambda: f"{min(shares):.2f}",
+        "share_most": lambda: f"{max(shares):.2f}",
         "norm_least": lambda: f"{min(norms):.0f}",
         "norm_most": lambda: f"{max(norms):.0f}",
         "seeds_at": lambda name: found.steps(name, 0.2)[1],

@@ -197,13 +197,17 @@ def time_needed(field: Field, source: str, record: Record | None, workers: int) 
 
 
 def _probe(field: Field, source: str) -> list[float]:
-    """Return the seconds of each optimizer's work at most, after measuring a few steps of it."""
+    """Return the seconds of each optimizer's work at most, after measuring a few steps of it.
+
+    These are at the middle of the batch sizes.
+    """
     task = field.task
+    batch = task.batches[len(task.batches) // 2]
     runs = task.trials * len(task.tuning_seeds) + task.seeds
     found = []
     with Pool(source, 1) as pool:
         for name in field.optimizers:
-            pool.workers[0].start(ProbeJob(name))
+            pool.workers[0].start(ProbeJob(name, batch))
             while pool.running:
                 for line in pool.results():
                     compilation = line["compile"] * (len(task.batches) + 4)

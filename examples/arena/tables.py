@@ -132,11 +132,25 @@ def borrowed_table(records: Sequence[Record], lines: Sequence[Line], titles: dic
         found = rows(record)
         own = next(row for row in found if row.optimizer == "egd")
         best = next(row for row in found if row.optimizer not in OURS)
-        lent = [borrow.row(record, lines, lender) for lender in borrow.LENDERS]
-        cells = [f"{steps_of(row)}; {row.reached}" for row in (own, *lent)]
+        some = borrow.lenders_of(record)
+        lent = [borrow.row(record, lines, one) if one in some else None for one in borrow.LENDERS]
+        cells = [f"{steps_of(row)}; {row.reached}" if row else NONE for row in (own, *lent)]
         table.append([own.task.title, *cells, f"{titles[best.optimizer]}, {steps_of(best)}"])
     headings = ["task", "EGD at its own settings", *borrow.LENDERS.values(), "best peer"]
     return tabulate(table, headings, tablefmt="github", disable_numparse=True)
+
+
+def still_behind(records: Sequence[Record], lines: Sequence[Line]) -> list[str]:
+    """Return the tasks on which EGD needs more steps than the best peer at all these settings."""
+    found = []
+    for record in records:
+        here = rows(record)
+        own = next(row for row in here if row.optimizer == "egd")
+        best = next(row for row in here if row.optimizer not in OURS)
+        lent = [borrow.row(record, lines, one) for one in borrow.lenders_of(record)]
+        if min(row.median for row in (own, *lent)) > best.median:
+            found.append(own.task.title)
+    return found
 
 
 def peers(optimizers: Iterable[Optimizer]) -> str:
@@ -167,9 +181,14 @@ def steps_of(row: Row) -> str:
         mean = value(row.task, row.last.best)
         return f"({mean:g} tuning)" if mean < row.task.steps else f"(> {mean:g} tuning)"
     low, high = min(row.counted), max(row.counted)
-    median = f"> {row.task.steps}" if row.missed else f"{row.median:g}"
+    median = median_of(row)
     over = ">" if row.reached < len(row.steps) else ""
     return median if low == high else f"{median} ({low} to {over}{high})"
+
+
+def median_of(row: Row) -> str:
+    """Return the median of the steps, a bound if it is missed."""
+    return f"> {row.task.steps}" if row.missed else f"{row.median:g}"
 
 
 def ratio_told(ratio: float, bound: str, tasks: int) -> str:

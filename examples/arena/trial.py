@@ -218,7 +218,7 @@ def size(batch: Batch) -> int:
 
 
 def jumps(task: Task) -> int:
-    """Return the number of looks from one to the next as long as the target is far."""
+    """Return how many looks ahead the next one is while the target is far."""
     return min(task.hold, JUMP)
 
 

@@ -41,6 +41,7 @@ class ProbeJob:
     """A few steps of an optimizer's first trial, for an estimate."""
 
     optimizer: str
+    batch: int
     steps: int = 10
 
 
@@ -102,11 +103,10 @@ def trial_runs(
 
 
 def probe(field: Field, job: ProbeJob) -> Line:
-    """Return the seconds of compilation and of a step, at the middle of the batch sizes."""
+    """Return the seconds of compilation and of a step."""
     task, optimizer = field.task, field.optimizers[job.optimizer]
     (settings,) = points(job.optimizer, optimizer.knobs, task.batches, 1)
-    batch = task.batches[len(task.batches) // 2]
-    program = _program(task, optimizer, batch)
+    program = _program(task, optimizer, job.batch)
     runs = [program.run(settings, task.tuning_seeds[0], job.steps) for _ in range(2)]
     compilation = program.take_compile_seconds()
     return {"compile": compilation, "step_seconds": runs[-1]["seconds"] / runs[-1]["ran"]}

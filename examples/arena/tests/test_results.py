@@ -98,6 +98,10 @@ def test_an_aim_is_reached_at_its_number(ours, held):
     found = [line.split("|")[2].strip() for line in lines]
     assert found[:4] == [f"{one:d} of 1" for one in held]
     assert found[5:] == ["-"] * 5  # no parity, no transformer
+    few = Record(log.header)
+    few.lines = [line for line in log.lines if line.get("optimizer") in ("egd", "adamw")]
+    _, _, *lines = aims.aims_table([few], {name: name for name in log.optimizers}).splitlines()
+    assert {line.split("|")[2].strip() for line in lines} == {"-"}  # Muon is not there
 
 
 def test_the_best_is_told_by_batch_and_after_so_many_trials(record):
@@ -164,7 +168,7 @@ def test_the_demo_and_the_reasons_have_the_settings_of_the_log():
         assert line["settings"] == bests[line["optimizer"]]
     lines = read(borrow.log_of(LOGS)).lines
     for table in borrow.tables_of(LOGS):
-        for lender in borrow.LENDERS:
+        for lender in borrow.lenders_of(table):
             seeds = list(borrow.row(table, lines, lender).steps)
             assert seeds == table.header["fresh_seeds"], lender
     entries = demo.entries(record)
@@ -176,7 +180,9 @@ def test_the_demo_and_the_reasons_have_the_settings_of_the_log():
 
 def test_borrowed_runs_go_on_where_they_were(tmp_path):
     path = borrow.log_of(tmp_path)
-    with pytest.raises(ValueError, match="needs finished tables with egd, shampoo, weighted"):
+    with pytest.raises(
+        ValueError, match="needs finished tables with egd and one of shampoo, weighted, muon"
+    ):
         borrow.run(tmp_path, path)
     path.parent.mkdir()  # so nothing was written
     header, lost, *kept = borrow.log_of(LOGS).read_text().splitlines()
