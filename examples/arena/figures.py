@@ -103,7 +103,7 @@ def draw_batches(records: Sequence[Record], titles: dict[str, str], path: Path) 
     for name, look in zip(found[-1], looks(), strict=False):
         every = [one[name] for one in found]
         medians = [math.nan if row.missed else row.median for row in every]
-        axes.plot(sizes, medians, marker="o", label=titles[name], **look)
+        axes.plot(sizes, medians, marker="o", label=titles.get(name, name), **look)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])

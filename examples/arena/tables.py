@@ -262,7 +262,7 @@ def batches_table(records: Sequence[Record], titles: dict[str, str]) -> str:
     """Return steps, and seeds that got there, by the size that was tuned alone, in Markdown."""
     found = [{row.optimizer: row for row in rows(record)} for record in records]
     table = [
-        [titles[name], *(f"{steps_of(one[name])}; {one[name].reached}" for one in found)]
+        [titles.get(name, name), *(f"{steps_of(one[name])}; {one[name].reached}" for one in found)]
         for name in found[-1]
     ]
     headings = ["optimizer", *(str(task_of(record).batches[0]) for record in records)]

@@ -9,11 +9,12 @@ import pytest
 
 from arena import aims, borrow, demo, pages, plan, tables, workers
 from arena.command_line import LOGS
-from arena.field import TUNER
-from arena.record import COUNT, TIMES, TRIAL, Record, read
+from arena.field import TUNER, load
+from arena.record import COUNT, TIMES, TRIAL, Log, Record, read
 from arena.results import by_batch, duels, is_finished, paired, ratio_to, rows, task_of
 from arena.space import EMA, points, spread, traced
 from arena.tasks import TASKS
+from arena.tests.conftest import TOY, work
 
 
 def counting(record, name, steps):
@@ -206,6 +207,21 @@ def test_pages_have_the_table_the_figure_and_the_ranges(finished, tmp_path):
     assert "lr 0.001 to" in text
     assert (tmp_path / "arena" / "toy.png").stat().st_size > 10_000
     assert "[A line](toy.md)" in (tmp_path / "arena" / "index.md").read_text()
+
+
+def test_batch_sizes_tuned_alone_have_a_page(toy, tmp_path, finished):
+    logs = tmp_path / "logs"
+    (logs / "batches").mkdir(parents=True)
+    (logs / "toy.jsonl").write_bytes(finished.read_bytes())
+    for size in toy.task.batches:
+        field = load(str(TOY), trials=2, batch=size)
+        with Log(logs / "batches" / f"{size}.jsonl", field.config()) as log:
+            work(log, field)
+    pages.render(tmp_path, logs)
+    text = (tmp_path / "arena" / "batches.md").read_text()
+    assert re.search(r"optimizer +\| 4 +\| 16 ", text)
+    assert (tmp_path / "arena" / "batches.png").stat().st_size > 10_000
+    assert "(batches.md)" in (tmp_path / "arena" / "index.md").read_text()
 
 
 TABLES = [*sorted(LOGS.glob("*.jsonl")), *sorted(LOGS.glob("batches/*.jsonl"))]
