@@ -135,6 +135,10 @@ class Why(_OnTask):
     """Names of optimizers; left out, all of them."""
 
     def run(self) -> None:
+        if self.batch is not None:
+            raise ValueError(
+                f"this needs a table with all batch sizes, got --batch {self.batch}; leave it out"
+            )
         _, field = self.load()
         chosen = why.study(field, read(self.existing(field)), self.only)
         path = self.out / "why" / f"{field.task.name}.jsonl"

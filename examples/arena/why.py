@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from arena.contract import Optimizer, Task
-from arena.field import ONE_BATCH, Field
+from arena.field import Field
 from arena.optimizers import matrices_of
 from arena.plan import last_round
 from arena.record import Line, Log, Record
@@ -54,8 +54,6 @@ def study(field: Field, record: Record, only: Iterable[str] = ()) -> Study:
     Raises:
         ValueError: an unknown optimizer, one that has no best yet, or no modular table.
     """
-    if ONE_BATCH in field.task.name:
-        raise ValueError("this is for tables with all batch sizes; leave out --batch")
     with_fraction(field.task.name, FRACTIONS[0])
     names = field.only(only).optimizers
     found = {name: last_round(record, task_of(record), name) for name in names}
