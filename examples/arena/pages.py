@@ -64,9 +64,7 @@ def render(docs: Path, logs: Path) -> str:
         own = (HERE / "templates" / f"{name}.md").exists()
         template = f"{name}.md" if own else "task.md"
         _write(folder, f"{name}.md", template, _of_task(record, titles, folder, logs))
-    sizes = [read(path) for path in (logs / "batches").glob("*.jsonl")]
-    if len(sizes) > 1 and all(map(is_finished, sizes)):
-        sizes.sort(key=lambda record: task_of(record).batches)
+    if sizes := _by_size(logs):
         _write(folder, "batches.md", "batches.md", _of_batches(sizes, titles, folder))
     if (log := logs / "why" / f"{demo.TASK}.jsonl").exists():
         found = why.Found(read(log))
@@ -117,7 +115,7 @@ def _overall(records: Sequence[Record], titles: dict[str, str], logs: Path) -> d
     return {
         "steps": functools.partial(_steps, compared),
         "still_behind": still_behind,
-        "by_size": lambda: any((logs / "batches").glob("*.jsonl")),
+        "by_size": lambda: bool(_by_size(logs)),
         "lent": functools.partial(_lent, compared, logs),
         "luck_table": luck_table,
         "borrowed_table": borrowed_table,
@@ -147,6 +145,13 @@ def _lent(records: dict[str, Record], logs: Path, task: str, lender: str) -> str
     if task not in records or not path.exists():
         return "no"
     return tables.median_of(borrow.row(records[task], read(path).lines, lender))
+
+
+def _by_size(logs: Path) -> list[Record]:
+    """Return the logs of batch sizes that were tuned alone, if there are several, all finished."""
+    found = [read(path) for path in (logs / "batches").glob("*.jsonl")]
+    whole = len(found) > 1 and all(map(is_finished, found))
+    return sorted(found, key=lambda record: task_of(record).batches) if whole else []
 
 
 def _before(task: str, logs: Path) -> list[Record]:
@@ -198,19 +203,14 @@ def _of_task(record: Record, titles: dict[str, str], folder: Path, logs: Path) -
 
 def _of_batches(records: Sequence[Record], titles: dict[str, str], folder: Path) -> dict[str, Any]:
     """Return what the page on batch sizes may use; its figure is drawn into `folder`."""
-    by_size = {task_of(record).batches[0]: rows(record) for record in records}
 
     def figure() -> str:
         draw_batches(records, titles, folder / "batches.png")
         return "![Median steps to the target against the batch size](batches.png)"
 
-    def steps(name: str, size: int) -> str:
-        return next(tables.steps_of(row) for row in by_size[size] if row.optimizer == name)
-
     return {
         "task": task_of(records[0]),
-        "sizes": list(by_size),
-        "steps": steps,
+        "sizes": records,
         "figure": figure,
         "table": lambda: tables.batches_table(records, titles),
     }
